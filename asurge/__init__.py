@@ -1,0 +1,46 @@
+"""asurge: an LLM inference engine that lives in your event loop."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from asurge.config import EngineConfig
+    from asurge.engine import Engine
+    from asurge.outputs import CompletionOutput, RequestOutput
+    from asurge.params import SamplingParams
+    from asurge.stream import TokenStream
+
+_HOMES = {
+    "CompletionOutput": "asurge.outputs",
+    "Engine": "asurge.engine",
+    "EngineConfig": "asurge.config",
+    "RequestOutput": "asurge.outputs",
+    "SamplingParams": "asurge.params",
+    "TokenStream": "asurge.stream",
+}
+
+__all__ = [
+    "CompletionOutput",
+    "Engine",
+    "EngineConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "TokenStream",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:  # any public object
+    """Import on first use: ``import asurge`` alone must not pay for JAX."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'asurge' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,61 @@
+"""Builds what an engine runs on: tokenizer, model, runner, scheduler. Blocking; called from a worker thread."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+from asurge.config import EngineConfig
+from asurge.errors import ConfigError
+from asurge.models import load_model, read_config, resolve_checkpoint
+from asurge.plan import Runner
+from asurge.runner import DeviceRunner
+from asurge.scheduler import Scheduler
+from asurge.text import Tokenizer, load_tokenizer
+
+DEFAULT_MAX_MODEL_LEN = 8192
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """The pieces of a started engine. ``vocab_size`` is the model's: ids at or beyond it are refused."""
+
+    tokenizer: Tokenizer
+    scheduler: Scheduler
+    runner: Runner
+    vocab_size: int
+
+
+def assemble(config: EngineConfig) -> Parts:
+    """Load and compile everything a config asks for.
+
+    Raises:
+        ModelLoadError, ConfigError, CompilationError: see there.
+    """
+    folder = resolve_checkpoint(config.model)
+    text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
+    # The tokenizer's imports and parsing overlap with reading weights and compiling.
+    with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
+        tokenizer = pool.submit(load_tokenizer, text)
+        raw = read_config(folder)
+        model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
+        max_model_len = _max_model_len(config, model.config.max_position_embeddings)
+        runner = DeviceRunner(model, config, max_model_len=max_model_len)
+        scheduler = Scheduler(
+            runner.limits,
+            enable_prefix_caching=config.enable_prefix_caching,
+            max_queued_requests=config.max_queued_requests,
+        )
+        del raw
+        return Parts(tokenizer.result(), scheduler, runner, model.config.vocab_size)
+
+
+def _max_model_len(config: EngineConfig, model_limit: int) -> int:
+    if config.max_model_len is None:
+        return min(model_limit, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model_limit:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} exceeds the {model_limit} positions the model was made for: "
+            f"use at most {model_limit}"
+        )
+    return config.max_model_len

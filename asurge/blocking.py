@@ -1,0 +1,194 @@
+"""The engine's verbs without async, for scripts and notebooks.
+
+::
+
+    from asurge.blocking import Engine
+
+    with Engine("demo") as engine:
+        for out in engine.stream("What does os.path.join do?"):
+            print(out.delta_text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from asurge import engine as asynchronous
+from asurge.config import EngineConfig
+from asurge.errors import EngineNotRunningError
+from asurge.intake import Prompt
+from asurge.outputs import RequestOutput
+from asurge.params import SamplingParams
+from asurge.stream import TokenStream
+
+T = TypeVar("T")
+
+
+class BlockingStream:
+    """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request."""
+
+    def __init__(self, portal: BlockingPortal, stream: TokenStream) -> None:
+        self._portal, self._stream = portal, stream
+
+    @property
+    def request_id(self) -> str:
+        return self._stream.request_id
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RequestOutput:
+        output = self._portal.call(self._next)
+        if output is None:
+            raise StopIteration
+        return output
+
+    async def _next(self) -> RequestOutput | None:
+        # StopAsyncIteration cannot cross the portal: a future refuses to carry it.
+        return await anext(self._stream, None)
+
+    def close(self) -> None:
+        """End the request if it still runs."""
+        self._portal.call(self._stream.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Engine:
+    """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads."""
+
+    def __init__(self, model: str = "demo", **settings: Any) -> None:
+        self._adopt(asynchronous.Engine(model, **settings))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Self:
+        """An engine with these settings, not started yet."""
+        engine = cls.__new__(cls)
+        engine._adopt(asynchronous.Engine.from_config(config))
+        return engine
+
+    def _adopt(self, engine: asynchronous.Engine) -> None:
+        self._engine = engine
+        self._stack = ExitStack()
+        self._open: BlockingPortal | None = None
+
+    def initiate(self) -> None:
+        """Start the loop and the engine; see `asurge.Engine.initiate`."""
+        self._open = self._stack.enter_context(start_blocking_portal("asyncio"))
+        try:
+            self._open.call(self._engine.initiate)
+        except BaseException:
+            self._open = None
+            self._stack.close()
+            raise
+
+    def terminate(self) -> None:
+        """Stop the engine and its loop. Safe to call twice."""
+        portal, self._open = self._open, None
+        if portal is not None:
+            portal.call(self._engine.terminate)
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        self.initiate()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.terminate()
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> BlockingStream:
+        """See `asurge.Engine.stream`."""
+        return BlockingStream(self._portal, self._engine.stream(prompt, sampling_params, request_id=request_id))
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        request_id: str | Sequence[str] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """See `asurge.Engine.generate`."""
+
+        async def generate() -> list[RequestOutput]:
+            return await self._engine.generate(prompts, sampling_params, request_id=request_id, use_tqdm=use_tqdm)
+
+        return self._portal.call(generate)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> BlockingStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> RequestOutput | BlockingStream:
+        """See `asurge.Engine.chat`, whose other options are taken by name."""
+
+        async def chat() -> TokenStream:
+            return await self._engine.chat(messages, sampling_params, stream=True, **options)
+
+        tokens = self._portal.call(chat)
+        return BlockingStream(self._portal, tokens) if stream else self._portal.call(tokens.wait_finished)
+
+    def abort_request(self, request_id: str) -> bool:
+        """See `asurge.Engine.abort_request`."""
+        return self._portal.call(self._engine.abort_request, request_id)
+
+    @property
+    def num_pending_requests(self) -> int:
+        """Requests waiting for a slot."""
+        return self._read(lambda: self._engine.num_pending_requests)
+
+    @property
+    def num_running_requests(self) -> int:
+        """Requests that hold a slot."""
+        return self._read(lambda: self._engine.num_running_requests)
+
+    def get_metrics_summary(self) -> dict[str, float]:
+        """See `asurge.Engine.get_metrics_summary`."""
+        return self._read(self._engine.get_metrics_summary)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        return self._portal.call(read)
+
+    @property
+    def _portal(self) -> BlockingPortal:
+        if self._open is None:
+            raise EngineNotRunningError("the engine is not running: use `with engine`, or call initiate()")
+        return self._open

@@ -1,0 +1,44 @@
+"""``asurge``: subcommands and their errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from asurge import __version__
+from asurge.cli import chat, generate
+from asurge.errors import AsurgeError
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors are one line on stderr, without a traceback."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="asurge: %(levelname)s: %(message)s")
+    try:
+        status: int = given.run(given)
+    except AsurgeError as error:
+        print(f"asurge: error: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asurge", description="LLM inference in your event loop. Without --model, commands use the demo model."
+    )
+    parser.add_argument("--version", action="version", version=f"asurge {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (generate, chat):
+        command.add_to(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The engine's settings: frozen, checked once, with errors that say what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from asurge.errors import ConfigError
+
+TruncateMode = Literal["left", "right", "middle"]
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the user of an engine may choose. `asurge.Engine` takes the same names.
+
+    Attributes:
+        model: ``"demo"``, a local checkpoint folder, or a Hugging Face repository name.
+        tokenizer: folder or repository of the tokenizer; default: the model's.
+        dtype: of weights, activations and KV pages.
+        max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
+        max_num_seqs: sequences running at once (device slots).
+        max_num_batched_tokens: token budget of one step; None chooses by platform.
+        min_input_pad: prefill chunks are padded to a multiple of this many tokens.
+        page_size: tokens in a KV page.
+        hbm_utilization: share of accelerator memory that weights and KV pages may take.
+        kv_cache_bytes: KV budget in bytes; None: from hbm_utilization, or a quarter of free memory (at most
+            1 GiB) on CPU, and never more than all slots at full length can use.
+        enable_prefix_caching: share pages between prompts with the same beginning.
+        reserve_tokens: tokens of the context kept for the answer when a prompt is cut.
+        auto_truncate_prompt / truncate_mode: cut prompts that do not fit, and where.
+        auto_cap_new_tokens: lower max_tokens to what fits the context.
+        prefer_preserve_prompt: lower max_tokens before cutting the prompt.
+        strict_context: refuse instead of cutting or capping.
+        max_queued_requests: admission bound; beyond it requests are refused at once.
+        pipeline_depth: steps in flight; 2 overlaps the host with the device, 1 does not.
+        step_timeout_s: a step that takes longer means a hung device: the engine declares itself dead.
+        extra_eos_token_ids: more tokens that end a text.
+        compilation_cache_dir: JAX's persistent cache; None: the user's cache folder; "" turns it off.
+        silent_mode: no progress bars.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    model: str = "demo"
+    tokenizer: str | None = None
+    name: str | None = None
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    min_input_pad: int = 16
+    page_size: int = 64
+    hbm_utilization: float = 0.85
+    kv_cache_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    reserve_tokens: int | None = None
+    auto_truncate_prompt: bool = True
+    truncate_mode: TruncateMode = "left"
+    auto_cap_new_tokens: bool = True
+    prefer_preserve_prompt: bool = True
+    strict_context: bool = False
+    max_queued_requests: int = 4096
+    pipeline_depth: int = 2
+    step_timeout_s: float = 300.0
+    extra_eos_token_ids: tuple[int, ...] = ()
+    compilation_cache_dir: str | None = None
+    silent_mode: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError(f"model={self.model!r} must be 'demo', a folder or a repository name")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        for field in ("max_model_len", "max_num_batched_tokens", "kv_cache_bytes"):
+            value = getattr(self, field)
+            if value is not None:
+                _at_least(field, value, 1)
+        for field in ("max_num_seqs", "page_size", "max_queued_requests", "pipeline_depth", "min_input_pad"):
+            _at_least(field, getattr(self, field), 1)
+        for field in ("page_size", "min_input_pad"):
+            value = getattr(self, field)
+            if value & (value - 1):
+                raise ConfigError(f"{field}={value} must be a power of two")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"max_model_len={self.max_model_len} leaves no room for an answer: use at least 2")
+        if not 0.0 < self.hbm_utilization <= 1.0:
+            raise ConfigError(f"hbm_utilization={self.hbm_utilization!r} must be in (0, 1]")
+        if not self.step_timeout_s > 0:
+            raise ConfigError(f"step_timeout_s={self.step_timeout_s!r} must be positive")
+        if self.reserve_tokens is not None and self.reserve_tokens < 0:
+            raise ConfigError(f"reserve_tokens={self.reserve_tokens} must not be negative")
+        if self.truncate_mode not in ("left", "right", "middle"):
+            raise ConfigError(f"truncate_mode={self.truncate_mode!r} must be 'left', 'right' or 'middle'")
+
+
+def _at_least(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}={value!r} must be an integer of at least {low}")

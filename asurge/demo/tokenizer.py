@@ -1,0 +1,51 @@
+"""The demo model's byte-level BPE tokenizer, trained on its own corpus."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from asurge.demo.corpus import Fact
+from asurge.demo.samples import CHAT_TEMPLATE, END, SPECIAL_TOKENS, epoch
+
+VOCAB_SIZE = 4096
+
+
+def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
+    """A tokenizer of `VOCAB_SIZE` entries; bytes never seen in training still encode."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [AddedToken(token, special=token not in _VISIBLE, normalized=False) for token in SPECIAL_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(seed)
+    tokenizer.train_from_iterator((s.prompt + s.answer for _ in range(2) for s in epoch(facts, rng)), trainer)
+    return tokenizer
+
+
+_VISIBLE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+"""Part of the text that parsers read, so not skipped as special."""
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer as a folder that transformers loads."""
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)

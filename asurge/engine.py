@@ -1,0 +1,300 @@
+"""`Engine`: the life cycle, and the verbs people use."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+import anyio
+from anyio import to_thread
+from tqdm import tqdm
+
+from asurge.assembly import Parts, assemble
+from asurge.config import EngineConfig
+from asurge.errors import ConfigError, EngineNotRunningError, EngineStateError, InvalidRequestError
+from asurge.intake import Intake, Prompt
+from asurge.outputs import RequestOutput
+from asurge.params import SamplingParams
+from asurge.pipeline import Generation, Pipeline
+from asurge.scheduler import SchedulerStatistics
+from asurge.stream import TokenStream
+
+T = TypeVar("T")
+Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
+Tool = Mapping[str, Any]  # OpenAI's tool definitions: JSON
+
+
+class Engine:
+    """An LLM inference engine that lives in your event loop.
+
+    ::
+
+        async with Engine("demo") as engine:
+            async for out in engine.stream("What does os.path.join do?"):
+                print(out.delta_text, end="", flush=True)
+
+    Settings are those of `EngineConfig`. All verbs are for the loop the engine was started on.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+
+    def __init__(self, model: str = "demo", **settings: Any) -> None:
+        known = {field.name for field in dataclasses.fields(EngineConfig)}
+        for name in settings:
+            if name not in known:
+                raise ConfigError(
+                    f"unknown setting {name}={settings[name]!r}: the settings are {', '.join(sorted(known))}"
+                )
+        self._prepare(EngineConfig(model=model, **settings))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Self:
+        """An engine with these settings, not started yet."""
+        engine = cls.__new__(cls)
+        engine._prepare(config)
+        return engine
+
+    def _prepare(self, config: EngineConfig) -> None:
+        self.config = config
+        self._state: Literal["new", "starting", "running", "stopped"] = "new"
+        self._parts: Parts | None = None
+        self._pipeline: Pipeline | None = None
+        self._intake: Intake | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    # ── life cycle ──────────────────────────────────────────────────────────────────────────────
+
+    async def initiate(self) -> None:
+        """Load the model, compile the steps and start serving. Use ``async with`` where you can.
+
+        Raises:
+            EngineStateError: the engine was started before.
+            ModelLoadError, ConfigError, CompilationError: it cannot serve this checkpoint with these settings.
+        """
+        if self._state != "new":
+            raise EngineStateError(f"this engine is {self._state}: make a new one to start again")
+        self._state = "starting"
+        try:
+            self._parts = await to_thread.run_sync(assemble, self.config)
+        except BaseException:
+            self._state = "stopped"
+            raise
+        parts, config = self._parts, self.config
+        self._pipeline = Pipeline(
+            parts.scheduler, parts.runner, depth=config.pipeline_depth, step_timeout_s=config.step_timeout_s
+        )
+        self._intake = Intake(config, parts)
+        # The one task outside a caller's task group: engines are often started in one task and stopped in
+        # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here forbids.
+        self._serving = asyncio.get_running_loop().create_task(self._pipeline.run(), name="asurge.engine")
+        self._state = "running"
+
+    async def terminate(self) -> None:
+        """Abort what still runs, stop serving and free device memory. Safe to call twice."""
+        if self._state != "running" or self._pipeline is None or self._serving is None:
+            self._state = "stopped"
+            return
+        self._state = "stopped"
+        self._pipeline.abort_all()
+        self._serving.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([self._serving])
+            if self._parts is not None:
+                await to_thread.run_sync(self._parts.runner.shutdown)
+
+    async def __aenter__(self) -> Self:
+        await self.initiate()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.terminate()
+
+    # ── verbs ───────────────────────────────────────────────────────────────────────────────────
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> TokenStream:
+        """Stream one completion of a text or of token ids. Admission happens when the stream is first awaited.
+
+        Raises:
+            EngineNotRunningError: the engine has not started or has stopped.
+        """
+        self._running()
+        name = request_id or f"req-{secrets.token_hex(8)}"
+
+        async def submit() -> Generation:
+            pipeline, intake = self._running()
+            admitted = await intake.prepare(name, prompt, sampling_params or SamplingParams(), pipeline.clock)
+            pipeline, _ = self._running()
+            pipeline.submit(*admitted)
+            return admitted[1]
+
+        return TokenStream(name, submit, self.abort_request)
+
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        request_id: str | Sequence[str] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete all prompts together; outputs come in the order of the prompts.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is refused, or the lists differ in length.
+            RequestFailedError, EngineDeadError: a step or the engine failed. The others are aborted.
+        """
+        batch: list[Prompt] = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[arg-type,list-item]
+        params = _spread("sampling_params", sampling_params, len(batch), SamplingParams)
+        names = _spread("request_id", request_id, len(batch), str)
+        streams = [
+            self.stream(prompt, one, request_id=name) for prompt, one, name in zip(batch, params, names, strict=True)
+        ]
+        outputs: list[RequestOutput | None] = [None] * len(batch)
+        with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
+
+            async def finish(index: int) -> None:
+                outputs[index] = await streams[index].wait_finished()
+                bar.update()
+
+            try:
+                async with anyio.create_task_group() as tasks:
+                    for index in range(len(batch)):
+                        tasks.start_soon(finish, index)
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from group.exceptions[0].__cause__
+        return [output for output in outputs if output is not None]
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        request_id: str | None = None,
+        stream: Literal[False] = False,
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> RequestOutput: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        request_id: str | None = None,
+        stream: Literal[True],
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TokenStream: ...
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        request_id: str | None = None,
+        stream: bool = False,
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> RequestOutput | TokenStream:
+        """Answer a conversation, rendered with the model's chat template (or the one given).
+
+        Raises:
+            ChatTemplateError: malformed messages, no template, or one that fails.
+        """
+        _, intake = self._running()
+        prompt = await intake.render(messages, tools, chat_template, template_kwargs)
+        tokens = self.stream(prompt, sampling_params, request_id=request_id)
+        return tokens if stream else await tokens.wait_finished()
+
+    def abort_request(self, request_id: str) -> bool:
+        """End a request now and free its pages; its stream finishes with reason ``abort``. False if unknown."""
+        return self._pipeline is not None and self._pipeline.abort(request_id)
+
+    # ── what is going on ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def name(self) -> str:
+        """The name the model is served under."""
+        return self.config.name or self.config.model
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine has started, has not stopped, and has not failed."""
+        return self._state == "running" and self._pipeline is not None and self._pipeline.failure is None
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence in tokens."""
+        return self._started().runner.limits.max_model_len
+
+    @property
+    def num_pending_requests(self) -> int:
+        """Requests waiting for a slot."""
+        return self._started().scheduler.num_waiting
+
+    @property
+    def num_running_requests(self) -> int:
+        """Requests that hold a slot."""
+        return self._started().scheduler.num_running
+
+    def statistics(self) -> SchedulerStatistics:
+        """Pages, queues and cache at this moment."""
+        return self._started().scheduler.statistics()
+
+    def get_metrics_summary(self) -> dict[str, float]:
+        """Totals and averages since the start; latencies in seconds, throughput in tokens per second."""
+        parts, (pipeline, intake) = self._started(), self._running()
+        totals, waiting, running = pipeline.statistics(), parts.scheduler.num_waiting, parts.scheduler.num_running
+        done, uptime = max(totals.completed, 1), max(pipeline.clock() - intake.started_s, 1e-9)
+        return {
+            "requests_per_second": totals.completed / uptime,
+            "average_latency": totals.latency_sum_s / done,
+            "average_ttft": totals.ttft_sum_s / done,
+            "average_throughput": totals.generated_tokens / uptime,
+            "total_completed": totals.completed,
+            "total_failed": totals.failed,
+            "total_tokens": totals.generated_tokens,
+            "active_requests": waiting + running,
+            "queue_size": waiting,
+            "running_requests": running,
+        }
+
+    def _started(self) -> Parts:
+        if self._parts is None:
+            raise EngineNotRunningError("the engine has not started: use `async with engine`, or await initiate()")
+        return self._parts
+
+    def _running(self) -> tuple[Pipeline, Intake]:
+        if self._state != "running" or self._pipeline is None or self._intake is None:
+            hint = "make a new one" if self._state == "stopped" else "use `async with engine`, or await initiate()"
+            raise EngineNotRunningError(f"the engine is not running ({self._state}): {hint}")
+        if self._pipeline.failure is not None:
+            raise self._pipeline.failure
+        return self._pipeline, self._intake
+
+
+def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _spread(name: str, value: object, count: int, one: type[T]) -> list[T | None]:
+    """One value for all prompts, or one for each."""
+    if value is None or (isinstance(value, one) and (count == 1 or one is SamplingParams)):
+        return [value] * count
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count:
+        return list(value)
+    raise InvalidRequestError(f"{name} must be one for all, or a list as long as the {count} prompts", param=name)

@@ -1,0 +1,103 @@
+"""Every error asurge raises on purpose. A message names the parameter, the value and the remedy.
+
+::
+
+    AsurgeError
+    ├── ConfigError (ValueError)            an engine setting
+    ├── ModelLoadError                      a checkpoint that cannot be served
+    │   ├── UnknownArchitectureError
+    │   ├── WeightsError                    missing, damaged or unexpected tensors
+    │   └── TokenizerError
+    ├── InvalidRequestError (ValueError)    a request's parameter, in ``.param``
+    │   ├── PromptTooLongError
+    │   ├── ChatTemplateError
+    │   └── DuplicateRequestError
+    ├── EngineStateError (RuntimeError)     a verb at the wrong time
+    │   ├── EngineNotRunningError           not started, or stopped
+    │   └── EngineDeadError                 the engine failed; ``__cause__`` says how
+    ├── EngineOverloadedError               admission is full; ``.retry_after_s``
+    ├── RequestFailedError                  the step this request was in failed
+    └── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
+"""
+
+from __future__ import annotations
+
+
+class AsurgeError(Exception):
+    """Base of all errors raised by asurge."""
+
+
+class ConfigError(AsurgeError, ValueError):
+    """An engine setting has a wrong value, or two settings contradict each other."""
+
+
+class ModelLoadError(AsurgeError):
+    """A checkpoint is missing, damaged or not of a kind that can be served."""
+
+
+class UnknownArchitectureError(ModelLoadError):
+    """``architectures`` in config.json names no family that asurge has."""
+
+
+class WeightsError(ModelLoadError):
+    """Weight files are missing or damaged, or their tensors do not fit the config."""
+
+
+class TokenizerError(ModelLoadError):
+    """The tokenizer is missing or cannot be read."""
+
+
+class InvalidRequestError(AsurgeError, ValueError):
+    """A request is refused before any device work.
+
+    Attributes:
+        param: the name of the refused parameter.
+    """
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt does not fit the context, and the settings forbid cutting it."""
+
+
+class ChatTemplateError(InvalidRequestError):
+    """Messages cannot be rendered: no template, a broken or hostile one, or malformed messages."""
+
+
+class DuplicateRequestError(InvalidRequestError):
+    """A request with this id is still running."""
+
+
+class EngineStateError(AsurgeError, RuntimeError):
+    """The engine is not in the state this verb needs."""
+
+
+class EngineNotRunningError(EngineStateError):
+    """The engine has not started yet, or has stopped."""
+
+
+class EngineDeadError(EngineStateError):
+    """The engine failed and serves no more; the cause is chained."""
+
+
+class EngineOverloadedError(AsurgeError):
+    """Admission is full: nothing was queued.
+
+    Attributes:
+        retry_after_s: a sensible time to wait before the next try, in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestFailedError(AsurgeError):
+    """The request ended with finish reason ``error``: the step it was part of failed."""
+
+
+class CompilationError(AsurgeError, RuntimeError):
+    """A step asked for a shape that was not compiled at start-up."""

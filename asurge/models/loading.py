@@ -1,0 +1,138 @@
+"""Safetensors files into device arrays, one parameter at a time, through memory maps. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from asurge.errors import WeightsError
+from asurge.models.checkpoint import ParameterPath, Source, checkpoint_table, is_ignored
+from asurge.models.config import DecoderConfig
+from asurge.models.decoder import Decoder
+from asurge.models.registry import family_for
+from asurge.models.source import read_config
+
+_INDEX = "model.safetensors.index.json"
+_NAMED_IN_ERRORS = 8
+
+
+def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
+    """The model of a checkpoint folder, with weights on the device in ``dtype``.
+
+    Peak memory stays near the weights themselves: files are mapped, and each parameter is assembled and
+    handed over before the next.
+
+    Raises:
+        UnknownArchitectureError: no family for it.
+        WeightsError: files are missing or damaged, or tensors are missing, unexpected or of the wrong shape.
+    """
+    raw = read_config(folder)
+    config = family_for(raw).config(raw)
+    with ExitStack() as stack:
+        tensors = _Tensors(folder, stack)
+        table = checkpoint_table(config)
+        _check_names(tensors, {source.name for sources in table.values() for source in sources}, config, folder)
+        # `eval_shape` builds the module without allocating: every leaf is then replaced by a loaded one.
+        model = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(model)
+        leaves = dict(nnx.to_flat_state(state))
+        leaves = {path: leaf for path, leaf in leaves.items()}
+        assert leaves.keys() == table.keys(), f"table and module differ: {leaves.keys() ^ table.keys()}"
+        size = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * jnp.dtype(dtype).itemsize
+        with tqdm(
+            total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False
+        ) as bar:
+            loaded = []
+            for path, leaf in leaves.items():
+                array = _load(tensors, path, table[path], jnp.dtype(dtype))
+                loaded.append((path, leaf.replace(array)))
+                bar.update(array.nbytes)
+    return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+class _Tensors:
+    """All tensors of a folder, by name."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._files: dict[str, tuple[Any, Path]] = {}
+        for path in _weight_files(folder):
+            try:
+                handle = stack.enter_context(safe_open(path, framework="numpy"))
+            except (SafetensorError, OSError) as error:
+                raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                self._files[name] = (handle, path)
+
+    def names(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def read(self, source: Source) -> np.ndarray:
+        handle, path = self._files[source.name]
+        shape = tuple(handle.get_slice(source.name).get_shape())
+        if shape != source.shape:
+            raise WeightsError(
+                f"{path}: tensor {source.name} has shape {list(shape)}, but config.json asks for "
+                f"{list(source.shape)}: weights and config do not belong together"
+            )
+        return handle.get_tensor(source.name)
+
+
+def _load(tensors: _Tensors, path: ParameterPath, sources: tuple[Source, ...], dtype: jnp.dtype) -> jax.Array:
+    if len(sources) == 1:
+        host = tensors.read(sources[0]).astype(dtype, copy=False)
+    else:
+        rows = sum(source.shape[0] for source in sources)
+        host = np.empty((rows, *sources[0].shape[1:]), dtype)
+        at = 0
+        for source in sources:
+            host[at : at + source.shape[0]] = tensors.read(source)
+            at += source.shape[0]
+    # Waiting here keeps host copies from piling up behind an asynchronous transfer.
+    return jax.device_put(host).block_until_ready()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index, single = folder / _INDEX, folder / "model.safetensors"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise WeightsError(f"{index} is damaged ({error!r}): fetch it again") from error
+        files = [folder / str(shard) for shard in shards]
+    else:
+        files = [single]
+    for path in files:
+        if path.parent != folder:
+            raise WeightsError(f"{index} names {path.name!r} outside its folder")
+        if not path.is_file():
+            pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+            hint = (
+                f"; {pickles[0].name} is a pickle, which asurge never opens: convert it to safetensors"
+                if pickles
+                else ""
+            )
+            raise WeightsError(f"{path} is missing: the checkpoint must have its weights as safetensors{hint}")
+    return files
+
+
+def _check_names(tensors: _Tensors, wanted: set[str], config: DecoderConfig, folder: Path) -> None:
+    present = set(tensors.names())
+    missing = sorted(wanted - present)
+    unexpected = sorted(name for name in present - wanted if not is_ignored(name, config))
+    for kind, names in (("lacks", missing), ("has unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
+            listed = ", ".join(names[:_NAMED_IN_ERRORS])
+            raise WeightsError(
+                f"{folder} {kind} tensors: {listed}{more}; weights and config.json do not belong together"
+            )

@@ -1,0 +1,25 @@
+"""Qwen2 and Qwen2.5: biases on queries, keys and values; a sliding window in the upper layers if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
+
+
+def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    return decoder_config(raw, qkv_bias=True, sliding_windows=sliding_windows(raw))
+
+
+def sliding_windows(raw: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Per layer, from ``layer_types``, or from ``max_window_layers`` in older configs."""
+    read = ConfigReader(raw)
+    if not read.flag("use_sliding_window") or raw.get("sliding_window") is None:
+        return ()
+    layers, window = read.integer("num_hidden_layers"), read.integer("sliding_window")
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        first = raw.get("max_window_layers", 28)
+        kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

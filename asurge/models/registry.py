@@ -1,0 +1,46 @@
+"""Families by the names that config.json gives in ``architectures``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from asurge.errors import UnknownArchitectureError
+from asurge.models import llama, mistral, qwen2, qwen3
+from asurge.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """A model family: its architecture's name, and how its config reads. Checkpoints of all of them use the
+    tensor names of `asurge.models.checkpoint`."""
+
+    architecture: str
+    config: Callable[[Mapping[str, Any]], DecoderConfig]
+
+
+FAMILIES = {
+    family.architecture: family
+    for family in (
+        Family("LlamaForCausalLM", llama.config),
+        Family("MistralForCausalLM", mistral.config),
+        Family("Qwen2ForCausalLM", qwen2.config),
+        Family("Qwen3ForCausalLM", qwen3.config),
+    )
+}
+
+
+def family_for(raw: Mapping[str, Any]) -> Family:
+    """The family of a parsed config.json.
+
+    Raises:
+        UnknownArchitectureError: none of its architectures is known.
+    """
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    raise UnknownArchitectureError(
+        f"config.json: architectures={names!r} is not supported; these are: {', '.join(sorted(FAMILIES))}"
+    )

@@ -1,0 +1,79 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "abort", "error", "tool_calls"]
+
+
+@dataclasses.dataclass(slots=True)
+class CompletionOutput:
+    """One completion of a request. ``finish_reason`` is None while it grows."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, float]] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or token that ended the text, if one did."""
+
+
+@dataclasses.dataclass(slots=True)
+class RequestOutput:
+    """A request's state at one moment of its stream, or its end. All times are in seconds.
+
+    Attributes:
+        delta_text: text that is new since the output before this one.
+        accumulated_text: all text so far.
+        first_token_time: from arrival to the first token, or None before it.
+        time_spent_generating: from the first token to now.
+        processing_time: from arrival to now, waiting included.
+        update_seq: counts the updates the engine made; a slow reader sees it skip.
+        delta_seq: counts those that brought text.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = False
+    metrics: dict[str, Any] | None = None
+    accumulated_text: str = ""
+    delta_text: str = ""
+    tokens_per_second: float = 0.0
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_truncated_tokens: int = 0
+    time_spent_generating: float = 0.0
+    first_token_time: float | None = None
+    processing_time: float = 0.0
+    update_seq: int = 0
+    delta_seq: int = 0
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """The first completion's finish reason."""
+        return self.outputs[0].finish_reason
+
+    def get_text(self) -> str:
+        """All text of the first completion so far."""
+        return self.accumulated_text
+
+    def get_summary(self) -> dict[str, Any]:
+        """The key figures as a flat, JSON-ready mapping."""
+        return {
+            "request_id": self.request_id,
+            "text": self.accumulated_text,
+            "tokens_per_second": self.tokens_per_second,
+            "num_generated_tokens": self.num_generated_tokens,
+            "num_prompt_tokens": len(self.prompt_token_ids),
+            "first_token_time": self.first_token_time,
+            "time_spent_generating": self.time_spent_generating,
+            "processing_time": self.processing_time,
+            "finished": self.finished,
+            "finish_reason": self.finish_reason,
+        }

@@ -1,0 +1,211 @@
+"""scheduler -> model step -> collect -> detokenize: four coroutines, three channels, one event loop.
+
+The scheduler is called, not messaged, by `submit` and `abort`: both run on the loop and return at once, and
+admission errors must reach the caller. Plans, dispatched steps and updates travel through anyio memory
+object streams; the bound on steps in flight is the pipeline's depth. With depth 2, step N+1 is
+dispatched while N still runs, before its tokens are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from asurge.errors import EngineDeadError, RequestFailedError
+from asurge.outputs import FinishReason
+from asurge.pipeline.generation import Generation
+from asurge.plan import Runner, StepHandle, StepPlan
+from asurge.scheduler import Request, Scheduler, Update
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PipelineStatistics:
+    """Totals since the start; times in seconds."""
+
+    completed: int
+    failed: int
+    aborted: int
+    generated_tokens: int
+    steps: int
+    device_time_s: float
+    latency_sum_s: float
+    ttft_sum_s: float
+    generating_sum_s: float
+
+
+@dataclasses.dataclass(slots=True)
+class _Totals:
+    completed: int = 0
+    failed: int = 0
+    aborted: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    device_time_s: float = 0.0
+    latency_sum_s: float = 0.0
+    ttft_sum_s: float = 0.0
+    generating_sum_s: float = 0.0
+
+
+class Pipeline:
+    """Runs requests through a scheduler and a runner. Everything but `run` is synchronous and instant."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        depth: int = 2,
+        step_timeout_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self.failure: EngineDeadError | None = None
+        self._scheduler, self._runner = scheduler, runner
+        self._depth, self._step_timeout_s = depth, step_timeout_s
+        self._generations: dict[str, Generation] = {}
+        self._totals = _Totals()
+        self._wake = anyio.Event()
+        # Device calls have threads of their own: they must never queue behind a host's other thread work.
+        self._dispatching, self._reading = CapacityLimiter(1), CapacityLimiter(1)
+
+    def submit(self, request: Request, generation: Generation) -> None:
+        """Admit a request.
+
+        Raises:
+            DuplicateRequestError, EngineOverloadedError, InvalidRequestError: nothing was queued.
+            EngineDeadError: the pipeline has failed.
+        """
+        if self.failure is not None:
+            raise self.failure
+        self._scheduler.add(request)
+        self._generations[request.request_id] = generation
+        self._wake.set()
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> bool:
+        """End a request in any state and free its pages; False if it is not here (any more)."""
+        generation = self._generations.get(request_id)
+        if generation is None:
+            return False
+        self._scheduler.finish(request_id, reason)
+        self._end(generation, reason)
+        self._wake.set()
+        return True
+
+    def abort_all(self) -> None:
+        """End every request with finish reason ``abort``."""
+        for request_id in list(self._generations):
+            self.abort(request_id)
+
+    def statistics(self) -> PipelineStatistics:
+        return PipelineStatistics(**dataclasses.asdict(self._totals))
+
+    async def run(self) -> None:
+        """Serve until cancelled. A failure ends all requests with `EngineDeadError`; it is never raised here,
+        so that it cannot cancel the application that embeds the engine."""
+        try:
+            await self._serve()
+        except Exception as error:
+            cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            self.failure = EngineDeadError(f"the engine failed ({cause!r}): restart it")
+            self.failure.__cause__ = cause
+            for generation in list(self._generations.values()):
+                self._generations.pop(generation.request_id, None)
+                generation.fail(self.failure)
+                self._totals.failed += 1
+
+    async def _serve(self) -> None:
+        plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)
+        handles_in, handles = anyio.create_memory_object_stream[StepHandle](self._depth)
+        updates_in, updates = anyio.create_memory_object_stream[list[Update]](self._depth)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._schedule, plans_in, name="asurge.schedule")
+            tasks.start_soon(self._model_step, plans, handles_in, name="asurge.model_step")
+            tasks.start_soon(self._collect, handles, updates_in, name="asurge.collect")
+            tasks.start_soon(self._detokenize, updates, name="asurge.detokenize")
+
+    async def _schedule(self, plans: MemoryObjectSendStream[StepPlan]) -> None:
+        scheduler = self._scheduler
+        async with plans:
+            while True:
+                plan = scheduler.plan() if scheduler.num_in_flight < self._depth else None
+                if plan is not None:
+                    await plans.send(plan)
+                    continue
+                if scheduler.has_work and scheduler.num_in_flight == 0:
+                    raise RuntimeError(f"the scheduler stalled: {scheduler.statistics()}")
+                await self._wake.wait()
+                self._wake = anyio.Event()
+
+    async def _model_step(
+        self, plans: MemoryObjectReceiveStream[StepPlan], handles: MemoryObjectSendStream[StepHandle]
+    ) -> None:
+        async with plans, handles:
+            async for plan in plans:
+                handle = await to_thread.run_sync(self._runner.dispatch, plan, limiter=self._dispatching)
+                await handles.send(handle)
+
+    async def _collect(
+        self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[list[Update]]
+    ) -> None:
+        async with handles, updates:
+            async for handle in handles:
+                with anyio.fail_after(self._step_timeout_s):
+                    result = await to_thread.run_sync(handle.wait, abandon_on_cancel=True, limiter=self._reading)
+                self._totals.steps += 1
+                self._totals.device_time_s += result.device_time_s
+                news = self._scheduler.apply(result)
+                self._wake.set()
+                await updates.send(news)
+
+    async def _detokenize(self, updates: MemoryObjectReceiveStream[list[Update]]) -> None:
+        async with updates:
+            async for news in updates:
+                for update in news:
+                    self._deliver(update)
+
+    def _deliver(self, update: Update) -> None:
+        generation = self._generations.get(update.request_id)
+        if generation is None:  # aborted since
+            return
+        self._totals.generated_tokens += len(update.token_ids)
+        try:
+            matched = generation.extend(update.token_ids, update.num_cached_tokens)
+        except Exception as error:  # a tokenizer that cannot decode must fail this request only
+            self._scheduler.finish(update.request_id, "error")
+            self._fail(generation, error)
+            return
+        if matched is not None:
+            self._scheduler.finish(update.request_id, "stop")
+            self._wake.set()
+            self._end(generation, "stop", matched)
+        elif update.finish_reason == "error":
+            self._fail(generation, update.error)
+        elif update.finish_reason is not None:
+            self._end(generation, update.finish_reason, update.stop_reason)
+
+    def _fail(self, generation: Generation, cause: BaseException | None) -> None:
+        error = RequestFailedError(
+            f"request {generation.request_id!r} failed ({cause!r}); the engine goes on: try again"
+        )
+        error.__cause__ = cause
+        del self._generations[generation.request_id]
+        self._totals.failed += 1
+        generation.fail(error)
+
+    def _end(self, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None) -> None:
+        del self._generations[generation.request_id]
+        generation.finish(reason, stop_reason)
+        totals = self._totals
+        if reason == "abort":
+            totals.aborted += 1
+            return
+        totals.completed += 1
+        totals.latency_sum_s += generation.last_token_s - generation.arrival_s
+        if generation.first_token_s is not None:
+            totals.ttft_sum_s += generation.first_token_s - generation.arrival_s
+            totals.generating_sum_s += generation.last_token_s - generation.first_token_s

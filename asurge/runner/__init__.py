@@ -1,0 +1,5 @@
+"""The only owner of device state: weights, KV pages, slots, and the compiled steps."""
+
+from asurge.runner.runner import DeviceRunner
+
+__all__ = ["DeviceRunner"]

@@ -1,0 +1,58 @@
+"""Ahead-of-time compilation of the lattice, in parallel, through JAX's persistent cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import jax
+from jax.stages import Compiled, Lowered
+from tqdm import tqdm
+
+from asurge.errors import CompilationError
+from asurge.runner.lattice import StepShape
+
+_STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
+
+
+def use_persistent_cache(directory: str | None) -> None:
+    """Keep compiled steps in ``directory`` (None: the user's cache folder; "": nowhere).
+
+    A cache the application has already chosen is left alone. Everything is kept: a step that compiles in
+    half a second is still start-up time.
+    """
+    if directory == "" or jax.config.read("jax_compilation_cache_dir") is not None:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", directory or str(Path(home) / "asurge" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def compile_all(
+    shapes: tuple[StepShape, ...], lower: Callable[[StepShape], Lowered], *, silent: bool
+) -> Mapping[StepShape, Compiled]:
+    """Lower one after another (tracing holds the interpreter) and compile in a pool.
+
+    Raises:
+        CompilationError: a shape does not compile; the cause is chained.
+    """
+    compiled: dict[StepShape, Compiled] = {}
+    previous = threading.stack_size(_STACK_BYTES)
+    try:
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="asurge-compile")
+        with pool, tqdm(total=len(shapes), desc="Compiling steps", unit="step", disable=silent, leave=False) as bar:
+            waiting = {pool.submit(lower(shape).compile): shape for shape in shapes}
+            for future in as_completed(waiting):
+                shape = waiting[future]
+                try:
+                    compiled[shape] = future.result()
+                except Exception as error:
+                    raise CompilationError(f"the step {shape} does not compile: {error}") from error
+                bar.update()
+    finally:
+        threading.stack_size(previous)
+    return compiled

@@ -1,0 +1,48 @@
+"""How much memory the KV pages get."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from asurge.config import EngineConfig
+from asurge.errors import ConfigError
+
+CPU_KV_LIMIT_BYTES = 1 << 30
+
+
+def kv_budget_bytes(config: EngineConfig, device: jax.Device) -> int:
+    """Bytes for KV pages: as configured, or what the platform leaves beside the weights already loaded."""
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    if device.platform == "cpu":
+        return min(CPU_KV_LIMIT_BYTES, _available_host_bytes() // 4)
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        raise ConfigError(f"device {device} does not tell its memory: set kv_cache_bytes")
+    return int(stats["bytes_limit"] * config.hbm_utilization) - int(stats.get("bytes_in_use", 0))
+
+
+def num_pages(config: EngineConfig, budget_bytes: int, page_bytes: int, max_model_len: int) -> int:
+    """Pages in the pool, the null page included: no more than all slots at full length can use.
+
+    Raises:
+        ConfigError: the budget does not hold one sequence of ``max_model_len``.
+    """
+    per_sequence = -(-max_model_len // config.page_size)
+    affordable = budget_bytes // page_bytes
+    if affordable < per_sequence + 1:
+        raise ConfigError(
+            f"the KV budget of {budget_bytes / 2**20:.0f} MiB holds {affordable * config.page_size} tokens, fewer than "
+            f"max_model_len={max_model_len}: raise kv_cache_bytes or hbm_utilization, or lower max_model_len"
+        )
+    return min(affordable, config.max_num_seqs * per_sequence + 1)
+
+
+def _available_host_bytes() -> int:
+    """Memory the host can give; a sensible guess where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 << 30

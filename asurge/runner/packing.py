@@ -1,0 +1,116 @@
+"""One step's inputs as one int32 array: one upload, whatever the step holds.
+
+Layout: seven fields of ``[rows]``, then page tables ``[rows, columns]``, then prefill tokens
+``[prefill_rows * prefill_len]``. Floats travel as their bit patterns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import lax
+
+from asurge.plan import NULL_PAGE, StepPlan
+from asurge.runner.lattice import PlacedRow, StepShape, place
+
+FIELDS = 7
+_SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _SEED = range(FIELDS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A packed step, unpacked on the device. Rows that only pad have length 0 and the scratch slot.
+
+    ``slot`` is where the row's draw is written: the scratch slot where it does not count; ``source`` is
+    where a decode row takes its token from, which is the same slot.
+    """
+
+    slot: jax.Array
+    start: jax.Array
+    length: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    seed: jax.Array
+    page_table: jax.Array
+    tokens: jax.Array
+
+
+def packed_size(shape: StepShape, columns: int) -> int:
+    """Elements of a packed step whose page tables have ``columns`` entries."""
+    return shape.rows * (FIELDS + columns) + shape.prefill_rows * shape.prefill_len
+
+
+def pack(
+    plan: StepPlan, shape: StepShape, columns: int, scratch_slot: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """A plan as ``[packed_size]`` int32, and for each plan row the device row that holds its draw."""
+    rows = shape.rows
+    packed = np.zeros(packed_size(shape, columns), np.int32)
+    fields = packed[: rows * FIELDS].reshape(FIELDS, rows)
+    floats = fields.view(np.float32)
+    table_end = rows * (FIELDS + columns)
+    tables = packed[rows * FIELDS : table_end].reshape(rows, columns)
+    tokens = packed[table_end:].reshape(shape.prefill_rows, shape.prefill_len)
+    fields[_SLOT] = scratch_slot
+    floats[_TOP_P] = 1.0
+    drawn_at = []
+    for part in place(plan, shape):
+        _fill(part, fields, floats, tables)
+        row, index = part.row, part.index
+        if row.token_ids is not None:
+            tokens[index - shape.decode_rows, : part.length] = row.token_ids[part.begin : part.begin + part.length]
+        if part.last:
+            drawn_at.append(index)
+            if row.samples:
+                fields[_SLOT, index] = row.slot
+    return packed, np.asarray(drawn_at, np.int32)
+
+
+def _fill(
+    part: PlacedRow,
+    fields: npt.NDArray[np.int32],
+    floats: npt.NDArray[np.float32],
+    tables: npt.NDArray[np.int32],
+) -> None:
+    row, index = part.row, part.index
+    fields[_START, index] = row.start + part.begin
+    fields[_LENGTH, index] = part.length
+    tables[index, : len(row.page_table)] = row.page_table
+    if row.samples and part.last and row.sampling.temperature > 0:
+        sampling = row.sampling
+        floats[_TEMPERATURE, index] = sampling.temperature
+        fields[_TOP_K, index] = sampling.top_k
+        floats[_TOP_P, index] = sampling.top_p
+        fields.view(np.uint32)[_SEED, index] = (sampling.seed ^ (sampling.seed >> 32)) & 0xFFFFFFFF
+
+
+def unpack(packed: jax.Array, shape: StepShape, columns: int) -> StepInputs:
+    """The inverse of `pack`, on the device."""
+    rows = shape.rows
+    fields = packed[: rows * FIELDS].reshape(FIELDS, rows)
+    table_end = rows * (FIELDS + columns)
+    return StepInputs(
+        slot=fields[_SLOT],
+        start=fields[_START],
+        length=fields[_LENGTH],
+        temperature=lax.bitcast_convert_type(fields[_TEMPERATURE], jnp.float32),
+        top_k=fields[_TOP_K],
+        top_p=lax.bitcast_convert_type(fields[_TOP_P], jnp.float32),
+        seed=lax.bitcast_convert_type(fields[_SEED], jnp.uint32),
+        page_table=packed[rows * FIELDS : table_end].reshape(rows, columns),
+        tokens=packed[table_end:],
+    )
+
+
+def page_slots(
+    inputs: StepInputs, positions: jax.Array, valid: jax.Array, page_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where each token's key and value go: page ids and offsets, shaped like ``positions [rows, queries]``."""
+    columns = jnp.clip(positions // page_size, 0, inputs.page_table.shape[1] - 1)
+    pages = jnp.take_along_axis(inputs.page_table, columns, axis=1)
+    return jnp.where(valid, pages, NULL_PAGE), positions % page_size

@@ -1,0 +1,6 @@
+"""Who runs in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
+
+from asurge.scheduler.planner import Scheduler, SchedulerStatistics, Update
+from asurge.scheduler.request import Request
+
+__all__ = ["Request", "Scheduler", "SchedulerStatistics", "Update"]

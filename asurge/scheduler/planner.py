@@ -1,0 +1,386 @@
+"""`Scheduler`: continuous batching under one token budget, with chunked prefill and preemption by recomputation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, deque
+
+from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
+from asurge.outputs import FinishReason
+from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler.pages import PagePool, page_digest, root_digest
+from asurge.scheduler.request import Phase, Request, Sequence
+
+RETRY_AFTER_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    stop_reason: int | None
+    num_cached_tokens: int
+    error: BaseException | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """The scheduler at one moment; totals count from its start, cache figures are in tokens."""
+
+    waiting: int
+    running: int
+    in_flight_steps: int
+    pages_total: int
+    pages_available: int
+    pages_cached: int
+    preemptions: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclasses.dataclass(slots=True)
+class _Totals:
+    preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class Scheduler:
+    """Plans steps and applies their results.
+
+    `plan` may run ahead of `apply` by any number of steps: it plans from what the steps in flight are going to
+    do. Because steps run in the order they were planned, pages and slots are reused as soon as they are
+    freed, even while a step that uses them is in flight.
+    """
+
+    def __init__(
+        self, limits: RunnerLimits, *, enable_prefix_caching: bool = True, max_queued_requests: int = 4096
+    ) -> None:
+        self.limits = limits
+        self._caching, self._max_queued = enable_prefix_caching, max_queued_requests
+        self._pool = PagePool(limits.num_pages)
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: OrderedDict[Sequence, None] = OrderedDict()  # by arrival, oldest first
+        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
+        self._totals = _Totals()
+        self._next_step, self._next_arrival = 0, 0
+
+    # ── what is going on ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps planned whose results were not applied yet."""
+        return len(self._in_flight)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._sequences)
+
+    def statistics(self) -> SchedulerStatistics:
+        return SchedulerStatistics(
+            waiting=self.num_waiting,
+            running=self.num_running,
+            in_flight_steps=self.num_in_flight,
+            pages_total=self._pool.num_pages - 1,
+            pages_available=self._pool.num_available,
+            pages_cached=self._pool.num_cached,
+            **dataclasses.asdict(self._totals),
+        )
+
+    # ── requests in and out ─────────────────────────────────────────────────────────────────────
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            DuplicateRequestError: its id is in use.
+            EngineOverloadedError: the queue is full.
+            InvalidRequestError: its prompt can never run here.
+        """
+        if request.request_id in self._sequences:
+            raise DuplicateRequestError(
+                f"request_id={request.request_id!r} is still running: use another id, or wait for it to end",
+                param="request_id",
+            )
+        if len(self._waiting) >= self._max_queued:
+            raise EngineOverloadedError(
+                f"{len(self._waiting)} requests wait already (max_queued_requests={self._max_queued}): try later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        size, most = len(request.prompt_token_ids), self.limits.max_model_len - 1
+        most = min(most, (self.limits.num_pages - 1) * self.limits.page_size - 1)
+        if not 1 <= size <= most:
+            raise InvalidRequestError(f"prompt has {size} tokens: it must have 1 to {most}", param="prompt")
+        sequence = Sequence(request, self._next_arrival)
+        self._next_arrival += 1
+        self._sequences[request.request_id] = sequence
+        self._waiting.append(sequence)
+
+    def finish(self, request_id: str, reason: FinishReason) -> bool:
+        """End a request in any state and free what it holds; False if it is unknown or has ended."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    # ── planning ────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> StepPlan | None:
+        """The next step, or None if nothing can run before a result is applied or a request added."""
+        budget = self.limits.max_num_batched_tokens
+        decode: list[tuple[Sequence, PlanRow]] = []
+        prefill: list[tuple[Sequence, PlanRow]] = []
+        for sequence in [one for one in self._running if one.decodes]:
+            if budget < 1:
+                break
+            if sequence.phase is Phase.RUNNING and self._may_draw(sequence) and self._reserve(sequence, 1):
+                decode.append((sequence, self._row(sequence, None)))
+                budget -= 1
+        for sequence in [one for one in self._running if one.scheduled < one.known and not one.decodes]:
+            if sequence.phase is Phase.RUNNING:
+                budget = self._plan_chunk(sequence, budget, prefill)
+        while self._waiting and self._free_slots and budget >= self.limits.prefill_quantum:
+            sequence = self._waiting[0]
+            if sequence.pending or not self._admit(sequence):
+                break
+            budget = self._plan_chunk(sequence, budget, prefill)
+        # Preemption may have taken a sequence that was planned above.
+        decode = [(sequence, row) for sequence, row in decode if sequence.epoch == row.epoch]
+        prefill = [(sequence, row) for sequence, row in prefill if sequence.epoch == row.epoch]
+        if not decode and not prefill:
+            return None
+        plan = StepPlan(self._next_step, tuple(row for _, row in decode), tuple(row for _, row in prefill))
+        self._next_step += 1
+        self._in_flight.append((plan, tuple(sequence for sequence, _ in decode + prefill)))
+        return plan
+
+    def _may_draw(self, sequence: Sequence) -> bool:
+        return sequence.num_output < sequence.request.max_tokens and sequence.length < self.limits.max_model_len
+
+    def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
+        """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
+        quantum = self.limits.prefill_quantum
+        count = min(sequence.known - sequence.scheduled, budget // quantum * quantum)
+        if count <= 0 or not self._reserve(sequence, count):
+            return budget
+        prefill.append((sequence, self._row(sequence, count)))
+        return budget - -(-count // quantum) * quantum
+
+    def _row(self, sequence: Sequence, count: int | None) -> PlanRow:
+        """Plan one row and advance the sequence to where the step will leave it."""
+        start, tokens = sequence.scheduled, None if count is None else sequence.chunk(count)
+        sequence.scheduled += 1 if count is None else count
+        samples = sequence.scheduled == sequence.length
+        sequence.pending += samples
+        self._register(sequence)
+        return PlanRow(
+            request_id=sequence.request_id,
+            epoch=sequence.epoch,
+            slot=sequence.slot,
+            start=start,
+            token_ids=tokens,
+            samples=samples,
+            page_table=sequence.page_table(),
+            sampling=sequence.request.sampling,
+        )
+
+    # ── pages ───────────────────────────────────────────────────────────────────────────────────
+
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Give a running sequence pages for its next ``count`` tokens, preempting later arrivals if it must.
+        If the sequence itself is the last to have arrived, it is the one preempted."""
+        needed = -(-(sequence.scheduled + count) // self.limits.page_size) - len(sequence.pages)
+        while needed > self._pool.num_available:
+            victim = next(reversed(self._running))
+            if victim is sequence and len(self._running) == 1:
+                return False  # alone and still too long: `apply` ends it once nothing is in flight
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.pages.extend(self._pool.allocate() for _ in range(needed))
+        return True
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Move the first waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the
+        rest of what is known. Waiting sequences never preempt."""
+        shared = self._lookup(sequence)
+        size = self.limits.page_size
+        fresh = -(-sequence.known // size) - len(shared)
+        revived = sum(self._pool.is_unused(page) for page in shared)
+        if fresh + revived > self._pool.num_available:
+            return False
+        self._waiting.popleft()
+        for page in shared:
+            self._pool.share(page)
+        sequence.set_pages(shared)
+        sequence.digests = sequence.digests[: len(shared)]
+        sequence.scheduled = len(shared) * size
+        sequence.slot, sequence.phase = self._free_slots.pop(), Phase.RUNNING
+        self._running[sequence] = None
+        self._sort_running(sequence)
+        if sequence.epoch == 0:
+            sequence.cached = sequence.scheduled
+            self._totals.prompt_tokens += sequence.known
+        if self._caching:
+            self._totals.prefix_cache_queries += sequence.known
+            self._totals.prefix_cache_hits += sequence.scheduled
+        return True
+
+    def _sort_running(self, newcomer: Sequence) -> None:
+        """Keep the running ones in order of arrival: one that comes back after a preemption moves forward."""
+        for other in [one for one in self._running if one.arrival > newcomer.arrival]:
+            self._running.move_to_end(other)
+
+    def _lookup(self, sequence: Sequence) -> list[int]:
+        """Pages whose contents begin the sequence. One token always stays to be computed: it draws the next."""
+        if not self._caching:
+            return []
+        size, pages = self.limits.page_size, []
+        for index in range((sequence.known - 1) // size):
+            page = self._pool.find(self._digest(sequence, index))
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def _digest(self, sequence: Sequence, index: int) -> bytes:
+        """The digest of a sequence's full page; computed once."""
+        while len(sequence.digests) <= index:
+            size, at = self.limits.page_size, len(sequence.digests)
+            parent = sequence.digests[-1] if at else root_digest(sequence.request.cache_salt)
+            sequence.digests.append(page_digest(parent, sequence.token_ids[at * size : (at + 1) * size]))
+        return sequence.digests[index]
+
+    def _register(self, sequence: Sequence) -> None:
+        """Make full pages of known tokens findable. Planned is enough: whoever finds them runs later."""
+        if not self._caching:
+            return
+        size = self.limits.page_size
+        full = min(sequence.scheduled, sequence.known) // size
+        for index in range(sequence.registered, full):
+            self._pool.register(sequence.pages[index], self._digest(sequence, index))
+        sequence.registered = full
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take slot and pages away; the sequence waits in front and is computed anew. Draws in flight count."""
+        self._totals.preemptions += 1
+        self._vacate(sequence)
+        sequence.phase = Phase.WAITING
+        sequence.epoch += 1
+        sequence.scheduled = 0
+        self._waiting.appendleft(sequence)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        del self._running[sequence]
+        for page in reversed(sequence.pages):  # the end of a prefix is given away before its beginning
+            self._pool.release(page)
+        sequence.set_pages([])
+        sequence.registered = 0
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.phase is Phase.RUNNING:
+            self._vacate(sequence)
+        elif sequence.phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+        sequence.phase = Phase.ENDED
+        del self._sequences[sequence.request_id]
+
+    # ── results ─────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, result: StepResult) -> list[Update]:
+        """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
+        plan, sequences = self._in_flight.popleft()
+        assert plan is result.plan, "results must be applied in the order of their plans"
+        if result.error is not None:
+            return self._apply_failure(result, result.error, sequences)
+        updates = []
+        for sequence, row, token in zip(sequences, plan.rows, result.token_ids.tolist(), strict=True):
+            if row.samples and sequence.phase is not Phase.ENDED:
+                updates.append(self._append(sequence, token))
+        return updates + self._end_stuck()
+
+    def _append(self, sequence: Sequence, token: int) -> Update:
+        sequence.pending -= 1
+        sequence.token_ids.append(token)
+        self._totals.generated_tokens += 1
+        request = sequence.request
+        reason: FinishReason | None = None
+        stop_reason = None
+        output = sequence.known - len(request.prompt_token_ids)
+        if token in request.stop_token_ids:
+            reason, stop_reason = "stop", token
+        elif output >= request.max_tokens or sequence.known >= self.limits.max_model_len:
+            reason = "length"
+        if reason is not None:
+            self._end(sequence)
+        elif sequence.phase is Phase.RUNNING:
+            self._register(sequence)
+        return Update(request.request_id, (token,), reason, stop_reason, sequence.cached)
+
+    def _end_stuck(self) -> list[Update]:
+        """End a sequence that has the whole pool to itself and no page left to grow."""
+        if self._in_flight or len(self._running) != 1:
+            return []
+        (sequence,) = self._running
+        needed = -(-sequence.length // self.limits.page_size) - len(sequence.pages)
+        if needed <= self._pool.num_available:
+            return []
+        self._end(sequence)
+        return [Update(sequence.request_id, (), "length", None, sequence.cached)]
+
+    def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
+        """Fail the requests of a failed step. What it was to write must not be found by others; if the pages'
+        contents are gone, everybody else is computed anew."""
+        updates = []
+        for sequence, row in zip(sequences, result.plan.rows, strict=True):
+            if sequence.phase is Phase.ENDED:
+                continue
+            if row.epoch != sequence.epoch:  # taken back since: the row is void, the request is not to blame
+                sequence.pending -= row.samples
+                continue
+            for page in sequence.pages:
+                self._pool.forget(page)
+            self._end(sequence)
+            updates.append(Update(sequence.request_id, (), "error", None, sequence.cached, error))
+        if result.state_lost:
+            self._pool.forget_all()
+            for sequence in reversed(list(self._running)):
+                self._preempt(sequence)
+        return updates
+
+    def check(self) -> None:
+        """Assert that pages, slots and queues balance. For tests."""
+        uses: dict[int, int] = {}
+        for sequence in self._running:
+            assert sequence.phase is Phase.RUNNING
+            assert sequence.scheduled <= len(sequence.pages) * self.limits.page_size
+            for page in sequence.pages:
+                uses[page] = uses.get(page, 0) + 1
+        self._pool.check(uses)
+        slots = [sequence.slot for sequence in self._running] + self._free_slots
+        assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or taken twice"
+        assert all(one.phase is Phase.WAITING and not one.pages for one in self._waiting)
+        assert {*self._running, *self._waiting} == set(self._sequences.values())
+        arrivals = [sequence.arrival for sequence in self._running]
+        assert arrivals == sorted(arrivals), "running sequences are out of order"

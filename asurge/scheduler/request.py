@@ -1,0 +1,101 @@
+"""A request, and the sequence it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as ImmutableSequence
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from asurge.plan import RowSampling
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What the engine admits. ``stop_token_ids`` holds the model's end tokens too, unless they are ignored."""
+
+    request_id: str
+    prompt_token_ids: ImmutableSequence[int]
+    max_tokens: int
+    sampling: RowSampling
+    stop_token_ids: frozenset[int] = frozenset()
+    cache_salt: str = ""
+    arrival_s: float = 0.0
+
+
+class Phase(Enum):
+    """Where a sequence is. A preempted one waits again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Sequence:
+    """A request's tokens and pages while it lives in the scheduler.
+
+    Three lengths tell everything, and ``scheduled <= known + pending``::
+
+        |<------------- token_ids: known ------------->|<-- pending -->|
+        |<-- in pages or planned to be: scheduled -->|
+    """
+
+    __slots__ = (
+        "_table", "arrival", "cached", "digests", "epoch", "pages", "pending", "phase", "registered", "request",
+        "scheduled", "slot", "token_ids",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, arrival: int) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.token_ids = list(request.prompt_token_ids)
+        self.phase = Phase.WAITING
+        self.slot = -1
+        self.epoch = 0
+        self.scheduled = 0
+        self.pending = 0
+        self.cached = 0
+        self.pages: list[int] = []
+        self.digests: list[bytes] = []
+        self.registered = 0
+        self._table: tuple[int, ...] = ()
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def known(self) -> int:
+        """Tokens whose ids are on the host."""
+        return len(self.token_ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens known, and drawn but not read yet."""
+        return self.known + self.pending
+
+    @property
+    def num_output(self) -> int:
+        """Tokens drawn, read or not."""
+        return self.length - len(self.request.prompt_token_ids)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all that is left to compute is the last drawn token, which may be on the device only."""
+        return self.scheduled == self.length - 1 and self.num_output > 0
+
+    def page_table(self) -> tuple[int, ...]:
+        """The pages as an immutable value that plans may keep; rebuilt only when they changed."""
+        if len(self._table) != len(self.pages):
+            self._table = tuple(self.pages)
+        return self._table
+
+    def set_pages(self, pages: list[int]) -> None:
+        """Replace all pages."""
+        self.pages, self._table = pages, tuple(pages)
+
+    def chunk(self, count: int) -> npt.NDArray[np.int32]:
+        """The next ``count`` known tokens to compute."""
+        return np.asarray(self.token_ids[self.scheduled : self.scheduled + count], np.int32)

@@ -1,0 +1,95 @@
+"""`TokenStream`: what `Engine.stream` returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from asurge.outputs import RequestOutput
+from asurge.pipeline import Generation
+
+Submit = Callable[[], Awaitable[Generation]]
+
+
+class TokenStream:
+    """An asynchronous iterator over one request's `RequestOutput`s; the last one has ``finished`` set.
+
+    The request is admitted by the first ``anext`` or by ``async with``, whichever comes first. Closing the stream,
+    dropping it, or cancelling the task that waits on it aborts the request and frees its pages.
+    """
+
+    def __init__(self, request_id: str, submit: Submit, abort: Callable[[str], object]) -> None:
+        self.request_id = request_id
+        self._submit, self._abort = submit, abort
+        self._generation: Generation | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        """The next news.
+
+        Raises:
+            StopAsyncIteration: after the finished output, or once closed.
+            AsurgeError: the request was refused or failed.
+        """
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            generation = await self._admit()
+            output = await generation.wait_output()
+        except BaseException:
+            self._close()
+            raise
+        self._over = output.finished
+        return output
+
+    async def __aenter__(self) -> Self:
+        if not self._over:
+            await self._admit()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    async def aclose(self) -> None:
+        """End the request if it still runs. Safe to call at any time, from the engine's loop."""
+        self._close()
+
+    async def wait_finished(self) -> RequestOutput:
+        """Read to the end and return the last output.
+
+        Raises:
+            AsurgeError: the request was refused or failed.
+        """
+        last: RequestOutput | None = None
+        async for output in self:
+            last = output
+        if last is None:
+            raise RuntimeError(f"the stream of request {self.request_id!r} was closed before it finished")
+        return last
+
+    async def _admit(self) -> Generation:
+        if self._generation is None:
+            self._loop = asyncio.get_running_loop()
+            self._generation = await self._submit()
+        return self._generation
+
+    def _close(self) -> None:
+        if not self._over:
+            self._over = True
+            if self._generation is not None:
+                self._abort(self.request_id)
+
+    def __del__(self) -> None:
+        # `break` in an `async for` drops the stream without closing it; the collector may run on any thread.
+        if not self._over and self._generation is not None and self._loop is not None:
+            self._over = True
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._abort, self.request_id)

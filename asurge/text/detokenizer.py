@@ -1,0 +1,75 @@
+"""Text from tokens as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+_REPLACEMENT = "\ufffd"
+_CONTEXT_TOKENS = 6
+_LONGEST_WAIT = 8
+"""Tokens held back for an unfinished character. Four bytes are the most a character has."""
+
+
+class Decoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> str: ...
+
+
+class IncrementalDetokenizer:
+    """Decodes a window at the end of a growing text, and emits what the window gained.
+
+    The window begins a few tokens before the news, so that spaces, byte pairs and merges come out as in the whole
+    text; what ends in an unfinished character waits. Each token is decoded a bounded number of times, whatever the
+    length of the text. (The scheme of Hugging Face's text-generation-inference, also vLLM's.)
+    """
+
+    def __init__(
+        self,
+        tokenizer: Decoder,
+        prompt_token_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip, self._spaces = skip_special_tokens, spaces_between_special_tokens
+        self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])
+        self._emitted = len(self._window)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text that has become final with these tokens."""
+        return "".join([self._push(token) for token in token_ids])
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text; an unfinished character becomes U+FFFD."""
+        before, after = self._decode(self._window[: self._emitted]), self._decode(self._window)
+        self._window, self._emitted = [], 0
+        return after[len(before) :]
+
+    def _push(self, token: int) -> str:
+        self._window.append(token)
+        before, after = self._decode(self._window[: self._emitted]), self._decode(self._window)
+        waiting = len(self._window) - self._emitted
+        unfinished = after.endswith(_REPLACEMENT) and waiting < _LONGEST_WAIT
+        if unfinished or len(after) <= len(before):
+            if waiting >= _LONGEST_WAIT:
+                self._slide()  # tokens without any text, such as skipped special ones
+            return ""
+        self._slide()
+        return after[len(before) :]
+
+    def _slide(self) -> None:
+        """Keep only what the next tokens need as context."""
+        self._window = self._window[-_CONTEXT_TOKENS:]
+        self._emitted = len(self._window)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
+        return self._tokenizer.decode(
+            token_ids, skip_special_tokens=self._skip, spaces_between_special_tokens=self._spaces
+        )

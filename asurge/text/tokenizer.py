@@ -1,0 +1,95 @@
+"""A checkpoint's tokenizer, as the rest of asurge sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asurge.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+class Tokenizer:
+    """A transformers tokenizer behind the few calls that are needed. `encode` and `decode` may run in
+    several threads at once."""
+
+    def __init__(self, inner: PreTrainedTokenizerBase, eos_token_ids: Sequence[int] = ()) -> None:
+        self._inner = inner
+        own = [] if inner.eos_token_id is None else [int(inner.eos_token_id)]
+        self.eos_token_ids = frozenset((*own, *eos_token_ids))
+        self._special = frozenset(inner.all_special_ids)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's default chat template."""
+        template = self._inner.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added tokens included."""
+        return len(self._inner)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is one that `decode` can skip."""
+        return token_id in self._special
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return list(self._inner.encode(text, add_special_tokens=add_special_tokens, verbose=False))
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> str:
+        """Text of token ids, exactly: no spaces are cleaned up."""
+        text = self._inner.decode(
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+            spaces_between_special_tokens=spaces_between_special_tokens,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def render(self, messages: Sequence[Mapping[str, Any]], template: str | None, **kwargs: Any) -> str:
+        """Messages through a chat template, in transformers' immutable sandbox."""
+        text = self._inner.apply_chat_template(list(messages), chat_template=template, tokenize=False, **kwargs)
+        assert isinstance(text, str)
+        return text
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a local folder. Code that comes with a checkpoint is never run.
+
+    Raises:
+        TokenizerError: it is missing or cannot be read.
+    """
+    if not any((folder / name).is_file() for name in _FILES):
+        raise TokenizerError(
+            f"{folder} holds no tokenizer ({', '.join(_FILES)}): add the model's, or set tokenizer=... to a folder that does"
+        )
+    from transformers import AutoTokenizer  # a second of imports: only when an engine starts
+
+    try:
+        inner = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise TokenizerError(f"the tokenizer in {folder} cannot be read ({error}): fetch it again") from error
+    return Tokenizer(inner, sorted(_declared_ends(folder)))
+
+
+def _declared_ends(folder: Path) -> set[int]:
+    """End tokens that config.json and generation_config.json name, which the tokenizer may not know of."""
+    ends: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        try:
+            declared = json.loads((folder / name).read_text()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        ends.update(end for end in (declared if isinstance(declared, list) else [declared]) if isinstance(end, int))
+    return ends
