@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
+import subprocess
 import sys
 import types
 import warnings
@@ -33,7 +35,17 @@ class Fact:
 
 
 def collect_facts() -> list[Fact]:
-    """All facts, sorted by name; the same on every run of one Python version."""
+    """All facts, sorted by name; the same on every run of one Python version.
+
+    A fresh interpreter collects them: libraries replace functions of the standard library (torch does
+    `inspect.getfile`), and importing a submodule can hide a function of its name (`curses.has_key`).
+    """
+    command = (sys.executable, "-I", __file__)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    return [Fact(*row) for row in json.loads(printed)]
+
+
+def _collect() -> list[Fact]:
     best: dict[int, tuple[tuple[bool, int, str], str, object]] = {}
     for name, value in _functions():
         # A function has many names (os.path.join is posixpath.join): keep the shortest under its own last name.
@@ -98,27 +110,31 @@ def _public(module: types.ModuleType) -> str:
 
 
 def _modules() -> Iterator[types.ModuleType]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in sorted(sys.stdlib_module_names):
-            if name.startswith("_") or name in _SKIPPED:
-                continue
-            module = _import(name)
-            if module is None:
-                continue
-            yield module
-            for entry in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                if not entry.name.startswith("_") and "test" not in entry.name:
-                    inner = _import(f"{name}.{entry.name}")
-                    if inner is not None:
-                        yield inner
+    for name in sorted(sys.stdlib_module_names):
+        if name.startswith("_") or name in _SKIPPED:
+            continue
+        module = _import(name)
+        if module is None:
+            continue
+        yield module
+        for entry in pkgutil.iter_modules(vars(module).get("__path__", ())):
+            if not entry.name.startswith("_") and "test" not in entry.name:
+                inner = _import(f"{name}.{entry.name}")
+                if inner is not None:
+                    yield inner
     path = _import("os.path")
     if path is not None:
         yield path
 
 
 def _import(name: str) -> types.ModuleType | None:
-    try:
-        return importlib.import_module(name)
-    except Exception:  # parts of the library need a display or another operating system
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some modules are deprecated
+        try:
+            return importlib.import_module(name)
+        except Exception:  # some need a display or another operating system
+            return None
+
+
+if __name__ == "__main__":
+    print(json.dumps([dataclasses.astuple(fact) for fact in _collect()]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from asurge.demo.corpus import Fact
-from asurge.demo.samples import CHAT_TEMPLATE, END, SPECIAL_TOKENS, epoch
+from asurge.demo.samples import CHAT_TEMPLATE, END, SPECIAL_TOKENS, START, epoch
 
 VOCAB_SIZE = 4096
 
@@ -22,7 +23,7 @@ def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    specials = [AddedToken(token, special=token not in _VISIBLE, normalized=False) for token in SPECIAL_TOKENS]
+    specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=specials,
@@ -31,7 +32,15 @@ def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
     )
     rng = random.Random(seed)
     tokenizer.train_from_iterator((s.prompt + s.answer for _ in range(2) for s in epoch(facts, rng)), trainer)
-    return tokenizer
+    return _with_visible_tags(tokenizer)
+
+
+def _with_visible_tags(tokenizer: Tokenizer) -> Tokenizer:
+    # The trainer marks every token it is given as special, and decoding would leave those out of the text.
+    description = json.loads(tokenizer.to_str())
+    for token in description["added_tokens"]:
+        token["special"] = token["content"] not in _VISIBLE
+    return Tokenizer.from_str(json.dumps(description))
 
 
 _VISIBLE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
@@ -44,6 +53,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token="<|pad|>",
+        additional_special_tokens=[START],
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )

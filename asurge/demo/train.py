@@ -149,6 +149,7 @@ def export(params: Any, tokenizer: Tokenizer, folder: Path) -> None:
         }
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private
     save_tokenizer(tokenizer, folder)
     end = tokenizer.token_to_id(END)
     config = {

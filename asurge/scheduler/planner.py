@@ -64,6 +64,8 @@ class Scheduler:
         self, limits: RunnerLimits, *, enable_prefix_caching: bool = True, max_queued_requests: int = 4096
     ) -> None:
         self.limits = limits
+        # The last token of a sequence is drawn but never computed, so it needs no page.
+        self._longest = min(limits.max_model_len, (limits.num_pages - 1) * limits.page_size + 1)
         self._caching, self._max_queued = enable_prefix_caching, max_queued_requests
         self._pool = PagePool(limits.num_pages)
         self._sequences: dict[str, Sequence] = {}
@@ -125,8 +127,7 @@ class Scheduler:
                 f"{len(self._waiting)} requests wait already (max_queued_requests={self._max_queued}): try later",
                 retry_after_s=RETRY_AFTER_S,
             )
-        size, most = len(request.prompt_token_ids), self.limits.max_model_len - 1
-        most = min(most, (self.limits.num_pages - 1) * self.limits.page_size - 1)
+        size, most = len(request.prompt_token_ids), self._longest - 1
         if not 1 <= size <= most:
             raise InvalidRequestError(f"prompt has {size} tokens: it must have 1 to {most}", param="prompt")
         sequence = Sequence(request, self._next_arrival)
@@ -152,6 +153,7 @@ class Scheduler:
         for sequence in [one for one in self._running if one.decodes]:
             if budget < 1:
                 break
+            # An earlier one in this loop may have preempted this one.
             if sequence.phase is Phase.RUNNING and self._may_draw(sequence) and self._reserve(sequence, 1):
                 decode.append((sequence, self._row(sequence, None)))
                 budget -= 1
@@ -174,7 +176,7 @@ class Scheduler:
         return plan
 
     def _may_draw(self, sequence: Sequence) -> bool:
-        return sequence.num_output < sequence.request.max_tokens and sequence.length < self.limits.max_model_len
+        return sequence.num_output < sequence.request.max_tokens and sequence.length < self._longest
 
     def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
@@ -191,6 +193,7 @@ class Scheduler:
         sequence.scheduled += 1 if count is None else count
         samples = sequence.scheduled == sequence.length
         sequence.pending += samples
+        sequence.in_slot |= samples
         self._register(sequence)
         return PlanRow(
             request_id=sequence.request_id,
@@ -211,8 +214,6 @@ class Scheduler:
         needed = -(-(sequence.scheduled + count) // self.limits.page_size) - len(sequence.pages)
         while needed > self._pool.num_available:
             victim = next(reversed(self._running))
-            if victim is sequence and len(self._running) == 1:
-                return False  # alone and still too long: `apply` ends it once nothing is in flight
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -287,6 +288,7 @@ class Scheduler:
         sequence.phase = Phase.WAITING
         sequence.epoch += 1
         sequence.scheduled = 0
+        sequence.in_slot = False
         self._waiting.appendleft(sequence)
 
     def _vacate(self, sequence: Sequence) -> None:
@@ -316,9 +318,9 @@ class Scheduler:
             return self._apply_failure(result, result.error, sequences)
         updates = []
         for sequence, row, token in zip(sequences, plan.rows, result.token_ids.tolist(), strict=True):
-            if row.samples and sequence.phase is not Phase.ENDED:
+            if row.samples and sequence.phase is not Phase.ENDED and row.epoch >= sequence.valid_epoch:
                 updates.append(self._append(sequence, token))
-        return updates + self._end_stuck()
+        return updates
 
     def _append(self, sequence: Sequence, token: int) -> Update:
         sequence.pending -= 1
@@ -330,7 +332,7 @@ class Scheduler:
         output = sequence.known - len(request.prompt_token_ids)
         if token in request.stop_token_ids:
             reason, stop_reason = "stop", token
-        elif output >= request.max_tokens or sequence.known >= self.limits.max_model_len:
+        elif output >= request.max_tokens or sequence.known >= self._longest:
             reason = "length"
         if reason is not None:
             self._end(sequence)
@@ -338,36 +340,34 @@ class Scheduler:
             self._register(sequence)
         return Update(request.request_id, (token,), reason, stop_reason, sequence.cached)
 
-    def _end_stuck(self) -> list[Update]:
-        """End a sequence that has the whole pool to itself and no page left to grow."""
-        if self._in_flight or len(self._running) != 1:
-            return []
-        (sequence,) = self._running
-        needed = -(-sequence.length // self.limits.page_size) - len(sequence.pages)
-        if needed <= self._pool.num_available:
-            return []
-        self._end(sequence)
-        return [Update(sequence.request_id, (), "length", None, sequence.cached)]
-
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
         """Fail the requests of a failed step. What it was to write must not be found by others; if the pages'
         contents are gone, everybody else is computed anew."""
-        updates = []
+        updates, written = [], set[int]()
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
-            if sequence.phase is Phase.ENDED:
+            if sequence.phase is Phase.ENDED or row.epoch < sequence.valid_epoch:
                 continue
-            if row.epoch != sequence.epoch:  # taken back since: the row is void, the request is not to blame
-                sequence.pending -= row.samples
+            if row.epoch != sequence.epoch:  # it waits by now and did not read this step: it will draw again
+                sequence.void_draws()
                 continue
-            for page in sequence.pages:
-                self._pool.forget(page)
+            written.update(sequence.pages)
             self._end(sequence)
             updates.append(Update(sequence.request_id, (), "error", None, sequence.cached, error))
-        if result.state_lost:
-            self._pool.forget_all()
-            for sequence in reversed(list(self._running)):
-                self._preempt(sequence)
+        self._recompute(None if result.state_lost else written)
         return updates
+
+    def _recompute(self, damaged: set[int] | None) -> None:
+        """Have everybody who may have read ``damaged`` pages (None: any page) start over."""
+        for sequence in self._waiting:
+            sequence.void_draws()
+        if damaged is None:
+            self._pool.forget_all()
+        for page in damaged or ():
+            self._pool.forget(page)
+        for sequence in reversed(list(self._running)):
+            if damaged is None or not damaged.isdisjoint(sequence.pages):
+                self._preempt(sequence)
+                sequence.void_draws()
 
     def check(self) -> None:
         """Assert that pages, slots and queues balance. For tests."""

@@ -43,8 +43,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "_table", "arrival", "cached", "digests", "epoch", "pages", "pending", "phase", "registered", "request",
-        "scheduled", "slot", "token_ids",
+        "_table", "arrival", "cached", "digests", "epoch", "in_slot", "pages", "pending", "phase", "registered",
+        "request", "scheduled", "slot", "token_ids", "valid_epoch",
     )  # fmt: skip
 
     def __init__(self, request: Request, arrival: int) -> None:
@@ -53,7 +53,9 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.phase = Phase.WAITING
         self.slot = -1
+        self.in_slot = False
         self.epoch = 0
+        self.valid_epoch = 0
         self.scheduled = 0
         self.pending = 0
         self.cached = 0
@@ -81,10 +83,15 @@ class Sequence:
         """Tokens drawn, read or not."""
         return self.length - len(self.request.prompt_token_ids)
 
+    def void_draws(self) -> None:
+        """Disown all draws in flight: what they were computed from is gone."""
+        self.valid_epoch = self.epoch
+        self.pending = 0
+
     @property
     def decodes(self) -> bool:
-        """Whether all that is left to compute is the last drawn token, which may be on the device only."""
-        return self.scheduled == self.length - 1 and self.num_output > 0
+        """Whether all that is left to compute is the last drawn token, and the slot on the device holds it."""
+        return self.in_slot and self.scheduled == self.length - 1
 
     def page_table(self) -> tuple[int, ...]:
         """The pages as an immutable value that plans may keep; rebuilt only when they changed."""

@@ -1,0 +1,136 @@
+"""Stand-ins with the behaviour that tests need to see: a device that really keeps pages, and one that keeps time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from asurge.plan import NULL_PAGE, PlanRow, RunnerLimits, StepPlan, StepResult
+
+VOCAB = 1000
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """A model: the next token is a fixed function of all tokens before it, in [2, VOCAB)."""
+    digest = hashlib.sha256(np.asarray(token_ids, np.int32).tobytes()).digest()
+    return 2 + int.from_bytes(digest[:4], "little") % (VOCAB - 2)
+
+
+def continuation(prompt: Sequence[int], count: int, stops: frozenset[int] = frozenset()) -> list[int]:
+    """What `next_token` writes behind a prompt, alone and unbatched."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        tokens.append(next_token(tokens))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]
+
+
+class PagedDevice:
+    """Executes plans one after another over real pages, and checks that each row finds exactly its own tokens.
+
+    Each row reads its context through its page table, so a page given away too early, shared wrongly, or never
+    written shows up as a wrong draw, compared with the tokens of the sequence by the test.
+    """
+
+    def __init__(self, limits: RunnerLimits) -> None:
+        self.limits = limits
+        self.pages = np.full((limits.num_pages, limits.page_size), -1, np.int64)
+        self.last_token = np.full(limits.max_num_seqs, -1, np.int64)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        assert sum(row.num_tokens for row in plan.decode) == len(plan.decode)
+        quantum = self.limits.prefill_quantum
+        cost = len(plan.decode) + sum(-(-row.num_tokens // quantum) * quantum for row in plan.prefill)
+        assert 0 < cost <= self.limits.max_num_batched_tokens
+        assert len(plan.rows) <= self.limits.max_num_seqs
+        assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
+        for row in plan.rows:  # as on the device: all writes come before all reads
+            self._write(row)
+        tokens = [self._draw(row) for row in plan.rows]
+        return StepResult(plan, np.asarray(tokens, np.int32))
+
+    def lose_state(self) -> None:
+        self.pages[:] = -2
+        self.last_token[:] = -2
+
+    def _write(self, row: PlanRow) -> None:
+        tokens = [self.last_token[row.slot]] if row.token_ids is None else row.token_ids
+        for at, token in enumerate(tokens, row.start):
+            page = row.page_table[at // self.limits.page_size]
+            assert page != NULL_PAGE
+            self.pages[page, at % self.limits.page_size] = token
+
+    def _draw(self, row: PlanRow) -> int:
+        if not row.samples:
+            return 0
+        end, size = row.start + row.num_tokens, self.limits.page_size
+        context = [int(self.pages[row.page_table[at // size], at % size]) for at in range(end)]
+        self.last_token[row.slot] = next_token(context)
+        return int(self.last_token[row.slot])
+
+
+class FakeRunner:
+    """A `Runner` over a `PagedDevice` that records the order of dispatches and reads.
+
+    Steps compute at dispatch. After `hold`, results stay unreadable until `release`. With ``overlapped_until``, the
+    result of each step before that one becomes readable only when the next step has been dispatched, so a pipeline
+    that reads first hangs. ``on_dispatch`` can raise or return a result of its own.
+    """
+
+    def __init__(
+        self,
+        limits: RunnerLimits,
+        *,
+        on_dispatch: Callable[[StepPlan, StepResult], StepResult] | None = None,
+        overlapped_until: int = 0,
+    ) -> None:
+        self.limits = limits
+        self.device = PagedDevice(limits)
+        self.events: list[tuple[str, int]] = []
+        self.on_dispatch = on_dispatch
+        self.stopped = False
+        self._overlapped_until = overlapped_until
+        self._dispatched = threading.Condition()
+        self._newest = -1
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def hold(self) -> None:
+        self._gate.clear()
+
+    def release(self) -> None:
+        self._gate.set()
+
+    def dispatch(self, plan: StepPlan) -> _FakeHandle:
+        self.events.append(("dispatch", plan.step_id))
+        result = self.device.execute(plan)
+        if self.on_dispatch is not None:
+            result = self.on_dispatch(plan, result)
+        with self._dispatched:
+            self._newest = plan.step_id
+            self._dispatched.notify_all()
+        return _FakeHandle(self, result)
+
+    def shutdown(self) -> None:
+        self.stopped = True
+
+    def wait(self, result: StepResult) -> StepResult:
+        assert self._gate.wait(timeout=30)
+        step = result.plan.step_id
+        if step < self._overlapped_until:
+            with self._dispatched:
+                assert self._dispatched.wait_for(lambda: self._newest > step, timeout=30), f"{step} was read too early"
+        self.events.append(("read", result.plan.step_id))
+        return result
+
+
+class _FakeHandle:
+    def __init__(self, runner: FakeRunner, result: StepResult) -> None:
+        self._runner, self._result = runner, result
+
+    def wait(self) -> StepResult:
+        return self._runner.wait(self._result)

@@ -1,0 +1,231 @@
+"""The coroutines, over a fake device that records what happens when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from asurge.errors import EngineDeadError, RequestFailedError
+from asurge.outputs import RequestOutput
+from asurge.pipeline import Generation, Pipeline
+from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler
+from asurge.text import StopMatcher
+from tests.fakes import FakeRunner, continuation
+
+LIMITS = RunnerLimits(
+    num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
+)
+PROMPT = list(range(2, 10))
+
+
+class Spelling:
+    """Each token is written as its number and a space."""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        return "".join(f"{token} " for token in token_ids)
+
+    def flush(self) -> str:
+        return ""
+
+
+@asynccontextmanager
+async def serving(
+    runner: FakeRunner | None = None, *, depth: int = 2, step_timeout_s: float = 60.0
+) -> AsyncIterator[tuple[Pipeline, Scheduler, FakeRunner]]:
+    runner = runner or FakeRunner(LIMITS)
+    scheduler = Scheduler(runner.limits)
+    pipeline = Pipeline(scheduler, runner, depth=depth, step_timeout_s=step_timeout_s)
+    task = asyncio.get_running_loop().create_task(pipeline.run())
+    try:
+        yield pipeline, scheduler, runner
+    finally:
+        runner.release()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def submit(
+    pipeline: Pipeline, name: str = "a", *, max_tokens: int = 6, stop: tuple[str, ...] = (), prompt: Sequence[int] = PROMPT
+) -> Generation:
+    request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
+    generation = Generation(
+        name,
+        None,
+        list(prompt),
+        detokenizer=Spelling(),
+        stops=StopMatcher(stop) if stop else None,
+        silent_token_ids=frozenset(),
+        output_kind="cumulative",
+        num_truncated_tokens=0,
+        arrival_s=request.arrival_s,
+        clock=pipeline.clock,
+    )
+    pipeline.submit(request, generation)
+    return generation
+
+
+async def read(generation: Generation) -> RequestOutput:
+    while not (output := await generation.wait_output()).finished:
+        pass
+    return output
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token} " for token in tokens)
+
+
+async def test_step_n_plus_1_is_dispatched_before_n_is_read() -> None:
+    async with serving(FakeRunner(LIMITS, overlapped_until=7), depth=2) as (pipeline, _, runner):
+        output = await read(submit(pipeline, max_tokens=8))
+    assert output.outputs[0].token_ids == continuation(PROMPT, 8)
+    order = {event: at for at, event in enumerate(runner.events)}
+    steps = [step for kind, step in runner.events if kind == "dispatch"]
+    assert len(steps) == 8
+    for step in steps[:-1]:
+        assert order["dispatch", step + 1] < order["read", step]
+
+
+async def test_with_depth_1_nothing_overlaps() -> None:
+    async with serving(depth=1) as (pipeline, _, runner):
+        output = await read(submit(pipeline))
+    assert output.outputs[0].token_ids == continuation(PROMPT, 6)
+    assert [kind for kind, _ in runner.events] == ["dispatch", "read"] * 6
+
+
+async def test_no_more_steps_fly_than_the_depth() -> None:
+    runner = FakeRunner(LIMITS)
+    runner.hold()
+    async with serving(runner, depth=3) as (pipeline, scheduler, _):
+        generation = submit(pipeline, max_tokens=8)
+        await until(lambda: len(runner.events) == 3)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [kind for kind, _ in runner.events] == ["dispatch"] * 3
+        assert scheduler.num_in_flight == 3
+        runner.release()
+        assert (await read(generation)).num_generated_tokens == 8
+
+
+async def test_many_requests_each_get_their_own_text() -> None:
+    async with serving() as (pipeline, scheduler, _):
+        prompts = [list(range(base, base + 1 + base % 7)) for base in range(2, 22)]
+        generations = [submit(pipeline, f"r{at}", prompt=prompt) for at, prompt in enumerate(prompts)]
+        outputs = await asyncio.gather(*map(read, generations))
+        assert [output.get_text() for output in outputs] == [spelled(continuation(prompt, 6)) for prompt in prompts]
+        assert scheduler.statistics().pages_available == 32
+        scheduler.check()
+
+
+async def test_a_slow_reader_gets_everything_merged() -> None:
+    async with serving() as (pipeline, scheduler, _):
+        generation = submit(pipeline, max_tokens=10)
+        first = await generation.wait_output()
+        await until(lambda: not scheduler.has_work and generation.finished)
+        second = await generation.wait_output()
+        assert second.finished
+        assert first.delta_text + second.delta_text == spelled(continuation(PROMPT, 10))
+        assert second.update_seq > first.update_seq + 1
+
+
+async def test_idle_costs_no_steps() -> None:
+    async with serving() as (pipeline, _, runner):
+        await read(submit(pipeline))
+        steps = len(runner.events)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert len(runner.events) == steps
+
+
+@pytest.mark.parametrize("dispatched", [0, 1, 2])
+async def test_an_abort_ends_the_stream_and_frees_the_pages(dispatched: int) -> None:
+    runner = FakeRunner(LIMITS)
+    runner.hold()
+    async with serving(runner) as (pipeline, scheduler, _):
+        generation = submit(pipeline, prompt=range(2, 30))
+        await until(lambda: len(runner.events) >= dispatched)
+        assert pipeline.abort("a")
+        assert not pipeline.abort("a")
+        assert scheduler.statistics().pages_available == 32
+        output = await generation.wait_output()
+        assert (output.finished, output.finish_reason) == (True, "abort")
+        runner.release()
+        again = await read(submit(pipeline))
+        assert again.outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()
+
+
+async def test_a_stop_string_ends_the_text_and_the_request() -> None:
+    third = str(continuation(PROMPT, 3)[2])
+    async with serving() as (pipeline, scheduler, _):
+        output = await read(submit(pipeline, stop=(third,), max_tokens=20))
+        assert output.get_text() == spelled(continuation(PROMPT, 2))
+        assert (output.finish_reason, output.outputs[0].stop_reason) == ("stop", third)
+        await until(lambda: scheduler.num_in_flight == 0)
+        assert not scheduler.has_work
+        scheduler.check()
+
+
+async def test_a_failing_step_fails_its_requests_and_the_engine_goes_on() -> None:
+    def fail_second(plan: StepPlan, result: StepResult) -> StepResult:
+        return StepResult(plan, result.token_ids, RuntimeError("boom")) if plan.step_id == 1 else result
+
+    async with serving(FakeRunner(LIMITS, on_dispatch=fail_second), depth=1) as (pipeline, scheduler, _):
+        with pytest.raises(RequestFailedError, match="boom"):
+            await read(submit(pipeline))
+        output = await read(submit(pipeline, "b"))
+        assert output.outputs[0].token_ids == continuation(PROMPT, 6)
+        assert pipeline.statistics().failed == 1
+        scheduler.check()
+
+
+async def test_lost_state_is_recomputed_for_those_not_in_the_step() -> None:
+    def lose(plan: StepPlan, result: StepResult) -> StepResult:
+        if plan.step_id != 3:
+            return result
+        runner.device.lose_state()
+        return StepResult(plan, np.zeros_like(result.token_ids), RuntimeError("boom"), state_lost=True)
+
+    runner = FakeRunner(LIMITS, on_dispatch=lose)
+    async with serving(runner, depth=1) as (pipeline, scheduler, _):
+        doomed, spared = submit(pipeline, "a", max_tokens=20), submit(pipeline, "b", prompt=range(2, 62), max_tokens=3)
+        with pytest.raises(RequestFailedError):
+            await read(doomed)
+        # Both were in the step, so both fail; the next one finds a working engine and an empty cache.
+        with pytest.raises(RequestFailedError):
+            await read(spared)
+        output = await read(submit(pipeline, "c"))
+        assert output.outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()
+
+
+async def test_a_dead_pipeline_tells_everyone() -> None:
+    def die(plan: StepPlan, result: StepResult) -> StepResult:
+        raise SystemError("driver")
+
+    async with serving(FakeRunner(LIMITS, on_dispatch=die)) as (pipeline, _, _runner):
+        generations = [submit(pipeline, name) for name in "ab"]
+        for generation in generations:
+            with pytest.raises(EngineDeadError, match="driver"):
+                await read(generation)
+        with pytest.raises(EngineDeadError):
+            submit(pipeline, "c")
+        assert isinstance(pipeline.failure, EngineDeadError)
+
+
+async def test_the_watchdog_notices_a_hung_step() -> None:
+    runner = FakeRunner(LIMITS)
+    runner.hold()
+    async with serving(runner, step_timeout_s=0.01) as (pipeline, _, _runner):
+        with pytest.raises(EngineDeadError, match="TimeoutError"):
+            await read(submit(pipeline))

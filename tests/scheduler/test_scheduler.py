@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
+from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler, Update
+from tests.fakes import PagedDevice, continuation
+
+
+def limits(**changes: int) -> RunnerLimits:
+    defaults = dict(
+        num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
+    )
+    return RunnerLimits(**(defaults | changes))
+
+
+def request(name: str = "a", prompt: int = 6, max_tokens: int = 4, salt: str = "", first: int = 2) -> Request:
+    return Request(name, list(range(first, first + prompt)), max_tokens, RowSampling(), cache_salt=salt)
+
+
+class Driver:
+    """A scheduler and a device, one step at a time."""
+
+    def __init__(self, **changes: int) -> None:
+        self.limits = limits(**changes)
+        self.scheduler = Scheduler(self.limits)
+        self.device = PagedDevice(self.limits)
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.plan()
+        assert plan is not None
+        return plan
+
+    def run(self, plan: StepPlan | None = None) -> list[Update]:
+        updates = self.scheduler.apply(self.device.execute(plan or self.plan()))
+        self.scheduler.check()
+        return updates
+
+    def run_out(self) -> dict[str, list[int]]:
+        texts: dict[str, list[int]] = {}
+        while self.scheduler.has_work:
+            for update in self.run():
+                texts.setdefault(update.request_id, []).extend(update.token_ids)
+        return texts
+
+    def assert_empty(self) -> None:
+        statistics = self.scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        assert (statistics.running, statistics.waiting) == (0, 0)
+        self.scheduler.check()
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_and_only_the_last_one_draws() -> None:
+    driver = Driver()
+    driver.scheduler.add(request(prompt=37))
+    sizes = []
+    for _ in range(3):
+        plan = driver.plan()
+        (row,) = plan.prefill
+        sizes.append((row.start, row.num_tokens, row.samples))
+        driver.run(plan)
+    assert sizes == [(0, 16, False), (16, 16, False), (32, 5, True)]
+
+
+def test_decode_rows_come_before_chunks_and_share_the_budget() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=4, max_tokens=8))
+    driver.run()
+    driver.scheduler.add(request("b", prompt=30, first=100))
+    plan = driver.plan()
+    assert [row.request_id for row in plan.decode] == ["a"]
+    # 15 tokens are left: three quanta of four.
+    assert [(row.request_id, row.num_tokens) for row in plan.prefill] == [("b", 12)]
+
+
+def test_the_next_step_is_planned_before_the_last_ones_tokens_are_known() -> None:
+    driver = Driver()
+    driver.scheduler.add(request(max_tokens=3))
+    plans = [driver.plan() for _ in range(3)]
+    assert driver.scheduler.plan() is None  # three tokens are on their way: no more may be drawn
+    assert [row.token_ids is None for plan in plans for row in plan.rows] == [False, True, True]
+    tokens = [token for plan in plans for update in driver.run(plan) for token in update.token_ids]
+    assert tokens == continuation(list(range(2, 8)), 3)
+    driver.assert_empty()
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    driver = Driver(max_num_batched_tokens=64)
+    driver.scheduler.add(request("a", prompt=14))
+    driver.run()
+    driver.scheduler.add(request("b", prompt=14))
+    (row,) = driver.plan().prefill
+    assert (row.start, row.num_tokens) == (12, 2)
+    statistics = driver.scheduler.statistics()
+    assert statistics.prefix_cache_hits == 12
+
+
+def test_one_token_of_a_fully_cached_prompt_is_computed_again() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=8))
+    driver.run_out()
+    driver.scheduler.add(request("b", prompt=8))
+    (row,) = driver.plan().prefill
+    assert (row.start, row.num_tokens) == (4, 4)
+
+
+def test_salts_keep_tenants_apart() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=12, salt="one"))
+    driver.run_out()
+    driver.scheduler.add(request("b", prompt=12, salt="two"))
+    (row,) = driver.plan().prefill
+    assert row.start == 0
+
+
+def test_the_latest_arrival_is_preempted_and_nobodys_text_changes() -> None:
+    driver = Driver(num_pages=8, max_num_seqs=2)
+    for name in ("a", "b"):
+        driver.scheduler.add(request(name, prompt=8, max_tokens=12, first=ord(name)))
+    texts = driver.run_out()
+    assert driver.scheduler.statistics().preemptions > 0
+    for name in ("a", "b"):
+        assert texts[name] == continuation(list(range(ord(name), ord(name) + 8)), 12)
+    driver.assert_empty()
+
+
+@pytest.mark.parametrize("phase", ["queued", "prefilling", "decoding", "finishing"])
+def test_cancelling_frees_everything_in_every_phase(phase: str) -> None:
+    driver = Driver()
+    driver.scheduler.add(request(prompt=20, max_tokens=3))
+    flying = []
+    steps = {"queued": 0, "prefilling": 1, "decoding": 3, "finishing": 4}[phase]
+    for _ in range(steps):
+        flying.append(driver.device.execute(driver.plan()))
+    assert driver.scheduler.finish("a", "abort")
+    driver.assert_empty()  # at once, although steps are in flight
+    for result in flying:
+        assert driver.scheduler.apply(result) == []
+    driver.assert_empty()
+    assert not driver.scheduler.finish("a", "abort")
+
+
+def test_a_failed_step_fails_its_requests_and_spares_the_others() -> None:
+    driver = Driver(max_num_batched_tokens=8)
+    driver.scheduler.add(request("a", prompt=8, first=50))
+    plan = driver.plan()
+    driver.scheduler.add(request("b", prompt=8, first=70))
+    broken = RuntimeError("boom")
+    updates = driver.scheduler.apply(StepResult(plan, np.zeros(1, np.int32), broken))
+    assert [(update.request_id, update.finish_reason, update.error) for update in updates] == [("a", "error", broken)]
+    assert driver.run_out() == {"b": continuation(list(range(70, 78)), 4)}
+    driver.assert_empty()
+
+
+def test_what_a_failed_step_was_to_write_is_not_found_by_others() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=9, max_tokens=1))
+    failed = driver.plan()
+    driver.scheduler.add(request("b", prompt=9))
+    follower = driver.plan()
+    assert follower.prefill[0].start == 8  # it counts on the pages of the step in flight
+    driver.scheduler.apply(StepResult(failed, np.zeros(1, np.int32), RuntimeError("boom")))
+    assert driver.scheduler.apply(StepResult(follower, np.array([999], np.int32))) == []
+    assert driver.run_out() == {"b": continuation(list(range(2, 11)), 4)}
+
+
+def test_refusals_change_nothing() -> None:
+    driver = Driver()
+    scheduler = Scheduler(driver.limits, max_queued_requests=1)
+    scheduler.add(request("a"))
+    with pytest.raises(DuplicateRequestError, match="'a' is still running"):
+        scheduler.add(request("a"))
+    with pytest.raises(EngineOverloadedError, match="max_queued_requests=1") as refused:
+        scheduler.add(request("b"))
+    assert refused.value.retry_after_s > 0
+    with pytest.raises(InvalidRequestError, match="1 to 63"):
+        Scheduler(driver.limits).add(request(prompt=64))
+    with pytest.raises(InvalidRequestError, match="0 tokens"):
+        Scheduler(driver.limits).add(request(prompt=0))
+    assert scheduler.num_waiting == 1
+
+
+def test_the_longest_prompt_draws_one_token() -> None:
+    driver = Driver()
+    driver.scheduler.add(request(prompt=63, max_tokens=9))
+    assert len(driver.run_out()["a"]) == 1
+    driver.assert_empty()
+
+
+def test_a_stop_token_ends_the_text_and_is_reported() -> None:
+    driver = Driver()
+    first = continuation(list(range(2, 8)), 2)[1]
+    driver.scheduler.add(Request("a", list(range(2, 8)), 9, RowSampling(), frozenset([first])))
+    driver.run()
+    (update,) = driver.run()
+    assert (update.token_ids, update.finish_reason, update.stop_reason) == ((first,), "stop", first)
+    driver.assert_empty()

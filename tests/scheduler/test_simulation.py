@@ -1,0 +1,150 @@
+"""Any history of arrivals, results, cancellations, failures: nothing is lost, and every text is the reference's."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from asurge.errors import EngineOverloadedError
+from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler
+from tests.fakes import VOCAB, PagedDevice, continuation
+
+PREFIXES = [tuple(range(2 + base, 2 + base + 12)) for base in (0, 100)]
+
+
+class Simulation(RuleBasedStateMachine):
+    """Steps execute in order at dispatch; results are applied up to three steps later."""
+
+    requests = Bundle("requests")
+
+    @initialize(
+        pages=st.integers(7, 30), slots=st.integers(1, 4), budget=st.sampled_from([4, 8, 24]), caching=st.booleans()
+    )
+    def start(self, pages: int, slots: int, budget: int, caching: bool) -> None:
+        self.limits = RunnerLimits(
+            num_pages=pages,
+            page_size=4,
+            max_num_seqs=slots,
+            max_num_batched_tokens=max(budget, slots),
+            max_model_len=40,
+            prefill_quantum=4,
+        )
+        self.scheduler = Scheduler(self.limits, enable_prefix_caching=caching, max_queued_requests=6)
+        self.device = PagedDevice(self.limits)
+        self.flying: deque[StepResult] = deque()
+        self.live: dict[str, Request] = {}
+        self.texts: dict[str, list[int]] = {}
+        self.count = 0
+
+    @rule(
+        target=requests,
+        prefix=st.sampled_from([(), *PREFIXES]),
+        tail=st.lists(st.integers(2, VOCAB - 1), min_size=1, max_size=8),
+        max_tokens=st.integers(1, 24),
+        stops=st.booleans(),
+        salt=st.sampled_from(["", "other"]),
+    )
+    def add(self, prefix: tuple[int, ...], tail: list[int], max_tokens: int, stops: bool, salt: str) -> str:
+        prompt = [*prefix, *tail]
+        self.count += 1
+        request = Request(
+            request_id=f"r{self.count}",
+            prompt_token_ids=prompt,
+            max_tokens=max_tokens,
+            sampling=RowSampling(),
+            stop_token_ids=frozenset(range(2, VOCAB, 9)) if stops else frozenset(),
+            cache_salt=salt,
+        )
+        try:
+            self.scheduler.add(request)
+        except EngineOverloadedError:
+            assert self.scheduler.num_waiting >= 6
+            return ""
+        self.live[request.request_id] = request
+        self.texts[request.request_id] = []
+        return request.request_id
+
+    @rule()
+    def plan(self) -> None:
+        if len(self.flying) < 3:
+            self.step()
+
+    @rule()
+    def apply(self) -> None:
+        if self.flying:
+            self.receive(self.flying.popleft())
+
+    @rule(request=consumes(requests))
+    def abort(self, request: str) -> None:
+        known = request in self.live
+        assert self.scheduler.finish(request, "abort") == known
+        self.live.pop(request, None)
+
+    @rule(lost=st.booleans())
+    def fail_next_step(self, lost: bool) -> None:
+        """The oldest step fails; with the state lost, so does all that was dispatched behind it."""
+        if not self.flying:
+            return
+        first, error = self.flying.popleft(), RuntimeError("device")
+        members = {row.request_id for row in first.plan.rows}
+        updates = self.scheduler.apply(StepResult(first.plan, first.token_ids, error, state_lost=lost))
+        for update in updates:
+            assert update.finish_reason == "error"
+            assert update.request_id in members
+            del self.live[update.request_id]
+        if lost:
+            self.device.lose_state()
+            self.flying = deque(
+                StepResult(step.plan, step.token_ids, error, state_lost=True) for step in self.flying
+            )
+
+    @invariant()
+    def balanced(self) -> None:
+        self.scheduler.check()
+
+    def step(self) -> StepPlan | None:
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self.flying.append(self.device.execute(plan))
+        return plan
+
+    def receive(self, result: StepResult) -> None:
+        for update in self.scheduler.apply(result):
+            request = self.live[update.request_id]
+            text = self.texts[update.request_id]
+            text.extend(update.token_ids)
+            expected = continuation(request.prompt_token_ids, request.max_tokens, request.stop_token_ids)
+            assert text == expected[: len(text)]
+            if update.finish_reason is not None and update.finish_reason != "error":
+                pool = (self.limits.num_pages - 1) * self.limits.page_size + 1
+                full = len(request.prompt_token_ids) + len(text) == min(self.limits.max_model_len, pool)
+                assert text == expected or full
+                assert (update.finish_reason == "stop") == (text[-1] in request.stop_token_ids)
+            if update.finish_reason is not None:
+                del self.live[update.request_id]
+
+    def teardown(self) -> None:
+        """Whatever happened, all that is left finishes, and everything comes back."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(5000):
+            if not self.live:
+                break
+            if self.step() is None:
+                assert self.flying, f"stalled: {self.scheduler.statistics()}"
+                self.receive(self.flying.popleft())
+            self.scheduler.check()
+        while self.flying:
+            self.receive(self.flying.popleft())
+        assert not self.live
+        statistics = self.scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        assert (statistics.running, statistics.waiting, statistics.in_flight_steps) == (0, 0, 0)
+
+
+TestSimulation = Simulation.TestCase
+TestSimulation.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
