@@ -22,9 +22,12 @@ class Decoder(Protocol):
 class IncrementalDetokenizer:
     """Decodes a window at the end of a growing text, and emits what the window gained.
 
-    The window begins a few tokens before the news, so that spaces, byte pairs and merges come out as in the whole
+    The window begins with the tokens emitted last, so that spaces, byte pairs and merges come out as in the whole
     text; what ends in an unfinished character waits. Each token is decoded a bounded number of times, whatever the
     length of the text. (The scheme of Hugging Face's text-generation-inference, also vLLM's.)
+
+    The pieces add up to the decoded whole, with one exception: sentencepiece decoders replace a whole run of byte
+    tokens if any of it is invalid UTF-8; here the valid beginning of such a run stays.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class IncrementalDetokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skip, self._spaces = skip_special_tokens, spaces_between_special_tokens
-        self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])
+        self._window = self._context(prompt_token_ids)
         self._emitted = len(self._window)
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -55,17 +58,25 @@ class IncrementalDetokenizer:
         before, after = self._decode(self._window[: self._emitted]), self._decode(self._window)
         waiting = len(self._window) - self._emitted
         unfinished = after.endswith(_REPLACEMENT) and waiting < _LONGEST_WAIT
-        if unfinished or len(after) <= len(before):
-            if waiting >= _LONGEST_WAIT:
-                self._slide()  # tokens without any text, such as skipped special ones
+        if unfinished:
             return ""
-        self._slide()
+        if len(after) <= len(before):
+            if waiting >= _LONGEST_WAIT:
+                # No text at all, such as skipped special tokens: forget them, keep the context.
+                del self._window[self._emitted :]
+            return ""
+        # From here on the piece just emitted is the context: it begins and ends with whole characters.
+        self._window = self._window[self._emitted :]
+        self._emitted = len(self._window)
         return after[len(before) :]
 
-    def _slide(self) -> None:
-        """Keep only what the next tokens need as context."""
-        self._window = self._window[-_CONTEXT_TOKENS:]
-        self._emitted = len(self._window)
+    def _context(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """The end of the prompt, from the beginning of a character on."""
+        for size in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + _LONGEST_WAIT):
+            context = list(prompt_token_ids[-size:])
+            if size >= len(prompt_token_ids) or _REPLACEMENT not in self._decode(context):
+                break
+        return context
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         if not token_ids:
