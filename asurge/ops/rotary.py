@@ -22,9 +22,9 @@ from asurge.errors import ModelLoadError
 Frequencies = npt.NDArray[np.float32]  # [head_dim / 2]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rotary:
-    """Frequencies of one model.
+    """Frequencies of one model. Tuples, not arrays: modules that hold one are compared when they are traced.
 
     Attributes:
         inverse: ``[head_dim / 2]``, radians per position.
@@ -33,9 +33,9 @@ class Rotary:
         amplitude: factor on cosine and sine (YaRN's and LongRoPE's attention factor).
     """
 
-    inverse: Frequencies
+    inverse: tuple[float, ...]
     theta: float
-    inverse_long: Frequencies | None = None
+    inverse_long: tuple[float, ...] | None = None
     dynamic_factor: float | None = None
     switch_at: int = 0
     amplitude: float = 1.0
@@ -43,11 +43,11 @@ class Rotary:
     def tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``positions [tokens]`` -> cosine and sine, float32 ``[tokens, 1, head_dim / 2]``."""
         at = positions.astype(jnp.float32)[:, None, None]
-        inverse = jnp.asarray(self.inverse)[None, None, :]
+        inverse = jnp.asarray(self.inverse, jnp.float32)[None, None, :]
         if self.inverse_long is not None:
-            inverse = jnp.where(at < self.switch_at, inverse, jnp.asarray(self.inverse_long))
+            inverse = jnp.where(at < self.switch_at, inverse, jnp.asarray(self.inverse_long, jnp.float32))
         if self.dynamic_factor is not None:
-            size = 2 * self.inverse.shape[0]
+            size = 2 * len(self.inverse)
             length = jnp.maximum(at + 1, self.switch_at)
             stretch = self.dynamic_factor * length / self.switch_at - (self.dynamic_factor - 1)
             base = self.theta * stretch ** (size / (size - 2))
@@ -65,18 +65,18 @@ def rotary(head_dim: int, theta: float, max_positions: int, scaling: Mapping[str
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     inverse = (1.0 / theta**exponent).astype(np.float32)
     if scaling is None:
-        return Rotary(inverse, theta)
+        return Rotary(_plain(inverse), theta)
     kind = scaling.get("rope_type", scaling.get("type"))
     need = _Needed(kind, scaling)
     match kind:
         case "linear":
-            return Rotary((inverse / need("factor")).astype(np.float32), theta)
+            return Rotary(_plain(inverse / need("factor")), theta)
         case "dynamic":
-            return Rotary(inverse, theta, dynamic_factor=need("factor"), switch_at=max_positions)
+            return Rotary(_plain(inverse), theta, dynamic_factor=need("factor"), switch_at=max_positions)
         case "llama3":
-            return Rotary(_llama3(inverse, need), theta)
+            return Rotary(_plain(_llama3(inverse, need)), theta)
         case "yarn":
-            return Rotary(_yarn(inverse, theta, need), theta, amplitude=_yarn_amplitude(need))
+            return Rotary(_plain(_yarn(inverse, theta, need)), theta, amplitude=_yarn_amplitude(need))
         case "longrope" | "su":
             return _longrope(inverse, theta, max_positions, need)
     raise ModelLoadError(
@@ -89,6 +89,10 @@ def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
     return turned.astype(x.dtype)
+
+
+def _plain(frequencies: Frequencies) -> tuple[float, ...]:
+    return tuple(np.asarray(frequencies, np.float32).tolist())
 
 
 class _Needed:
@@ -156,9 +160,9 @@ def _longrope(inverse: Frequencies, theta: float, max_positions: int, need: _Nee
     factor = need("factor", max_positions / original)
     natural = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return Rotary(
-        inverse / need.vector("short_factor", len(inverse)),
+        _plain(inverse / need.vector("short_factor", len(inverse))),
         theta,
-        inverse_long=inverse / need.vector("long_factor", len(inverse)),
+        inverse_long=_plain(inverse / need.vector("long_factor", len(inverse))),
         switch_at=int(original),
         amplitude=need("attention_factor", natural),
     )

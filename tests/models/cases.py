@@ -1,0 +1,38 @@
+"""Tiny random checkpoints of every family and variation, as transformers configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SIZES: dict[str, Any] = dict(
+    vocab_size=160, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, eos_token_id=None, bos_token_id=None,
+    pad_token_id=None, tie_word_embeddings=False,
+)  # fmt: skip
+
+_ORIGINAL = dict(original_max_position_embeddings=32)
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-tied-biases": ("Llama", dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=20)),
+    "llama-linear": ("Llama", dict(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=500.0))),
+    "llama-dynamic": ("Llama", dict(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4))),
+    "llama-llama3": ("Llama", dict(rope_parameters=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=1e4, **_ORIGINAL))),
+    "llama-yarn": ("Llama", dict(rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=1e4, **_ORIGINAL))),
+    "llama-longrope": ("Llama", dict(max_position_embeddings=64, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)], original_max_position_embeddings=128, factor=2.0))),
+    "mistral": ("Mistral", dict(sliding_window=None)),
+    "mistral-window": ("Mistral", dict(sliding_window=7, head_dim=16)),
+    "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
+    "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+    "qwen3": ("Qwen3", dict(head_dim=20)),
+    "qwen3-tied-window": ("Qwen3", dict(head_dim=16, tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1, attention_bias=True)),
+}  # fmt: skip
+
+PROMPT_TOKENS = 40
+NEW_TOKENS = 64
+
+
+def settings(case: str) -> tuple[str, dict[str, Any]]:
+    """The family's name in transformers, and the arguments of its config."""
+    family, changes = CASES[case]
+    return family, {**_SIZES, **changes}

@@ -1,0 +1,89 @@
+"""The same numbers as transformers: golden values always, a live comparison where torch is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asurge.models import Decoder, load_model
+from asurge.ops.attention import dense_attention
+from asurge.ops.rotary import rotary
+from tests.models.cases import CASES, NEW_TOKENS, PROMPT_TOKENS
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-4
+every_case = pytest.mark.parametrize("case", list(CASES))
+
+
+def forward(model: Decoder) -> Any:
+    """Logits of whole sequences, compiled once per length."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(tokens: jax.Array) -> jax.Array:
+        module = nnx.merge(graph, state)
+        config = module.config
+
+        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return dense_attention(q, k, v, scale=config.head_dim**-0.5, window=config.window(layer))
+
+        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))
+
+    return run
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@every_case
+def test_logits_and_greedy_text_equal_the_golden_ones(case: str) -> None:
+    golden = np.load(GOLDEN / case / "golden.npz")
+    run = forward(load_model(GOLDEN / case, dtype="float32", progress=False))
+    tokens = np.zeros(PROMPT_TOKENS + NEW_TOKENS, np.int32)
+    tokens[:PROMPT_TOKENS] = golden["prompt"]
+    # Attention is causal, so what stands behind a position does not matter to it.
+    logits = np.asarray(run(tokens))[:PROMPT_TOKENS]
+    assert relative(logits[-len(golden["logits"]) :], golden["logits"]) < TOLERANCE
+    for at in range(PROMPT_TOKENS, len(tokens)):
+        tokens[at] = np.asarray(run(tokens))[at - 1].argmax()
+    assert tokens[PROMPT_TOKENS:].tolist() == golden["tokens"].tolist()
+
+
+@every_case
+def test_logits_equal_those_of_transformers_itself(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="live parity needs torch")
+    from tests.models.make_golden import build, run
+
+    model, prompt = build(case)
+    model.save_pretrained(tmp_path)
+    theirs, _ = run(model, prompt)
+    ours = np.asarray(forward(load_model(tmp_path, dtype="float32", progress=False))(prompt.astype(np.int32)))
+    assert relative(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("position", [3, 63, 64, 200])
+def test_scalings_by_length_rotate_a_token_as_the_last_one(kind: str, position: int) -> None:
+    """Where the frequencies depend on the length, transformers' are those of a decode step at this position."""
+    torch = pytest.importorskip("torch", reason="compares with transformers' own formulas")
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling: dict[str, Any] = dict(rope_type=kind, factor=4.0, rope_theta=1e4)
+    if kind == "longrope":
+        short, long = [1.0 + 0.1 * i for i in range(8)], [2.0 + i for i in range(8)]
+        scaling |= dict(short_factor=short, long_factor=long, original_max_position_embeddings=64)
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=16, max_position_embeddings=64, rope_parameters=scaling)  # fmt: skip
+    length = position + 1
+    inverse, amplitude = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+    cos, sin = rotary(16, 1e4, 64, scaling).tables(jnp.array([position]))
+    angle = position * inverse.numpy()
+    np.testing.assert_allclose(np.asarray(cos)[0, 0], np.cos(angle) * amplitude, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(sin)[0, 0], np.sin(angle) * amplitude, atol=1e-5)
