@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from asurge.models.source import read_config
 
 _INDEX = "model.safetensors.index.json"
 _NAMED_IN_ERRORS = 8
+_STORED_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
@@ -39,6 +41,9 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
     tensors = _Tensors(folder)
     table = checkpoint_table(config)
     _check_names(tensors, {source.name for sources in table.values() for source in sources}, config, folder)
+    for sources in table.values():
+        for source in sources:
+            tensors.check(source)
     # `eval_shape` builds the module without allocating: every leaf is then replaced by a loaded one.
     model = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
@@ -47,11 +52,21 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
     size = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * jnp.dtype(dtype).itemsize
     loaded = []
     with tqdm(total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
-        for path, leaf in leaves.items():
+        # The largest first: while a tensor is held twice, as file and as array, little else is there yet.
+        for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
             array = _load(tensors, table[path], jnp.dtype(dtype))
             loaded.append((path, leaf.replace(array)))
             bar.update(array.nbytes)
     return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a file's header says of one tensor."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class _Tensors:
@@ -62,26 +77,39 @@ class _Tensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Path] = {}
+        self._stored: dict[str, _Stored] = {}
         for path in _weight_files(folder):
             try:
                 with safe_open(path, framework="numpy") as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
+                    for name in file.keys():  # noqa: SIM118 - not a mapping
+                        header = file.get_slice(name)
+                        self._stored[name] = _Stored(path, tuple(header.get_shape()), header.get_dtype())
             except (SafetensorError, OSError) as error:
                 raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
 
     def names(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._stored)
+
+    def check(self, source: Source) -> None:
+        """Compare a tensor with what the config asks for, before anything is allocated.
+
+        Raises:
+            WeightsError: its shape or dtype does not fit.
+        """
+        stored = self._stored[source.name]
+        if stored.shape != source.shape:
+            raise WeightsError(
+                f"{stored.path}: tensor {source.name} has shape {list(stored.shape)}, but config.json asks for "
+                f"{list(source.shape)}: weights and config do not belong together"
+            )
+        if stored.dtype not in _STORED_DTYPES:  # integers would pass for weights, without their scales
+            raise WeightsError(
+                f"{stored.path}: tensor {source.name} is stored as {stored.dtype}, not as one of "
+                f"{', '.join(_STORED_DTYPES)}: take a checkpoint that is not quantised"
+            )
 
     def read(self, source: Source) -> np.ndarray:
-        path = self._files[source.name]
-        with safe_open(path, framework="numpy") as file:
-            shape = tuple(file.get_slice(source.name).get_shape())
-            if shape != source.shape:
-                raise WeightsError(
-                    f"{path}: tensor {source.name} has shape {list(shape)}, but config.json asks for "
-                    f"{list(source.shape)}: weights and config do not belong together"
-                )
+        with safe_open(self._stored[source.name].path, framework="numpy") as file:
             return file.get_tensor(source.name)
 
 

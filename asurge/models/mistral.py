@@ -7,10 +7,13 @@ from typing import Any
 
 from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
 
+_DEFAULT_WINDOW = 4096
+"""Where config.json has no ``sliding_window``, as in transformers; null is no window."""
+
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
-    if raw.get("sliding_window") is None:
+    if raw.get("sliding_window", _DEFAULT_WINDOW) is None:
         return decoder_config(raw)
     layers = read.integer("num_hidden_layers")
-    return decoder_config(raw, sliding_windows=(read.integer("sliding_window"),) * layers)
+    return decoder_config(raw, sliding_windows=(read.integer("sliding_window", _DEFAULT_WINDOW),) * layers)

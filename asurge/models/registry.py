@@ -38,8 +38,8 @@ def family_for(raw: Mapping[str, Any]) -> Family:
         UnknownArchitectureError: none of its architectures is known.
     """
     names = raw.get("architectures") or []
-    for name in names:
-        if name in FAMILIES:
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name in FAMILIES:
             return FAMILIES[name]
     raise UnknownArchitectureError(
         f"config.json: architectures={names!r} is not supported; these are: {', '.join(sorted(FAMILIES))}"

@@ -11,6 +11,8 @@ from asurge.errors import ModelLoadError
 
 DEMO = "demo"
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_NOT_READ = ["consolidated*", "*/*"]
+"""Copies of the weights in other layouts, which would double a download."""
 
 
 def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
@@ -19,17 +21,25 @@ def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
     Raises:
         ModelLoadError: there is no such folder or repository, or it cannot be reached.
     """
+    if not name:
+        raise ModelLoadError(f"model={name!r}: name the demo, a checkpoint folder or a repository")
     if name == DEMO:
         return CHECKPOINT
     if (folder := Path(name).expanduser()).is_dir():
         return folder
+    if folder.is_file():
+        raise ModelLoadError(f"model={name!r} is a file: give the folder that holds config.json and the weights")
     if name.startswith((".", "/", "~")):
         raise ModelLoadError(f"model={name!r}: there is no such folder")
     from huggingface_hub import snapshot_download  # half a second of imports that local folders do not need
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT_READ))
+    except GatedRepoError as error:
+        raise ModelLoadError(
+            f"model={name!r} is gated: accept its terms on its page, then log in with `hf auth login`"
+        ) from error
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelLoadError(
             f"model={name!r} is neither a folder nor a repository that can be fetched ({type(error).__name__}): check the "
@@ -48,7 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ModelLoadError(f"{path} is missing: {folder} is not a checkpoint folder") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error}): fetch it again") from error
     if not isinstance(raw, dict):
         raise ModelLoadError(f"{path} must hold a JSON object")

@@ -68,6 +68,10 @@ def rotary(head_dim: int, theta: float, max_positions: int, scaling: Mapping[str
         return Rotary(_plain(inverse), theta)
     kind = scaling.get("rope_type", scaling.get("type"))
     need = _Needed(kind, scaling)
+    if need("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelLoadError(
+            f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not supported"
+        )
     match kind:
         case "linear":
             return Rotary(_plain(inverse / need("factor")), theta)
@@ -104,14 +108,18 @@ class _Needed:
     def __call__(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ModelLoadError(f"config.json: rope_type={self.kind!r} needs a number {key}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ModelLoadError(f"config.json: rope_type={self.kind!r} needs a number {key} above 0, got {value!r}")
         return float(value)
 
     def vector(self, key: str, size: int) -> Frequencies:
         value = self.values.get(key)
-        if not isinstance(value, list) or len(value) != size:
-            raise ModelLoadError(f"config.json: rope_type={self.kind!r} needs {key}, a list of {size} numbers")
+        if (
+            not isinstance(value, list)
+            or len(value) != size
+            or not all(type(one) in (int, float) and 0 < one < math.inf for one in value)
+        ):
+            raise ModelLoadError(f"config.json: rope_type={self.kind!r} needs {key}, a list of {size} numbers above 0")
         return np.asarray(value, np.float32)
 
 
