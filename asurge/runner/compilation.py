@@ -24,7 +24,7 @@ def use_persistent_cache(directory: str | None) -> None:
     A cache the application has already chosen is left alone. Everything is kept: a step that compiles in
     half a second is still start-up time.
     """
-    if directory == "" or jax.config.read("jax_compilation_cache_dir") is not None:
+    if directory == "" or jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", directory or str(Path(home) / "asurge" / "xla"))

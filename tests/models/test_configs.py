@@ -1,0 +1,188 @@
+"""What a config or a tensor says must be obeyed or refused: never passed over, which would give wrong text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
+from asurge.models import Decoder, family_for, load_model, read_config, resolve_checkpoint
+from asurge.models.checkpoint import checkpoint_table
+from asurge.models.config import DecoderConfig
+from asurge.ops.rotary import rotary
+
+GOLDEN = Path(__file__).parent / "golden" / "llama"
+SMALL: dict[str, Any] = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
+)  # fmt: skip
+
+
+def configured(family: str, **changes: Any) -> DecoderConfig:
+    raw = {"architectures": [f"{family}ForCausalLM"], **SMALL, **changes}
+    return family_for(raw).config(raw)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({}, (4096, 4096, 4096)),
+        ({"sliding_window": None}, ()),
+        ({"sliding_window": 7}, (7, 7, 7)),
+    ],
+)
+def test_mistral_has_its_window_in_every_layer(changes: dict[str, Any], windows: tuple[int, ...]) -> None:
+    assert configured("Mistral", **changes).sliding_windows == windows
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"use_sliding_window": False, "max_window_layers": 0}, ()),
+        ({"sliding_window": None}, ()),
+        ({"max_window_layers": 0}, (5, 5, 5)),
+        ({"max_window_layers": 2}, (None, None, 5)),
+        ({"max_window_layers": 3}, (None, None, None)),
+        ({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, (5, None, 5)),
+    ],
+)
+def test_qwen_windows(family: str, changes: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    assert configured(family, **{"use_sliding_window": True, "sliding_window": 5, **changes}).sliding_windows == windows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types=.*chunked_attention"),
+        ({"layer_types": 3}, "layer_types=3 must be a list"),
+        ({"layer_types": [["full_attention"]] * 3}, "layer_types"),
+        ({"layer_types": ["full_attention"]}, "layer_types and num_hidden_layers disagree"),
+        ({"max_window_layers": "2"}, "max_window_layers='2' must be an integer"),
+        ({"sliding_window": 0}, "sliding_window=0 must be a positive integer"),
+    ],
+)
+def test_unclear_windows_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        configured("Qwen3", **{"use_sliding_window": True, "sliding_window": 5, **changes})
+
+
+def test_older_configs_read_like_todays() -> None:
+    scaling = dict(rope_type="linear", factor=2.0)
+    older = configured("Llama", rope_theta=5e5, rope_scaling=scaling)
+    todays = configured("Llama", rope_parameters={**scaling, "rope_theta": 5e5})
+    assert older.rope_theta == todays.rope_theta == 5e5
+    args = (older.head_dim, 5e5, older.max_position_embeddings)
+    assert rotary(*args, older.rope_scaling) == rotary(*args, todays.rope_scaling)
+    eldest = configured("Llama", rope_theta=5e5, rope_scaling=dict(type="linear", factor=2.0))
+    assert rotary(*args, eldest.rope_scaling) == rotary(*args, todays.rope_scaling)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        (dict(rope_type="linear", factor=0.0), "needs a number factor above 0, got 0.0"),
+        (dict(rope_type="linear", factor=float("nan")), "needs a number factor above 0, got nan"),
+        (dict(rope_type="linear", factor=True), "needs a number factor above 0, got True"),
+        (dict(rope_type="linear", factor=2.0, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not supported"),
+        (
+            dict(rope_type="longrope", short_factor=["a"] * 4, long_factor=[1.0] * 4),
+            "short_factor, a list of 4 numbers",
+        ),
+        (dict(rope_type="longrope", short_factor=[1.0] * 4, long_factor=[0.0] * 4), "long_factor, a list of 4 numbers"),
+        (
+            dict(rope_type="longrope", short_factor=[1.0] * 3, long_factor=[1.0] * 4),
+            "short_factor, a list of 4 numbers",
+        ),
+    ],
+)
+def test_unclear_scalings_are_refused(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        rotary(8, 1e4, 64, scaling)
+
+
+@pytest.mark.parametrize("architectures", [5, "LlamaForCausalLM", [["LlamaForCausalLM"]], {"LlamaForCausalLM": 1}])
+def test_malformed_architectures_are_refused(architectures: object) -> None:
+    with pytest.raises(UnknownArchitectureError, match="is not supported; these are: LlamaForCausalLM"):
+        family_for({"architectures": architectures})
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.bool_, np.int64])
+def test_quantised_tensors_are_refused(folder: Path, dtype: type[np.generic]) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: np.ones(tensors[name].shape, dtype)}, folder / "model.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"mlp\.up_proj\.weight is stored as .*take a checkpoint that is not quantised"
+    ):
+        load_model(folder, dtype="float32", progress=False)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size"])
+def test_sizes_are_compared_before_anything_is_allocated(folder: Path, key: str) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, key: 10**13}))
+    with pytest.raises(WeightsError, match=r"config\.json asks for .*10000000000000"):
+        load_model(folder, dtype="float32", progress=False)
+
+
+def test_a_model_loads_twice_in_one_process(folder: Path) -> None:
+    first, second = (load_model(folder, dtype="float32", progress=False) for _ in range(2))
+    assert isinstance(second, Decoder)
+    assert first.rotary == second.rotary
+
+
+def test_the_table_names_every_tensor_once() -> None:
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
+        table = checkpoint_table(configured(family, tie_word_embeddings=True))
+        names = [source.name for sources in table.values() for source in sources]
+        assert len(names) == len(set(names))
+        assert "lm_head.weight" not in names
+
+
+def test_nesting_without_end_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelLoadError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+def test_a_file_or_nothing_is_no_source(folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="is a file: give the folder"):
+        resolve_checkpoint(str(folder / "model.safetensors"))
+    with pytest.raises(ModelLoadError, match="model=''"):
+        resolve_checkpoint("")
+
+
+def test_the_hub_is_asked_for_safetensors_and_texts_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted: list[str] = []
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert (name, revision) == ("someone/something", "v1")
+        files = [
+            "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
+            "tokenizer.model", "chat_template.jinja", "merges.txt",
+            "consolidated.safetensors", "pytorch_model.bin", "model.pt", "modeling.py", "onnx/model.json",
+            "original/consolidated.00.pth", "fp8/model.safetensors",
+        ]  # fmt: skip
+        wanted.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert resolve_checkpoint("someone/something", revision="v1") == tmp_path
+    assert wanted == [
+        "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
+        "tokenizer.model", "chat_template.jinja", "merges.txt",
+    ]  # fmt: skip

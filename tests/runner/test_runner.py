@@ -1,0 +1,152 @@
+"""The compiled steps against a plain forward pass, through every way a sequence can be cut up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asurge.config import EngineConfig
+from asurge.errors import ConfigError
+from asurge.models import Decoder, load_model
+from asurge.plan import PlanRow, RowSampling, StepPlan, StepResult
+from asurge.runner import DeviceRunner
+from asurge.runner.lattice import Lattice, StepShape, place
+from asurge.runner.memory import num_pages
+from tests.conftest import TINY
+from tests.models.test_parity import forward
+
+PROMPT = [int(token) for token in np.random.default_rng(3).integers(4, 390, 45)]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Decoder:
+    return load_model(tiny_folder, dtype="float32", progress=False)
+
+
+@pytest.fixture(scope="module")
+def runner(model: Decoder) -> DeviceRunner:
+    return DeviceRunner(model, EngineConfig(**TINY), max_model_len=128)
+
+
+@pytest.fixture(scope="module")
+def expected(model: Decoder) -> list[int]:
+    """Greedy continuation by whole forward passes."""
+    run = forward(model)
+    tokens = np.zeros(len(PROMPT) + STEPS, np.int32)
+    tokens[: len(PROMPT)] = PROMPT
+    for at in range(len(PROMPT), len(tokens)):
+        tokens[at] = np.asarray(run(tokens))[at - 1].argmax()
+    return [int(token) for token in tokens[len(PROMPT) :]]
+
+
+def row(slot: int, start: int, tokens: list[int] | None, samples: bool, pages: range) -> PlanRow:
+    ids = None if tokens is None else np.asarray(tokens, np.int32)
+    return PlanRow(f"slot{slot}", 0, slot, start, ids, samples, tuple(pages), RowSampling())
+
+
+def run(runner: DeviceRunner, decode: list[PlanRow], prefill: list[PlanRow]) -> StepResult:
+    result = runner.dispatch(StepPlan(0, tuple(decode), tuple(prefill))).wait()
+    assert result.error is None, result.error
+    return result
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 32])
+def test_chunked_prefill_and_decode_equal_the_whole(runner: DeviceRunner, expected: list[int], chunk: int) -> None:
+    pages = range(1, 9)
+    for start in range(0, len(PROMPT), chunk):
+        part = PROMPT[start : start + chunk]
+        result = run(runner, [], [row(0, start, part, start + chunk >= len(PROMPT), pages)])
+    tokens = [int(result.token_ids[0])]
+    # All decode steps are dispatched before any is read: their tokens never visit the host in between.
+    handles = [
+        runner.dispatch(StepPlan(step, (row(0, len(PROMPT) + step, None, True, pages),), ()))
+        for step in range(STEPS - 1)
+    ]
+    tokens += [int(handle.wait().token_ids[0]) for handle in handles]
+    assert tokens == expected
+
+
+def test_neighbours_and_mixed_steps_change_nothing(runner: DeviceRunner, expected: list[int]) -> None:
+    """Two sequences a few steps apart, decoding beside each other's prefill."""
+    tables = [range(1, 9), range(9, 17), range(17, 25)]
+    tokens: list[list[int]] = [[], [], []]
+    for step in range(STEPS + 12):
+        decode, prefill = [], []
+        for slot in range(3):
+            local = step - 3 * slot
+            if local == 0:
+                prefill.append(row(slot, 0, PROMPT[:20], False, tables[slot]))
+            elif local == 1:
+                prefill.append(row(slot, 20, PROMPT[20:], True, tables[slot]))
+            elif 1 < local <= STEPS:
+                decode.append(row(slot, len(PROMPT) + local - 2, None, True, tables[slot]))
+        if not decode and not prefill:
+            continue
+        result = run(runner, decode, prefill)
+        for one, token in zip(result.plan.rows, result.token_ids.tolist(), strict=True):
+            if one.samples:
+                tokens[one.slot].append(token)
+    assert tokens == [expected] * 3
+
+
+def test_a_plan_that_fits_no_shape_fails_without_losing_state(runner: DeviceRunner) -> None:
+    rows = tuple(row(slot, 0, None, True, range(1, 2)) for slot in range(40))
+    result = runner.dispatch(StepPlan(0, rows, ())).wait()
+    assert isinstance(result.error, ValueError)
+    assert not result.state_lost
+
+
+def test_a_failure_on_the_device_is_reported_and_healed(model: Decoder, expected: list[int]) -> None:
+    runner = DeviceRunner(model, EngineConfig(**{**TINY, "max_num_seqs": 2}), max_model_len=128)
+    for keys, values in runner._pages:
+        keys.delete()
+        values.delete()
+    runner._last_token.delete()
+    result = run(runner, [], [row(0, 0, PROMPT[:32], False, range(1, 9))])  # finds its state gone: starts anew
+    assert not result.state_lost
+    result = run(runner, [], [row(0, 32, PROMPT[32:], True, range(1, 9))])
+    assert result.token_ids[0] == expected[0]
+    runner.shutdown()
+
+
+@given(
+    seqs=st.sampled_from([1, 2, 4, 7, 64]),
+    budget=st.sampled_from([16, 32, 100, 512]),
+    data=st.data(),
+)
+def test_the_lattice_holds_whatever_fits_the_budget(seqs: int, budget: int, data: st.DataObject) -> None:
+    lattice = Lattice(seqs, budget, 16)
+    decode = data.draw(st.integers(0, seqs))
+    chunks, left = [], (budget - decode) // 16 * 16
+    while left > 0 and len(chunks) < seqs - decode and data.draw(st.booleans()):
+        chunks.append(data.draw(st.integers(1, left)))
+        left -= -(-chunks[-1] // 16) * 16
+    plan = StepPlan(
+        0,
+        tuple(row(0, 9, None, True, range(1, 2)) for _ in range(decode)),
+        tuple(row(0, 0, list(range(n)), True, range(1, 2)) for n in chunks),
+    )
+    shape = lattice.pick(plan)
+    placed = place(plan, shape)
+    assert len({part.index for part in placed}) == len(placed)
+    assert max((part.index for part in placed), default=0) < shape.rows
+    assert sum(part.length for part in placed) == decode + sum(chunks)
+    assert [part.row for part in placed if part.last] == list(plan.rows)
+
+
+def test_the_lattice_is_small() -> None:
+    assert len(Lattice(64, 512, 16).shapes) <= 10
+    assert Lattice(64, 512, 16).shapes[0] == StepShape(2)
+
+
+def test_page_counts() -> None:
+    config = EngineConfig(max_num_seqs=4, page_size=64)
+    assert num_pages(config, 10**9, 1000, 1024) == 4 * 16 + 1  # never more than all slots can use
+    assert num_pages(config, 30_000, 1000, 1024) == 30
+    with pytest.raises(ConfigError, match="lower max_model_len"):
+        num_pages(config, 16_000, 1000, 1024)

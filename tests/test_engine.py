@@ -1,0 +1,301 @@
+"""The engine as its users see it, over a tiny random model."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asurge import Engine, RequestOutput, SamplingParams
+from asurge.errors import (
+    ChatTemplateError,
+    ConfigError,
+    DuplicateRequestError,
+    EngineNotRunningError,
+    EngineStateError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+)
+from tests.conftest import TINY
+
+GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+
+
+def assert_idle(engine: Engine) -> None:
+    statistics = engine.statistics()
+    assert statistics.pages_available == statistics.pages_total
+    assert (statistics.running, statistics.waiting) == (0, 0)
+
+
+async def settle(engine: Engine) -> None:
+    """Let steps in flight come back."""
+    async with asyncio.timeout(30):
+        while engine.statistics().in_flight_steps:
+            await asyncio.sleep(0.001)
+    assert_idle(engine)
+
+
+async def collect(engine: Engine, prompt: Any, params: SamplingParams = GREEDY) -> list[RequestOutput]:
+    return [output async for output in engine.stream(prompt, params)]
+
+
+# ── results ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_stream_adds_up_and_ends_once(tiny: Engine) -> None:
+    outputs = await collect(tiny, "The quick brown fox")
+    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    last = outputs[-1]
+    assert "".join(output.delta_text for output in outputs) == last.accumulated_text == last.outputs[0].text
+    assert (last.num_generated_tokens, last.finish_reason) == (20, "length")
+    assert last.first_token_time is not None
+    assert 0 < last.first_token_time <= last.processing_time
+    assert last.get_summary()["num_prompt_tokens"] == len(last.prompt_token_ids)
+
+
+async def test_generate_keeps_the_order_and_equals_streaming(tiny: Engine) -> None:
+    prompts = [f"Prompt number {n}" * (1 + n % 4) for n in range(12)]
+    outputs = await tiny.generate(prompts, GREEDY, use_tqdm=False)
+    assert [output.prompt for output in outputs] == prompts
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert (await collect(tiny, prompt))[-1].get_text() == output.get_text()
+    await settle(tiny)
+
+
+async def test_text_and_token_ids_are_the_same_prompt(tiny: Engine) -> None:
+    (by_text,) = await tiny.generate("Schöne Grüße", GREEDY, use_tqdm=False)
+    (by_ids,) = await tiny.generate(by_text.prompt_token_ids, GREEDY, use_tqdm=False)
+    assert by_ids.outputs == by_text.outputs
+    assert by_ids.prompt is None
+
+
+async def test_a_seed_draws_the_same_in_any_company(tiny: Engine) -> None:
+    params = SamplingParams(max_tokens=16, temperature=1.5, top_p=0.9, seed=11, ignore_eos=True)
+    alone = (await collect(tiny, "Once upon a time", params))[-1]
+    other = SamplingParams(max_tokens=16, temperature=2.0, ignore_eos=True)
+    crowd = await tiny.generate(
+        ["Once upon a time", "x", "y", "z", "Once upon a time"], [params, other, GREEDY, other, params], use_tqdm=False
+    )
+    assert crowd[0].outputs[0].token_ids == crowd[4].outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+async def test_a_warm_prefix_cache_changes_nothing(tiny: Engine) -> None:
+    prompt = "A prefix that fills several pages of eight tokens each, and then some more of it."
+    cold, warm = [(await collect(tiny, prompt))[-1] for _ in range(2)]
+    assert warm.num_cached_tokens >= 8
+    assert warm.outputs == cold.outputs
+
+
+async def test_preemption_changes_nothing(tiny_folder: Path, tiny: Engine) -> None:
+    """A pool that holds one long sequence: four at once must take turns."""
+    page = 2 * 2 * 2 * 8 * 8 * 4  # layers, keys and values, heads, page, head size, float32
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, enable_prefix_caching=False) as small:
+        prompts = [f"{n} prompts of some length" for n in range(4)]
+        params = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+        outputs = await small.generate(prompts, params, use_tqdm=False)
+        assert small.statistics().preemptions > 0
+        await settle(small)
+    expected = await tiny.generate(prompts, params, use_tqdm=False)
+    assert [one.outputs for one in outputs] == [one.outputs for one in expected]
+
+
+async def test_stop_strings_and_stop_tokens(tiny: Engine) -> None:
+    whole = (await collect(tiny, "Stop here"))[-1]
+    stop = whole.get_text()[7:10]
+    params = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, stop=stop)
+    outputs = await collect(tiny, "Stop here", params)
+    assert outputs[-1].get_text() == whole.get_text()[: whole.get_text().index(stop)]
+    assert (outputs[-1].finish_reason, outputs[-1].outputs[0].stop_reason) == ("stop", stop)
+    token = whole.outputs[0].token_ids[4]
+    params = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, stop_token_ids=[token])
+    last = (await collect(tiny, "Stop here", params))[-1]
+    assert (last.finish_reason, last.outputs[0].stop_reason) == ("stop", token)
+    assert last.outputs[0].token_ids == whole.outputs[0].token_ids[: last.num_generated_tokens]
+    await settle(tiny)
+
+
+async def test_output_kinds(tiny: Engine) -> None:
+    def params(kind: Any) -> SamplingParams:
+        return SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, output_kind=kind)
+
+    deltas = await collect(tiny, "Kinds", params("delta"))
+    finals = await collect(tiny, "Kinds", params("final"))
+    assert len(finals) == 1
+    assert "".join(output.outputs[0].text for output in deltas) == finals[0].get_text()
+    assert sum((output.outputs[0].token_ids for output in deltas), []) == finals[0].outputs[0].token_ids
+
+
+async def test_chat_renders_and_streams(tiny: Engine) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    whole = await tiny.chat(messages, GREEDY)
+    assert whole.prompt == "<s>user: Hello\n<s>assistant: "
+    stream = await tiny.chat(messages, GREEDY, stream=True)
+    assert [output async for output in stream][-1].outputs == whole.outputs
+
+
+# ── ending early ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("outputs_read", [0, 1, 5])
+@pytest.mark.parametrize("how", ["aclose", "context", "drop", "cancel", "abort"])
+async def test_leaving_a_stream_frees_its_pages(tiny: Engine, how: str, outputs_read: int) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
+    stream = tiny.stream("A stream that is left early", params)
+    async with stream if how == "context" else asyncio.timeout(60):
+        for _ in range(outputs_read):
+            assert not (await anext(stream)).finished
+        if how == "cancel":
+            task = asyncio.ensure_future(stream.wait_finished())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        elif how == "abort":
+            admitted = tiny.abort_request(stream.request_id)
+            assert admitted == (outputs_read > 0)
+            if admitted:
+                assert (await stream.wait_finished()).finish_reason == "abort"
+        elif how == "aclose":
+            await stream.aclose()
+            assert [output async for output in stream] == []
+    if how == "drop":
+        del stream
+        gc.collect()
+        await asyncio.sleep(0)
+    await settle(tiny)
+
+
+async def test_a_failing_prompt_of_a_batch_ends_the_others(tiny: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt is empty"):
+        await tiny.generate(["fine", "", "also fine"], SamplingParams(max_tokens=100, ignore_eos=True), use_tqdm=False)
+    await settle(tiny)
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": "hot"},
+        {"temperature": True}, {"temperature": 1e9}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}, {"top_k": -2},
+        {"top_k": 1.5}, {"max_tokens": 0}, {"max_tokens": -5}, {"max_tokens": 1.5}, {"seed": -1}, {"seed": 2**64},
+        {"stop": [""]}, {"stop": [3]}, {"stop": ["x"] * 65}, {"stop_token_ids": [-1]}, {"stop_token_ids": ["a"]},
+        {"output_kind": "some"},
+    ],
+)  # fmt: skip
+def test_bad_parameters_are_named(bad: dict[str, Any]) -> None:
+    ((name, _),) = bad.items()
+    with pytest.raises(InvalidRequestError, match=name) as refused:
+        SamplingParams(**bad)
+    assert refused.value.param == name
+
+
+def test_max_new_tokens_is_an_alias() -> None:
+    assert SamplingParams(max_new_tokens=7).max_tokens == 7
+
+
+@pytest.mark.parametrize("prompt", ["", [], [400], [-1], [True], ["a"], [2**70]])
+async def test_bad_prompts_are_refused(tiny: Engine, prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt"):
+        await anext(tiny.stream(prompt, GREEDY))
+    assert_idle(tiny)
+
+
+async def test_duplicate_ids_are_refused_while_the_first_runs(tiny: Engine) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
+    async with tiny.stream("one", params, request_id="same") as first:
+        with pytest.raises(DuplicateRequestError, match="'same' is still running"):
+            await anext(tiny.stream("two", params, request_id="same"))
+        assert not (await anext(first)).finished  # untouched
+    assert (await tiny.stream("three", GREEDY, request_id="same").wait_finished()).finished
+
+
+async def test_lists_of_the_wrong_length_are_refused(tiny: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="sampling_params"):
+        await tiny.generate(["a", "b"], [GREEDY], use_tqdm=False)
+    with pytest.raises(InvalidRequestError, match="request_id"):
+        await tiny.generate(["a", "b"], GREEDY, request_id="one", use_tqdm=False)
+
+
+async def test_long_prompts_are_cut_or_refused(tiny: Engine, tiny_folder: Path) -> None:
+    (output,) = await tiny.generate("word " * 500, GREEDY, use_tqdm=False)
+    assert output.num_truncated_tokens > 0
+    assert len(output.prompt_token_ids) + output.num_generated_tokens <= 128
+    async with Engine(str(tiny_folder), **TINY, strict_context=True) as strict:
+        with pytest.raises(PromptTooLongError, match="max_model_len=128"):
+            await strict.generate("word " * 500, GREEDY, use_tqdm=False)
+
+
+async def test_bad_messages_are_refused(tiny: Engine) -> None:
+    with pytest.raises(ChatTemplateError, match="role='boss'"):
+        await tiny.chat([{"role": "boss", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"page_size": 48}, "power of two"), ({"max_num_seqs": 0}, "max_num_seqs=0"), ({"dtype": "int3"}, "dtype"),
+        ({"hbm_utilization": 2.0}, "hbm_utilization"), ({"temprature": 1}, "unknown setting temprature"),
+        ({"truncate_mode": "up"}, "truncate_mode"), ({"max_model_len": 1}, "no room"), ({"step_timeout_s": 0}, "step_timeout_s"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Engine("demo", **bad)
+
+
+async def test_settings_a_model_cannot_meet(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at most 256"):
+        await Engine(str(tiny_folder), max_model_len=1000, silent_mode=True).initiate()
+    with pytest.raises(ConfigError, match="raise kv_cache_bytes"):
+        await Engine(str(tiny_folder), kv_cache_bytes=1000, silent_mode=True).initiate()
+    with pytest.raises(ModelLoadError, match=r"config\.json is missing"):
+        await Engine(str(tmp_path), silent_mode=True).initiate()
+
+
+# ── life cycle ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_verbs_need_a_running_engine(tiny_folder: Path) -> None:
+    engine = Engine(str(tiny_folder), **TINY)
+    with pytest.raises(EngineNotRunningError, match="async with"):
+        engine.stream("x")
+    with pytest.raises(EngineNotRunningError):
+        await engine.generate("x")
+    with pytest.raises(EngineNotRunningError):
+        await engine.chat([{"role": "user", "content": "x"}])
+    async with engine:
+        running = engine.stream("x", SamplingParams(max_tokens=100, ignore_eos=True))
+        assert not (await anext(running)).finished
+    last = await running.wait_finished()
+    assert last.finish_reason == "abort"  # stopped with the engine, and said so
+    with pytest.raises(EngineNotRunningError, match="stopped"):
+        engine.stream("x")
+    with pytest.raises(EngineStateError, match="make a new one"):
+        await engine.initiate()
+    await engine.terminate()
+
+
+async def test_starting_and_stopping_in_different_tasks(tiny_folder: Path) -> None:
+    engine = Engine(str(tiny_folder), **TINY)
+    await asyncio.create_task(engine.initiate())
+    outputs = await engine.generate("x", GREEDY, use_tqdm=False)
+    assert outputs[0].finished
+    await asyncio.create_task(engine.terminate())
+    assert not engine.is_running
+
+
+async def test_figures(tiny: Engine) -> None:
+    before = tiny.get_metrics_summary()
+    await tiny.generate(["a", "b"], GREEDY, use_tqdm=False)
+    after = tiny.get_metrics_summary()
+    assert after["total_completed"] - before["total_completed"] == 2
+    assert after["total_tokens"] - before["total_tokens"] == 40
+    assert after["average_latency"] >= after["average_ttft"] > 0
+    assert (tiny.num_pending_requests, tiny.num_running_requests) == (0, 0)
