@@ -127,7 +127,7 @@ async def test_output_kinds(tiny: Engine) -> None:
     finals = await collect(tiny, "Kinds", params("final"))
     assert len(finals) == 1
     assert "".join(output.outputs[0].text for output in deltas) == finals[0].get_text()
-    assert sum((output.outputs[0].token_ids for output in deltas), []) == finals[0].outputs[0].token_ids
+    assert [token for output in deltas for token in output.outputs[0].token_ids] == finals[0].outputs[0].token_ids
 
 
 async def test_chat_renders_and_streams(tiny: Engine) -> None:

@@ -1,140 +1,109 @@
-"""Score the demo model through the engine: ``python -m asurge.demo.evaluate`` (a minute or so on two CPU cores).
+"""Hold the demo model to its bar: ``python -m asurge.demo.evaluate [--model FOLDER]``.
 
-Greedy decoding. An answer is right if it is the documentation's first sentence, compared after collapsing
-whitespace, and nothing else; a clean end is one the model made itself with its end token.
+All by greedy decoding through the engine: the 300 sampled questions as plain text and as chat, the end of the answer,
+tool calls, and reasoning. Prints one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import random
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from transformers import AutoTokenizer
+import anyio
 
-from asurge.demo import CHECKPOINT, QUESTIONS
-from asurge.demo.corpus import Fact, collect_facts
-from asurge.demo.samples import ToolTask, tool_tasks
+from asurge.demo import QUESTIONS
+from asurge.engine import Engine
+from asurge.outputs import RequestOutput
 from asurge.params import SamplingParams
 
-NUM_TOOL_TASKS = 100
-SEED = 1
-"""Of the tool tasks: not the seed the model was trained with."""
-
-MAX_TOKENS = 128
+GREEDY = SamplingParams(max_tokens=96, temperature=0.0)
+_CITIES = ("Paris", "Tokyo", "Oslo", "Lima", "Berlin", "Cairo", "Madrid", "Seattle")
 
 
-class Answer(NamedTuple):
-    """One completion: its text, and whether the model ended it itself."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """Counts out of ``questions``, and of tool calls out of ``tools``."""
 
-    text: str
-    ended: bool
-
-
-class Score(NamedTuple):
-    """How many of ``total`` were ``right``, and how many ended cleanly."""
-
-    right: int
-    ended: int
-    total: int
-
-    def __str__(self) -> str:
-        return f"{self.right}/{self.total} right ({self.right / self.total:.1%}), {self.ended}/{self.total} ended cleanly"
+    questions: int
+    right_raw: int
+    right_chat: int
+    right_thinking: int
+    clean_end: int
+    tools: int
+    right_tools: int
 
 
-Complete = Callable[[Sequence[str]], list[Answer]]
-Render = Callable[..., str]
-"""Messages, and ``tools`` or ``enable_thinking``, to a prompt: the chat template."""
+def load_questions() -> list[dict[str, str]]:
+    """The sampled questions: ``question``, ``name``, ``answer``."""
+    return [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
 
 
-def load_questions(path: Path = QUESTIONS) -> list[dict[str, str]]:
-    """The sampled questions: ``question``, ``name`` and the expected ``answer`` of each."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def is_right(text: str, answer: str) -> bool:
+    """Whether a text begins with the expected first sentence, white space aside."""
+    return " ".join(text.split()).startswith(" ".join(answer.split()))
 
 
-def is_right(text: str, expected: str) -> bool:
-    """Whether ``text`` is the expected sentence, up to whitespace."""
-    return text.split() == expected.split()
+async def evaluate(engine: Engine) -> Score:
+    """Ask everything."""
+    rows = load_questions()
+    answers = [row["answer"] for row in rows]
+    raw = await engine.generate([row["question"] for row in rows], GREEDY, use_tqdm=False)
+    chat = [await _chat(engine, row["question"]) for row in rows]
+    thinking = [await _chat(engine, row["question"], enable_thinking=True) for row in rows]
+    thoughts = [_after_thinking(output.get_text()) for output in thinking]
+    calls = [await _call(engine, city) for city in _CITIES]
+    return Score(
+        questions=len(rows),
+        right_raw=_count([output.get_text() for output in raw], answers),
+        right_chat=_count([output.get_text() for output in chat], answers),
+        right_thinking=_count(thoughts, answers),
+        clean_end=sum(output.finish_reason == "stop" for output in chat),
+        tools=len(calls),
+        right_tools=sum(calls),
+    )
 
 
-def is_reasoned(text: str, expected: str) -> bool:
-    """Whether ``text`` is one non-empty ``<think>`` block and then the expected sentence."""
-    opening, _, rest = text.strip().partition("<think>")
-    thought, closing, answer = rest.partition("</think>")
-    return not opening and bool(thought.strip()) and bool(closing) and is_right(answer, expected)
+def _count(texts: Sequence[str], answers: Sequence[str]) -> int:
+    return sum(is_right(text, answer) for text, answer in zip(texts, answers, strict=True))
 
 
-def called_tool(text: str) -> Any:
-    """The JSON inside the one ``<tool_call>`` that ``text`` consists of; None if it is anything else."""
-    text = text.strip()
-    if not (text.startswith("<tool_call>") and text.endswith("</tool_call>")):
-        return None
+async def _chat(engine: Engine, question: str, **template_kwargs: bool) -> RequestOutput:
+    messages = [{"role": "user", "content": question}]
+    return await engine.chat(messages, GREEDY, template_kwargs=template_kwargs)
+
+
+def _after_thinking(text: str) -> str:
+    """The answer behind ``<think>...</think>``; empty if the text has no such block."""
+    begin, _, rest = text.partition("<think>")
+    thought, end, answer = rest.partition("</think>")
+    return answer if end and thought.strip() and not begin.strip() else ""
+
+
+async def _call(engine: Engine, city: str) -> bool:
+    """Whether the stated tool is called, with the city of the question."""
+    properties = {"city": {"type": "string"}}
+    parameters = {"type": "object", "properties": properties, "required": ["city"]}
+    function = {"name": "get_weather", "description": "Get the weather in a city.", "parameters": parameters}
+    messages = [{"role": "user", "content": f"What is the weather in {city}?"}]
+    output = await engine.chat(messages, GREEDY, tools=[{"type": "function", "function": function}])
+    body = output.get_text().strip().removeprefix("<tool_call>").removesuffix("</tool_call>")
     try:
-        return json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
-    except json.JSONDecodeError:
-        return None
+        return bool(json.loads(body) == {"name": "get_weather", "arguments": {"city": city}})
+    except ValueError:
+        return False
 
 
-def score_all(
-    complete: Complete, render: Render, questions: Sequence[Mapping[str, str]], tasks: Sequence[ToolTask]
-) -> dict[str, Score]:
-    """Scores of every skill, by name."""
-    chats = [[{"role": "user", "content": row["question"]}] for row in questions]
-    expected = [row["answer"] for row in questions]
-    calls = complete([render([{"role": "user", "content": task.question}], tools=[task.tool]) for task in tasks])
-    return {
-        "raw question": _score(complete([row["question"] for row in questions]), expected, is_right),
-        "chat question": _score(complete([render(chat) for chat in chats]), expected, is_right),
-        "reasoning": _score(complete([render(chat, enable_thinking=True) for chat in chats]), expected, is_reasoned),
-        "tool call": _score(calls, [task.call for task in tasks], lambda text, call: called_tool(text) == call),
-    }
-
-
-def _score(answers: Sequence[Answer], expected: Sequence[Any], right: Callable[[str, Any], bool]) -> Score:
-    hits = sum(right(answer.text, want) for answer, want in zip(answers, expected, strict=True))
-    return Score(hits, sum(answer.ended for answer in answers), len(answers))
-
-
-def engine_scores(model: str, questions: Sequence[Mapping[str, str]], tasks: Sequence[ToolTask]) -> dict[str, Score]:
-    """`score_all` through the blocking engine."""
-    from asurge.blocking import Engine
-
-    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    with Engine(model) as engine:
-
-        def complete(prompts: Sequence[str]) -> list[Answer]:
-            outputs = engine.generate(list(prompts), params, use_tqdm=False)
-            return [Answer(output.get_text(), output.finish_reason == "stop") for output in outputs]
-
-        return score_all(complete, make_render(CHECKPOINT if model == "demo" else Path(model)), questions, tasks)
-
-
-def make_render(folder: Path) -> Render:
-    """The checkpoint's chat template, up to the assistant's turn."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def render(messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
-
-    return render
-
-
-def sample_tasks(facts: Sequence[Fact], count: int = NUM_TOOL_TASKS, seed: int = SEED) -> list[ToolTask]:
-    """Seeded tool tasks of the kind the model was trained on, one tool stated in each."""
-    return tool_tasks(facts, random.Random(seed), count)
+async def _main(model: str) -> None:
+    async with Engine(model, silent_mode=True) as engine:
+        print(json.dumps(dataclasses.asdict(await evaluate(engine)), indent=2))
 
 
 def main() -> None:
-    """Print the scores."""
-    parser = argparse.ArgumentParser(description="Score asurge's demo model through the engine.")
-    parser.add_argument("--model", default="demo", help="'demo' or a folder made by asurge.demo.train")
-    parser.add_argument("--limit", type=int, help="ask only the first of the questions")
-    given = parser.parse_args()
-    for name, score in engine_scores(given.model, load_questions()[: given.limit], sample_tasks(collect_facts())).items():
-        print(f"{name:14} {score}")
+    parser = argparse.ArgumentParser(description="Score the demo model.")
+    parser.add_argument("--model", default="demo")
+    anyio.run(_main, parser.parse_args().model)
 
 
 if __name__ == "__main__":

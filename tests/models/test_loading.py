@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     """A checkpoint that a test may damage."""
     copy = tmp_path / "checkpoint"
     shutil.copytree(GOLDEN / "qwen2", copy)
-    yield copy
+    return copy
 
 
 def rewrite(folder: Path, change: dict[str, np.ndarray | None]) -> None:

@@ -19,7 +19,9 @@ def logits(seed: int = 0, spread: float = 2.0) -> np.ndarray:
     return row.astype(np.float32)
 
 
-def draws(row: np.ndarray, temperature: float, top_k: int, top_p: float, count: int = DRAWS, seed: int = 7) -> np.ndarray:
+def draws(
+    row: np.ndarray, temperature: float, top_k: int, top_p: float, count: int = DRAWS, seed: int = 7
+) -> np.ndarray:
     """One row drawn at many positions."""
     return np.asarray(
         draw(

@@ -50,7 +50,12 @@ async def serving(
 
 
 def submit(
-    pipeline: Pipeline, name: str = "a", *, max_tokens: int = 6, stop: tuple[str, ...] = (), prompt: Sequence[int] = PROMPT
+    pipeline: Pipeline,
+    name: str = "a",
+    *,
+    max_tokens: int = 6,
+    stop: tuple[str, ...] = (),
+    prompt: Sequence[int] = PROMPT,
 ) -> Generation:
     request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
     generation = Generation(

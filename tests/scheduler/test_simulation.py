@@ -98,9 +98,7 @@ class Simulation(RuleBasedStateMachine):
             del self.live[update.request_id]
         if lost:
             self.device.lose_state()
-            self.flying = deque(
-                StepResult(step.plan, step.token_ids, error, state_lost=True) for step in self.flying
-            )
+            self.flying = deque(StepResult(step.plan, step.token_ids, error, state_lost=True) for step in self.flying)
 
     @invariant()
     def balanced(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,13 @@ def reference(text: str, stops: tuple[str, ...], include: bool) -> tuple[str, st
     cuts=st.lists(st.integers(0, 30), max_size=8),
     include=st.booleans(),
 )
-def test_stopping_does_not_depend_on_how_text_is_cut(text: str, stops: list[str], cuts: list[int], include: bool) -> None:
+def test_stopping_does_not_depend_on_how_text_is_cut(
+    text: str, stops: list[str], cuts: list[int], include: bool
+) -> None:
     matcher = StopMatcher(tuple(stops), include)
     ends = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     shown, matched = "", None
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         scan = matcher.push(text[begin:end])
         shown, matched = shown + scan.text, scan.matched
         expected, _ = reference(text, tuple(stops), include)
@@ -70,16 +73,14 @@ def test_the_answer_is_capped_before_the_prompt_is_cut() -> None:
     assert fit(90, 40, prefer_preserve_prompt=False) == (60, 40, 30)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kept"), [("left", [6, 7, 8, 9]), ("right", [0, 1, 2, 3]), ("middle", [0, 1, 8, 9])]
-)
+@pytest.mark.parametrize(("mode", "kept"), [("left", [6, 7, 8, 9]), ("right", [0, 1, 2, 3]), ("middle", [0, 1, 8, 9])])
 def test_truncate_modes(mode: str, kept: list[int]) -> None:
     fitted = fit_prompt(range(10), max_model_len=5, max_tokens=1, truncate_mode=mode)  # type: ignore[arg-type]
     assert list(fitted.token_ids) == kept
 
 
 def test_strict_context_refuses_with_numbers() -> None:
-    with pytest.raises(PromptTooLongError, match="150 tokens.*max_model_len=100") as refused:
+    with pytest.raises(PromptTooLongError, match=r"150 tokens.*max_model_len=100") as refused:
         fit(150, 40, strict_context=True)
     assert refused.value.param == "prompt"
     with pytest.raises(PromptTooLongError, match="auto_truncate_prompt"):
@@ -97,10 +98,10 @@ def test_strict_context_refuses_with_numbers() -> None:
     prefer=st.booleans(),
     mode=st.sampled_from(["left", "right", "middle"]),
 )
-def test_everything_fitted_fits(size: int, max_tokens: int | None, reserve: int | None, prefer: bool, mode: str) -> None:
-    kept, answer, cut = fit(
-        size, max_tokens, reserve_tokens=reserve, prefer_preserve_prompt=prefer, truncate_mode=mode
-    )
+def test_everything_fitted_fits(
+    size: int, max_tokens: int | None, reserve: int | None, prefer: bool, mode: str
+) -> None:
+    kept, answer, cut = fit(size, max_tokens, reserve_tokens=reserve, prefer_preserve_prompt=prefer, truncate_mode=mode)
     assert kept + answer <= 100
     assert min(kept, answer) >= 1
     assert kept + cut == size

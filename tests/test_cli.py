@@ -1,0 +1,105 @@
+"""The command line: output, errors, and a conversation."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from asurge import Engine, SamplingParams
+from asurge.cli.chat import Session
+from asurge.cli.main import main
+
+
+def asurge(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asurge.cli.main", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def test_generate_streams_the_prompt_and_its_continuation() -> None:
+    done = asurge("generate", "What does os.path.join do?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("What does os.path.join do?\nJoin two or more pathname components")
+
+
+def test_generate_json_for_several_prompts() -> None:
+    done = asurge("generate", "--json", "--max-tokens", "8", "What is len?", "-", stdin="What is abs?")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["What is len?", "What is abs?"]
+    assert all(1 <= row["num_generated_tokens"] <= 8 for row in rows)
+
+
+def test_chat_reads_a_pipe() -> None:
+    done = asurge("chat", stdin="Hello\n/tokens\n/nonsense\nWhat does math.sin do?\n/quit\nnever read\n")
+    assert done.returncode == 0, done.stderr
+    assert "Ask me what a function" in done.stdout
+    assert "tokens/s" in done.stdout
+    assert "unknown command /nonsense" in done.stdout
+    assert "Return the sine of x" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--temperature", "-1"], "temperature=-1.0 must be in"),
+        (["generate", "x", "--max-tokens", "0"], "max_tokens=0"),
+        (["generate", "x", "--model", "./nowhere"], "there is no such folder"),
+        (["chat", "--top-p", "2"], "top_p=2.0"),
+    ],
+)
+def test_errors_are_one_line(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "--model" in arguments:  # starts an event loop of its own, so not inside this one
+        done = asurge(*arguments)
+        status, shown = done.returncode, done.stderr
+    else:
+        status, shown = main(arguments), capsys.readouterr().err
+    assert status == 2
+    assert shown.startswith("asurge: error: ")
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+async def test_a_session_keeps_its_history(tiny: Engine, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    session = Session(tiny, SamplingParams(max_tokens=8, temperature=0.0), Console(file=screen))
+    await session.answer("one")
+    await session.answer("two")
+    assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
+    assert session.last is not None
+    assert session.messages[-1]["content"] == session.last.get_text()
+
+    assert session.command("/set temperature 0.5")
+    assert session.params.temperature == 0.5
+    assert session.params.max_tokens == 8
+    for wrong in ("/set temperature hot", "/set temperature -3", "/set colour red", "/set"):
+        assert session.command(wrong)
+    assert session.params.temperature == 0.5
+
+    target = tmp_path / "talk.json"
+    session.command(f"/save {target}")
+    assert json.loads(target.read_text()) == session.messages
+    session.command("/save /nowhere/at/all")
+    assert "cannot write" in screen.getvalue()
+
+    session.command("/system Be brief.")
+    assert session.messages == []
+    await session.answer("three")
+    assert session.last.prompt is not None
+    assert session.last.prompt.startswith("<s>system: Be brief.")
+    session.command("/clear")
+    assert not session.command("/quit")
+
+
+async def test_a_refused_message_is_not_kept(tiny: Engine) -> None:
+    screen = io.StringIO()
+    session = Session(tiny, SamplingParams(max_tokens=8), Console(file=screen))
+    session._system = "\ud800"  # not encodable: the tokenizer refuses it
+    await session.answer("hello")
+    assert session.messages == []
+    assert "Error" in screen.getvalue()
