@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import sys
 
@@ -74,11 +73,10 @@ def test_epochs_are_seeded_and_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "tools", "thinking"), itertools.product(["", "Be brief."], [False, True], [False, True])
+    ("system", "tools", "thinking"),
+    [("", False, False), ("Be brief.", False, False), ("", True, False), ("", False, True)],
 )
 def test_the_template_writes_what_the_model_was_trained_on(system: str, tools: bool, thinking: bool) -> None:
-    if sum(map(bool, (system, tools, thinking))) > 1:
-        return  # combinations are rendered, but were not trained
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     messages = [{"role": "user", "content": "Hi"}]
     given = [{"role": "system", "content": system}, *messages] if system else messages

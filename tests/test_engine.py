@@ -200,7 +200,7 @@ def test_max_new_tokens_is_an_alias() -> None:
     assert SamplingParams(max_new_tokens=7).max_tokens == 7
 
 
-@pytest.mark.parametrize("prompt", ["", [], [400], [-1], [True], ["a"], [2**70]])
+@pytest.mark.parametrize("prompt", ["", "\ud800", [], [400], [-1], [True], ["a"], [2**70]])
 async def test_bad_prompts_are_refused(tiny: Engine, prompt: Any) -> None:
     with pytest.raises(InvalidRequestError, match="prompt"):
         await anext(tiny.stream(prompt, GREEDY))

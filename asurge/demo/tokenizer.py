@@ -7,13 +7,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from asurge.demo.corpus import Fact
 from asurge.demo.samples import CHAT_TEMPLATE, END, SPECIAL_TOKENS, START, epoch
 
 VOCAB_SIZE = 4096
+VISIBLE_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 
 def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
@@ -23,28 +24,24 @@ def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=specials,
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     rng = random.Random(seed)
     tokenizer.train_from_iterator((s.prompt + s.answer for _ in range(2) for s in epoch(facts, rng)), trainer)
-    return _with_visible_tags(tokenizer)
+    return _with_visible_marks(tokenizer)
 
 
-def _with_visible_tags(tokenizer: Tokenizer) -> Tokenizer:
-    # The trainer marks every token it is given as special, and decoding would leave those out of the text.
-    description = json.loads(tokenizer.to_str())
-    for token in description["added_tokens"]:
-        token["special"] = token["content"] not in _VISIBLE
-    return Tokenizer.from_str(json.dumps(description))
-
-
-_VISIBLE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""Part of the text that parsers read, so not skipped as special."""
+def _with_visible_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """The trainer makes every token it is told of special, and special tokens are left out of decoded text. The marks
+    that parsers read must stay in it."""
+    raw = json.loads(tokenizer.to_str())
+    for token in raw["added_tokens"]:
+        token["special"] = token["content"] not in VISIBLE_MARKS
+    return Tokenizer.from_str(json.dumps(raw))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page pool and the prefix cache on top of it.
+"""The page pool: who uses which page, and which pages nobody uses but can still be found.
 
 A page is free, in use (by as many sequences as its count says), or cached: nobody uses it, but its contents
 are known by a digest, and it is the first to be given away when no page is free.
@@ -6,23 +6,9 @@ are known by a digest, and it is the first to be given away when no page is free
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-
-import numpy as np
 
 from asurge.plan import NULL_PAGE
-
-
-def root_digest(salt: str) -> bytes:
-    """Where a chain of page digests begins: requests with different salts share nothing."""
-    return hashlib.sha256(salt.encode()).digest()
-
-
-def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The identity of a full page: all tokens before it, by its parent's digest, and its own."""
-    return hashlib.sha256(parent + np.asarray(token_ids, np.int32).tobytes()).digest()
 
 
 class PagePool:

@@ -8,48 +8,12 @@ from collections import OrderedDict, deque
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
 from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler.pages import PagePool, page_digest, root_digest
+from asurge.scheduler.pages import PagePool
+from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
+from asurge.scheduler.reports import SchedulerStatistics, Totals, Update
 from asurge.scheduler.request import Phase, Request, Sequence
 
 RETRY_AFTER_S = 1.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Update:
-    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``."""
-
-    request_id: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    stop_reason: int | None
-    num_cached_tokens: int
-    error: BaseException | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """The scheduler at one moment; totals count from its start, cache figures are in tokens."""
-
-    waiting: int
-    running: int
-    in_flight_steps: int
-    pages_total: int
-    pages_available: int
-    pages_cached: int
-    preemptions: int
-    prefix_cache_queries: int
-    prefix_cache_hits: int
-    prompt_tokens: int
-    generated_tokens: int
-
-
-@dataclasses.dataclass(slots=True)
-class _Totals:
-    preemptions: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
 
 
 class Scheduler:
@@ -66,15 +30,17 @@ class Scheduler:
         self.limits = limits
         # The last token of a sequence is drawn but never computed, so it needs no page.
         self._longest = min(limits.max_model_len, (limits.num_pages - 1) * limits.page_size + 1)
-        self._caching, self._max_queued = enable_prefix_caching, max_queued_requests
+        self._max_queued = max_queued_requests
         self._pool = PagePool(limits.num_pages)
+        self._cache = PrefixCache(self._pool, limits.page_size, enabled=enable_prefix_caching)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: OrderedDict[Sequence, None] = OrderedDict()  # by arrival, oldest first
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
-        self._totals = _Totals()
+        self._totals = Totals()
         self._next_step, self._next_arrival = 0, 0
+        self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
 
     # ── what is going on ────────────────────────────────────────────────────────────────────────
 
@@ -130,7 +96,7 @@ class Scheduler:
         size, most = len(request.prompt_token_ids), self._longest - 1
         if not 1 <= size <= most:
             raise InvalidRequestError(f"prompt has {size} tokens: it must have 1 to {most}", param="prompt")
-        sequence = Sequence(request, self._next_arrival)
+        sequence = Sequence(request, self._next_arrival, self._longest)
         self._next_arrival += 1
         self._sequences[request.request_id] = sequence
         self._waiting.append(sequence)
@@ -148,35 +114,31 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added."""
         budget = self.limits.max_num_batched_tokens
+        draws = min(budget, sum(one.draws_next for one in self._running))
+        budget -= draws
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
-        for sequence in [one for one in self._running if one.decodes]:
-            if budget < 1:
-                break
-            # An earlier one in this loop may have preempted this one.
-            if sequence.phase is Phase.RUNNING and self._may_draw(sequence) and self._reserve(sequence, 1):
-                decode.append((sequence, self._row(sequence, None)))
-                budget -= 1
-        for sequence in [one for one in self._running if one.scheduled < one.known and not one.decodes]:
-            if sequence.phase is Phase.RUNNING:
+        # Oldest first: whoever is preempted for an older one's pages comes later, and has no row in this step yet.
+        for sequence in list(self._running):
+            if sequence.phase is not Phase.RUNNING:
+                continue
+            if sequence.draws_next:
+                if draws and self._reserve(sequence, 1):
+                    decode.append((sequence, self._row(sequence, None)))
+                    draws -= 1
+            elif sequence.scheduled < sequence.known:
                 budget = self._plan_chunk(sequence, budget, prefill)
         while self._waiting and self._free_slots and budget >= self.limits.prefill_quantum:
             sequence = self._waiting[0]
             if sequence.pending or not self._admit(sequence):
                 break
             budget = self._plan_chunk(sequence, budget, prefill)
-        # Preemption may have taken a sequence that was planned above.
-        decode = [(sequence, row) for sequence, row in decode if sequence.epoch == row.epoch]
-        prefill = [(sequence, row) for sequence, row in prefill if sequence.epoch == row.epoch]
         if not decode and not prefill:
             return None
         plan = StepPlan(self._next_step, tuple(row for _, row in decode), tuple(row for _, row in prefill))
         self._next_step += 1
         self._in_flight.append((plan, tuple(sequence for sequence, _ in decode + prefill)))
         return plan
-
-    def _may_draw(self, sequence: Sequence) -> bool:
-        return sequence.num_output < sequence.request.max_tokens and sequence.length < self._longest
 
     def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
@@ -194,7 +156,7 @@ class Scheduler:
         samples = sequence.scheduled == sequence.length
         sequence.pending += samples
         sequence.in_slot |= samples
-        self._register(sequence)
+        self._cache.register(sequence)
         return PlanRow(
             request_id=sequence.request_id,
             epoch=sequence.epoch,
@@ -212,6 +174,8 @@ class Scheduler:
         """Give a running sequence pages for its next ``count`` tokens, preempting later arrivals if it must.
         If the sequence itself is the last to have arrived, it is the one preempted."""
         needed = -(-(sequence.scheduled + count) // self.limits.page_size) - len(sequence.pages)
+        if needed <= 0:
+            return True
         while needed > self._pool.num_available:
             victim = next(reversed(self._running))
             self._preempt(victim)
@@ -223,7 +187,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the
         rest of what is known. Waiting sequences never preempt."""
-        shared = self._lookup(sequence)
+        shared = self._cache.lookup(sequence)
         size = self.limits.page_size
         fresh = -(-sequence.known // size) - len(shared)
         revived = sum(self._pool.is_unused(page) for page in shared)
@@ -233,7 +197,6 @@ class Scheduler:
         for page in shared:
             self._pool.share(page)
         sequence.set_pages(shared)
-        sequence.digests = sequence.digests[: len(shared)]
         sequence.scheduled = len(shared) * size
         sequence.slot, sequence.phase = self._free_slots.pop(), Phase.RUNNING
         self._running[sequence] = None
@@ -241,7 +204,7 @@ class Scheduler:
         if sequence.epoch == 0:
             sequence.cached = sequence.scheduled
             self._totals.prompt_tokens += sequence.known
-        if self._caching:
+        if self._cache.enabled:
             self._totals.prefix_cache_queries += sequence.known
             self._totals.prefix_cache_hits += sequence.scheduled
         return True
@@ -250,36 +213,6 @@ class Scheduler:
         """Keep the running ones in order of arrival: one that comes back after a preemption moves forward."""
         for other in [one for one in self._running if one.arrival > newcomer.arrival]:
             self._running.move_to_end(other)
-
-    def _lookup(self, sequence: Sequence) -> list[int]:
-        """Pages whose contents begin the sequence. One token always stays to be computed: it draws the next."""
-        if not self._caching:
-            return []
-        size, pages = self.limits.page_size, []
-        for index in range((sequence.known - 1) // size):
-            page = self._pool.find(self._digest(sequence, index))
-            if page is None:
-                break
-            pages.append(page)
-        return pages
-
-    def _digest(self, sequence: Sequence, index: int) -> bytes:
-        """The digest of a sequence's full page; computed once."""
-        while len(sequence.digests) <= index:
-            size, at = self.limits.page_size, len(sequence.digests)
-            parent = sequence.digests[-1] if at else root_digest(sequence.request.cache_salt)
-            sequence.digests.append(page_digest(parent, sequence.token_ids[at * size : (at + 1) * size]))
-        return sequence.digests[index]
-
-    def _register(self, sequence: Sequence) -> None:
-        """Make full pages of known tokens findable. Planned is enough: whoever finds them runs later."""
-        if not self._caching:
-            return
-        size = self.limits.page_size
-        full = min(sequence.scheduled, sequence.known) // size
-        for index in range(sequence.registered, full):
-            self._pool.register(sequence.pages[index], self._digest(sequence, index))
-        sequence.registered = full
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take slot and pages away; the sequence waits in front and is computed anew. Draws in flight count."""
@@ -314,6 +247,8 @@ class Scheduler:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
         plan, sequences = self._in_flight.popleft()
         assert plan is result.plan, "results must be applied in the order of their plans"
+        if plan.step_id < self._first_valid_step:
+            return []
         if result.error is not None:
             return self._apply_failure(result, result.error, sequences)
         updates = []
@@ -329,52 +264,52 @@ class Scheduler:
         request = sequence.request
         reason: FinishReason | None = None
         stop_reason = None
-        output = sequence.known - len(request.prompt_token_ids)
         if token in request.stop_token_ids:
             reason, stop_reason = "stop", token
-        elif output >= request.max_tokens or sequence.known >= self._longest:
+        elif sequence.known >= sequence.max_length:
             reason = "length"
         if reason is not None:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
-            self._register(sequence)
+            self._cache.register(sequence)
         return Update(request.request_id, (token,), reason, stop_reason, sequence.cached)
 
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
-        """Fail the requests of a failed step. What it was to write must not be found by others; if the pages'
-        contents are gone, everybody else is computed anew."""
-        updates, written = [], set[int]()
+        """Fail the requests of a failed step, and have everybody who depends on what it was to write start over.
+        A sequence preempted since the step was planned does not fail: it starts over anyway."""
+        updates = []
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
-            if sequence.phase is Phase.ENDED or row.epoch < sequence.valid_epoch:
-                continue
-            if row.epoch != sequence.epoch:  # it waits by now and did not read this step: it will draw again
-                sequence.void_draws()
-                continue
-            written.update(sequence.pages)
-            self._end(sequence)
-            updates.append(Update(sequence.request_id, (), "error", None, sequence.cached, error))
-        self._recompute(None if result.state_lost else written)
+            if sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
+                self._end(sequence)
+                updates.append(Update(sequence.request_id, (), "error", None, sequence.cached, error))
+        if result.state_lost:
+            self._first_valid_step = self._next_step
+            self._pool.forget_all()
+            self._recompute(list(self._running))
+        else:
+            later = (plan for plan, _ in self._in_flight)
+            damaged = damaged_pages(result.plan, later, self.limits.page_size)
+            for page in damaged:
+                self._pool.forget(page)
+            self._recompute([one for one in self._running if not damaged.isdisjoint(one.pages)])
         return updates
 
-    def _recompute(self, damaged: set[int] | None) -> None:
-        """Have everybody who may have read ``damaged`` pages (None: any page) start over."""
+    def _recompute(self, affected: list[Sequence]) -> None:
+        """Have running sequences start over. Those that wait may have drawn from pages they no longer hold, so
+        their draws in flight are void too."""
         for sequence in self._waiting:
             sequence.void_draws()
-        if damaged is None:
-            self._pool.forget_all()
-        for page in damaged or ():
-            self._pool.forget(page)
-        for sequence in reversed(list(self._running)):
-            if damaged is None or not damaged.isdisjoint(sequence.pages):
-                self._preempt(sequence)
-                sequence.void_draws()
+        for sequence in reversed(affected):
+            self._preempt(sequence)
+            sequence.void_draws()
 
     def check(self) -> None:
-        """Assert that pages, slots and queues balance. For tests."""
+        """Assert that pages, slots, queues and pending tokens balance. For tests."""
         uses: dict[int, int] = {}
         for sequence in self._running:
             assert sequence.phase is Phase.RUNNING
-            assert sequence.scheduled <= len(sequence.pages) * self.limits.page_size
+            assert sequence.scheduled <= sequence.length <= sequence.max_length
+            assert len(sequence.pages) == -(-sequence.scheduled // self.limits.page_size)
             for page in sequence.pages:
                 uses[page] = uses.get(page, 0) + 1
         self._pool.check(uses)
@@ -382,5 +317,11 @@ class Scheduler:
         assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or taken twice"
         assert all(one.phase is Phase.WAITING and not one.pages for one in self._waiting)
         assert {*self._running, *self._waiting} == set(self._sequences.values())
+        draws = dict.fromkeys(self._sequences.values(), 0)
+        for plan, sequences in self._in_flight:
+            for sequence, row in zip(sequences, plan.rows, strict=True):
+                if sequence in draws and row.samples and row.epoch >= sequence.valid_epoch:
+                    draws[sequence] += 1
+        assert draws == {sequence: sequence.pending for sequence in draws}, "a pending token is not on its way"
         arrivals = [sequence.arrival for sequence in self._running]
         assert arrivals == sorted(arrivals), "running sequences are out of order"

@@ -43,13 +43,14 @@ class Sequence:
     """
 
     __slots__ = (
-        "_table", "arrival", "cached", "digests", "epoch", "in_slot", "pages", "pending", "phase", "registered",
+        "_table", "arrival", "cached", "digests", "epoch", "in_slot", "max_length", "pages", "pending", "phase", "registered",
         "request", "scheduled", "slot", "token_ids", "valid_epoch",
     )  # fmt: skip
 
-    def __init__(self, request: Request, arrival: int) -> None:
+    def __init__(self, request: Request, arrival: int, longest: int) -> None:
         self.request = request
         self.arrival = arrival
+        self.max_length = min(len(request.prompt_token_ids) + request.max_tokens, longest)
         self.token_ids = list(request.prompt_token_ids)
         self.phase = Phase.WAITING
         self.slot = -1
@@ -78,20 +79,17 @@ class Sequence:
         """Tokens known, and drawn but not read yet."""
         return self.known + self.pending
 
-    @property
-    def num_output(self) -> int:
-        """Tokens drawn, read or not."""
-        return self.length - len(self.request.prompt_token_ids)
-
     def void_draws(self) -> None:
         """Disown all draws in flight: what they were computed from is gone."""
         self.valid_epoch = self.epoch
         self.pending = 0
 
     @property
-    def decodes(self) -> bool:
-        """Whether all that is left to compute is the last drawn token, and the slot on the device holds it."""
-        return self.in_slot and self.scheduled == self.length - 1
+    def draws_next(self) -> bool:
+        """Whether a decode row comes next: all that is left to compute is the last drawn token, the slot on the
+        device holds it, and another one may follow it."""
+        length = len(self.token_ids) + self.pending
+        return self.in_slot and self.scheduled == length - 1 and length < self.max_length
 
     def page_table(self) -> tuple[int, ...]:
         """The pages as an immutable value that plans may keep; rebuilt only when they changed."""

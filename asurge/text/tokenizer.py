@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asurge.errors import TokenizerError
+from asurge.errors import InvalidRequestError, TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,17 @@ class Tokenizer:
         return token_id in self._special
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
+        """Token ids of a text.
+
+        Raises:
+            InvalidRequestError: the text is not valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"prompt is not valid Unicode at character {error.start}: replace lone surrogates", param="prompt"
+            ) from error
         return list(self._inner.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def decode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,10 @@ def test_peak_memory_stays_near_the_weights(tmp_path: Path) -> None:
     config |= dict(num_attention_heads=16, num_key_value_heads=16, layer_types=["full_attention"] * 6)
     (tmp_path / "config.json").write_text(json.dumps(config))
     script = Path(__file__).parent / "peak_memory.py"
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, check=True, env=environment
+    )
     figures = json.loads(done.stdout)
     assert figures["weights_bytes"] > 200e6
     assert figures["peak_bytes"] < 1.3 * figures["weights_bytes"], figures

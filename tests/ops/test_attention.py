@@ -1,94 +1,231 @@
-"""Attention over pages against the dense float32 reference."""
+"""Attention over pages against a dense float64 reference."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from asurge.ops.attention import allocate_pages, dense_attention, paged_attention, write_pages
+from asurge.ops import attention
+from asurge.ops.attention import allocate_pages, dense_attention, page_bytes, paged_attention, write_pages
 
-PAGE, KV_HEADS, HEADS, DIM = 4, 2, 6, 8
-SCALE = DIM**-0.5
+Array = npt.NDArray[np.float64]
+Span = tuple[int, int, int]
+"""A device row: sequence, start, length."""
+
+attend = jax.jit(paged_attention, static_argnames=("scale", "window", "block_tokens"))
+write = jax.jit(write_pages, donate_argnames="pages")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 8
+    page_size: int = 4
+    columns: int = 8
+    dtype: str = "float32"
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
 
 
 class Paged:
-    """Sequences of random tokens, written to shuffled pages among garbage."""
+    """Random sequences in shuffled pages. All else is NaN: unused pages, the null page and the rest of last pages."""
 
-    def __init__(self, lengths: list[int], *, dtype: str = "float32", columns: int = 8, seed: int = 0) -> None:
+    def __init__(self, lengths: Sequence[int], layout: Layout | None = None, seed: int = 0) -> None:
+        self.layout = layout = layout or Layout()
         rng = np.random.default_rng(seed)
         self.q, self.k, self.v = (
-            [jnp.asarray(rng.normal(size=(n, heads, DIM)), dtype) for n in lengths]
-            for heads in (HEADS, KV_HEADS, KV_HEADS)
+            [rng.normal(size=(n, heads, layout.head_dim)).astype(layout.dtype) for n in lengths]
+            for heads in (layout.heads, layout.kv_heads, layout.kv_heads)
         )
-        count = len(lengths) * columns + 1
-        garbage = jnp.full_like(allocate_pages(count, KV_HEADS, PAGE, DIM, jnp.dtype(dtype)), jnp.nan if dtype == "float32" else 0xFFFF)  # fmt: skip
-        self.table = jnp.asarray(rng.permutation(np.arange(1, count)).reshape(len(lengths), columns), jnp.int32)
-        self.keys, self.values = garbage, garbage
-        for row, n in enumerate(lengths):
-            at = np.arange(n)
-            pages = self.table[row, at // PAGE]
-            self.keys = write_pages(self.keys, self.k[row], pages, at % PAGE)
-            self.values = write_pages(self.values, self.v[row], pages, at % PAGE)
+        size = layout.page_size
+        used = [-(-n // size) for n in lengths]
+        shuffled = 1 + rng.permutation(sum(used) + 2)
+        self.table = np.zeros((len(lengths), layout.columns), np.int32)
+        for row, count in enumerate(used):
+            self.table[row, :count], shuffled = shuffled[:count], shuffled[count:]
+        ids = np.concatenate([self.table[row, np.arange(n) // size] for row, n in enumerate(lengths)])
+        offsets = np.concatenate([np.arange(n, dtype=np.int32) % size for n in lengths])
+        self.keys, self.values = (
+            write(self._garbage(sum(used) + 3), np.concatenate(new), ids, offsets) for new in (self.k, self.v)
+        )
 
-    def attend(self, spans: list[tuple[int, int, int]], queries: int, **options: int | None) -> list[np.ndarray]:
-        """``(sequence, start, length)`` per row -> each row's real outputs."""
-        q = np.zeros((len(spans), queries, HEADS, DIM), np.float32)
+    def _garbage(self, pages: int) -> jax.Array:
+        layout = self.layout
+        empty = allocate_pages(pages, layout.kv_heads, layout.page_size, layout.head_dim, jnp.dtype(self.layout.dtype))
+        return jnp.full_like(empty, jnp.nan if empty.dtype == jnp.float32 else 0xFFFF)
+
+    def attend(
+        self, spans: Sequence[Span], queries: int, *, window: int | None = None, block_tokens: int = 256
+    ) -> list[Array]:
+        """Each row's real outputs. Padding queries are checked to be finite."""
+        q = np.zeros((len(spans), queries, self.layout.heads, self.layout.head_dim), self.layout.dtype)
         for row, (sequence, start, length) in enumerate(spans):
             q[row, :length] = self.q[sequence][start : start + length]
-        out = paged_attention(
-            jnp.asarray(q, self.q[0].dtype),
-            self.keys,
-            self.values,
-            self.table[jnp.asarray([sequence for sequence, _, _ in spans])],
-            jnp.asarray([start for _, start, _ in spans], jnp.int32),
-            jnp.asarray([length for _, _, length in spans], jnp.int32),
-            scale=SCALE,
-            **options,  # type: ignore[arg-type]
-        )
-        assert np.isfinite(np.asarray(out, np.float32)).all(), "garbage leaked"
-        return [np.asarray(out[row, :length], np.float32) for row, (_, _, length) in enumerate(spans)]
+        sequences, starts, lengths = np.asarray(spans, np.int32).T
+        out = attend(
+            q, self.keys, self.values, self.table[sequences], starts, lengths,
+            scale=self.layout.scale, window=window, block_tokens=block_tokens,
+        )  # fmt: skip
+        found = np.asarray(out).astype(np.float64)
+        assert np.isfinite(found).all(), "garbage leaked"
+        return [found[row, :length] for row, (_, _, length) in enumerate(spans)]
 
-    def expected(self, sequence: int, start: int, length: int, window: int | None = None) -> np.ndarray:
-        end = start + length
-        whole = dense_attention(
-            self.q[sequence][:end], self.k[sequence][:end], self.v[sequence][:end], scale=SCALE, window=window
-        )
-        return np.asarray(whole[start:end], np.float32)
+    def expected(self, span: Span, window: int | None = None) -> Array:
+        sequence, start, length = span
+        whole = reference(self.q[sequence], self.k[sequence], self.v[sequence], self.layout.scale, window)
+        return whole[start : start + length]
+
+
+def reference(q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, scale: float, window: int | None) -> Array:
+    """Causal attention of one sequence, in float64."""
+    q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    back = np.arange(len(q))[:, None] - np.arange(len(q))[None, :]
+    seen = (back >= 0) & (back < (window or len(q)))
+    scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) * scale, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+def check(paged: Paged, spans: Sequence[Span], queries: int, *, atol: float = 3e-6, **options: int | None) -> None:
+    window = options.get("window")
+    for span, out in zip(spans, paged.attend(spans, queries, **options), strict=True):  # type: ignore[arg-type]
+        np.testing.assert_allclose(out, paged.expected(span, window), atol=atol, err_msg=str(span))
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
 @pytest.mark.parametrize("block_tokens", [4, 8, 256])
 def test_decode_over_ragged_lengths_and_page_boundaries(block_tokens: int, window: int | None) -> None:
     lengths = [1, 3, 4, 5, 8, 17, 32]
-    paged = Paged(lengths)
     spans = [(row, n - 1, 1) for row, n in enumerate(lengths)]
-    for span, out in zip(spans, paged.attend(spans, 1, block_tokens=block_tokens, window=window), strict=True):
-        np.testing.assert_allclose(out, paged.expected(*span, window), atol=2e-6)
+    check(Paged(lengths), spans, 1, block_tokens=block_tokens, window=window)
 
 
 @pytest.mark.parametrize("window", [None, 3, 9])
 @pytest.mark.parametrize("block_tokens", [8, 256])
 def test_prefill_in_chunks_equals_the_whole(block_tokens: int, window: int | None) -> None:
     """Chunks of any cut, several of one sequence among the rows of one call, and rows of padding."""
-    paged = Paged([29, 11])
     spans = [(0, 0, 8), (0, 8, 8), (1, 0, 5), (0, 16, 8), (1, 5, 6), (0, 24, 5), (1, 0, 0)]
-    for span, out in zip(spans, paged.attend(spans, 8, block_tokens=block_tokens, window=window), strict=True):
-        np.testing.assert_allclose(out, paged.expected(*span, window), atol=2e-6)
+    check(Paged([29, 11]), spans, 8, block_tokens=block_tokens, window=window)
 
 
-def test_sixteen_bit_pages_lose_only_their_own_precision() -> None:
-    paged = Paged([13, 30], dtype="bfloat16")
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (8, 2)])
+def test_heads_share_key_value_heads(heads: int, kv_heads: int) -> None:
+    paged = Paged([21, 6], Layout(heads, kv_heads))
+    check(paged, [(0, 20, 1), (1, 5, 1)], 1, block_tokens=8)
+    check(paged, [(0, 5, 16), (1, 0, 6)], 16, block_tokens=8)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    kv_heads=st.sampled_from([1, 3]),
+    group=st.sampled_from([1, 2]),
+    page_size=st.sampled_from([1, 2, 8]),
+    window=st.sampled_from([None, 4]),
+    queries=st.sampled_from([1, 3, 16]),
+    block_tokens=st.sampled_from([1, 8, 24]),
+    rows=st.lists(st.tuples(st.integers(1, 24), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=4),
+)
+def test_any_shape(
+    kv_heads: int,
+    group: int,
+    page_size: int,
+    window: int | None,
+    queries: int,
+    block_tokens: int,
+    rows: list[tuple[int, float, float]],
+) -> None:
+    paged = Paged([n for n, _, _ in rows], Layout(kv_heads * group, kv_heads, 4, page_size, -(-24 // page_size)))
+    spans = []
+    for row, (n, where, share) in enumerate(rows):
+        start = int(where * (n - 1))
+        spans.append((row, start, round(share * min(queries, n - start))))
+    check(paged, spans, queries, window=window, block_tokens=block_tokens)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bit_pages_lose_only_their_own_precision(dtype: str) -> None:
+    paged = Paged([13, 30], Layout(dtype=dtype))
     assert paged.keys.dtype == jnp.uint16
-    spans = [(0, 12, 1), (1, 29, 1)]
-    for span, out in zip(spans, paged.attend(spans, 1), strict=True):
-        np.testing.assert_allclose(out, paged.expected(*span), atol=2e-2)
+    assert paged.keys.nbytes == paged.keys.shape[0] * page_bytes(2, 4, 8, jnp.dtype(dtype))
+    check(paged, [(0, 12, 1), (1, 29, 1)], 1, block_tokens=8, atol=2e-2)
+    check(paged, [(0, 0, 13), (1, 14, 16)], 16, block_tokens=8, atol=2e-2)
 
 
-def test_a_row_without_queries_gives_zeros() -> None:
+def test_blocks_shrink_to_what_a_core_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    paged, spans = Paged([32, 19]), [(0, 31, 1), (1, 18, 1)]
+    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    shrunk = jax.make_jaxpr(lambda: _call(paged, spans))()
+    monkeypatch.undo()
+    whole = jax.make_jaxpr(lambda: _call(paged, spans))()
+    assert "while" in str(shrunk)
+    assert "while" not in str(whole)
+
+
+def _call(paged: Paged, spans: Sequence[Span]) -> jax.Array:
+    sequences, starts, lengths = np.asarray(spans, np.int32).T
+    q = jnp.zeros((len(spans), 1, paged.layout.heads, paged.layout.head_dim))
+    return paged_attention(
+        q, paged.keys, paged.values, jnp.asarray(paged.table[sequences]), jnp.asarray(starts), jnp.asarray(lengths),
+        scale=paged.layout.scale,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("block_tokens", [4, 256])
+def test_a_row_without_queries_gives_zeros(block_tokens: int, window: int | None) -> None:
     paged = Paged([9])
-    out = paged_attention(
-        jnp.ones((1, 1, HEADS, DIM)), paged.keys, paged.values, paged.table, jnp.zeros(1, jnp.int32),
-        jnp.zeros(1, jnp.int32), scale=SCALE, block_tokens=4,
+    out = attend(
+        np.ones((2, 1, 6, 8), np.float32), paged.keys, paged.values, np.zeros((2, 8), np.int32),
+        np.asarray([0, 7], np.int32), np.zeros(2, np.int32),
+        scale=paged.layout.scale, block_tokens=block_tokens, window=window,
     )  # fmt: skip
     assert not np.asarray(out).any()
+
+
+def test_pages_that_left_the_window_may_hold_anything() -> None:
+    paged = Paged([30])
+    paged.table[0, :5] = 0  # tokens 0 to 19; the window of query 24 begins at 20
+    check(paged, [(0, 24, 1), (0, 25, 1)], 1, window=5)
+    check(paged, [(0, 24, 6)], 8, window=5)
+
+
+def test_writing_touches_only_its_tokens() -> None:
+    pages = jnp.arange(3 * 2 * 4 * 8, dtype=jnp.float32).reshape(3, 2, 4, 8)
+    before = np.asarray(pages)
+    new = np.full((2, 2, 8), -1, np.float32)
+    after = np.asarray(write_pages(pages, jnp.asarray(new), jnp.asarray([2, 0]), jnp.asarray([1, 3])))
+    changed = (after != before).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[0, 0, 3], [0, 1, 3], [2, 0, 1], [2, 1, 1]]
+    assert (after[changed] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_writing_to_donated_pages_copies_nothing(dtype: str) -> None:
+    """A scatter that converts or copies its pages costs milliseconds a layer at real sizes."""
+    pages = allocate_pages(1024, 2, 16, 16, jnp.dtype(dtype))
+    ids = jnp.zeros(4, jnp.int32)
+    compiled = write.lower(pages, jnp.zeros((4, 2, 16), dtype), ids, ids).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == pages.nbytes
+    assert memory.temp_size_in_bytes < pages.nbytes // 8
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_dense_form_agrees(window: int | None) -> None:
+    paged = Paged([7])
+    out = dense_attention(
+        *(jnp.asarray(x[0]) for x in (paged.q, paged.k, paged.v)), scale=paged.layout.scale, window=window
+    )
+    np.testing.assert_allclose(np.asarray(out), paged.expected((0, 0, 7), window), atol=2e-6)

@@ -1,0 +1,47 @@
+"""What the scheduler tells about requests and about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from asurge.outputs import FinishReason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    stop_reason: int | None
+    num_cached_tokens: int
+    error: BaseException | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """The scheduler at one moment; totals count from its start, cache figures are in tokens."""
+
+    waiting: int
+    running: int
+    in_flight_steps: int
+    pages_total: int
+    pages_available: int
+    pages_cached: int
+    preemptions: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclasses.dataclass(slots=True)
+class Totals:
+    """What only ever grows."""
+
+    preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0

@@ -1,0 +1,85 @@
+"""A device whose pages remember what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
+from tests.fakes import PagedDevice, next_token
+
+GARBAGE = b"garbage"
+
+
+def trace(parent: bytes, token: int) -> bytes:
+    """The contents of a position: its token and, through its parent, all tokens before it."""
+    return hashlib.sha256(parent + token.to_bytes(4, "little")).digest()
+
+
+def traces(token_ids: Sequence[int]) -> list[bytes]:
+    """What correct pages hold for these tokens, one entry for each position."""
+    parent, contents = b"", list[bytes]()
+    for token in token_ids:
+        parent = trace(parent, token)
+        contents.append(parent)
+    return contents
+
+
+class TracingDevice(PagedDevice):
+    """A `PagedDevice` in which each position also holds a digest of the context it was computed from.
+
+    Real keys and values depend on everything before them, so one wrong page spoils all that is computed behind it.
+    A device that only stores tokens cannot show that. A failing step writes nothing here, and leaves the slots as
+    they were. `read_garbage` names the rows of a step that found anything but their own context.
+    """
+
+    def __init__(self, limits: RunnerLimits) -> None:
+        super().__init__(limits)
+        self.contents = [[GARBAGE] * limits.page_size for _ in range(limits.num_pages)]
+        self.read_garbage: dict[int, set[str]] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        before = self.last_token.copy()
+        result = super().execute(plan)
+        spoiled = set[str]()
+        # Rows are traced in plan order: a row that shares a page written in the same step comes behind its writer.
+        for row in plan.rows:
+            if not self._trace(row, int(before[row.slot])):
+                spoiled.add(row.request_id)
+        self.read_garbage[plan.step_id] = spoiled
+        return result
+
+    def fail(self, plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult:
+        """A step that fails without touching a page; or, with the state lost, after it took all of them along."""
+        if state_lost:
+            self.lose_state()
+        return StepResult(plan, np.zeros(len(plan.rows), np.int32), error, state_lost=state_lost)
+
+    def lose_state(self) -> None:
+        super().lose_state()
+        self.contents = [[GARBAGE] * self.limits.page_size for _ in range(self.limits.num_pages)]
+
+    def _trace(self, row: PlanRow, last_token: int) -> bool:
+        """Write a row's digests; returns whether all it read was computed from its own context."""
+        size, table = self.limits.page_size, row.page_table
+        end = row.start + row.num_tokens
+        tokens = [last_token] if row.token_ids is None else row.token_ids.tolist()
+        parent = self.contents[table[(row.start - 1) // size]][(row.start - 1) % size] if row.start else b""
+        for at, token in enumerate(tokens, row.start):
+            parent = GARBAGE if parent == GARBAGE or token < 0 else trace(parent, token)
+            self.contents[table[at // size]][at % size] = parent
+        context = [int(self.pages[table[at // size], at % size]) for at in range(end)]
+        found = [self.contents[table[at // size]][at % size] for at in range(end)]
+        return min(context) >= 0 and found == traces(context)
+
+
+def reference(prompt: Sequence[int], limit: int, stops: frozenset[int]) -> list[int]:
+    """What a sequence alone, with no failure and no preemption, writes until it is ``limit`` tokens long."""
+    tokens = list(prompt)
+    while len(tokens) < limit:
+        tokens.append(next_token(tokens))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]

@@ -1,0 +1,157 @@
+"""Failing steps: who fails with them, who starts over, and what nobody may find in the cache afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler, Update
+from tests.fakes import continuation
+from tests.scheduler.device import TracingDevice
+
+BOOM = RuntimeError("boom")
+
+
+class Driver:
+    """A scheduler and a tracing device. No row that counts may have read anything but its own context."""
+
+    def __init__(self, *, num_pages: int = 33, budget: int = 64) -> None:
+        limits = RunnerLimits(num_pages, 4, 4, budget, 64, prefill_quantum=4)
+        self.scheduler, self.device = Scheduler(limits), TracingDevice(limits)
+
+    def add(self, name: str, prompt: range, max_tokens: int = 4) -> None:
+        self.scheduler.add(Request(name, list(prompt), max_tokens, RowSampling()))
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.plan()
+        assert plan is not None
+        return plan
+
+    def fail(self, plan: StepPlan, *, state_lost: bool = False) -> StepResult:
+        return self.device.fail(plan, BOOM, state_lost=state_lost)
+
+    def apply(self, result: StepResult) -> list[Update]:
+        updates = self.scheduler.apply(result)
+        self.scheduler.check()
+        if result.error is None:
+            counted = {update.request_id for update in updates}
+            assert not counted & self.device.read_garbage[result.plan.step_id]
+        return updates
+
+    def run_out(self) -> dict[str, list[int]]:
+        texts: dict[str, list[int]] = {}
+        while self.scheduler.has_work:
+            for update in self.apply(self.device.execute(self.plan())):
+                texts.setdefault(update.request_id, []).extend(update.token_ids)
+        statistics = self.scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        return texts
+
+
+def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None:
+    driver = Driver()
+    driver.add("a", range(2, 11))
+    plan = driver.plan()
+    driver.scheduler.finish("a", "abort")
+    assert driver.apply(driver.fail(plan)) == []
+    driver.add("b", range(2, 11))
+    assert driver.run_out() == {"b": continuation(range(2, 11), 4)}
+
+
+def test_what_was_computed_from_a_failed_steps_pages_is_forgotten_too() -> None:
+    driver = Driver()
+    driver.add("a", range(2, 7), max_tokens=1)
+    failed = driver.fail(driver.plan())
+    driver.add("b", range(2, 15))
+    follower = driver.plan()
+    assert follower.prefill[0].start == 4
+    spoiled = driver.device.execute(follower)
+    assert driver.device.read_garbage[follower.step_id] == {"b"}
+    assert [update.request_id for update in driver.apply(failed)] == ["a"]
+    driver.scheduler.finish("b", "abort")
+    assert driver.apply(spoiled) == []
+    driver.add("c", range(2, 7), max_tokens=1)  # writes the failed page anew: what hung on it must not come back
+    driver.run_out()
+    driver.add("d", range(2, 15))
+    assert driver.plan().prefill[0].start == 4
+
+
+def test_a_failed_step_spares_those_that_only_share_an_older_prefix() -> None:
+    driver = Driver(budget=8)
+    driver.add("a", range(2, 10), max_tokens=1)
+    driver.run_out()
+    driver.add("b", range(2, 18))
+    failed = driver.fail(driver.plan())
+    driver.add("c", range(2, 11))
+    later = driver.plan()
+    assert [(row.request_id, row.start) for row in later.prefill] == [("c", 8)]
+    result = driver.device.execute(later)
+    assert [update.request_id for update in driver.apply(failed)] == ["b"]
+    (update,) = driver.apply(result)
+    assert (update.request_id, list(update.token_ids)) == ("c", continuation(range(2, 11), 1))
+    assert driver.scheduler.statistics().preemptions == 0
+
+
+def test_pages_of_an_older_epoch_are_forgotten_and_its_successor_keeps_its_draws() -> None:
+    """A chunk of a sequence is in flight when it is preempted and admitted again; then the chunk's step fails."""
+    driver = Driver(num_pages=9, budget=12)
+    driver.add("a", range(100, 108), max_tokens=16)
+    driver.apply(driver.device.execute(driver.plan()))
+    driver.add("b", range(200, 220))
+    flying = []
+    for _ in range(12):
+        plan = driver.plan()
+        flying.append(driver.device.execute(plan))
+        if driver.scheduler.statistics().preemptions:
+            break
+    assert driver.scheduler.statistics().preemptions == 1
+    updates = driver.apply(driver.fail(flying[0].plan))
+    assert {update.finish_reason for update in updates} == {"error"}
+    for result in flying[1:]:
+        driver.apply(result)
+    for name, text in driver.run_out().items():
+        assert (name, text) == ("b", continuation(range(200, 220), 4))
+
+
+def test_a_sequence_set_back_may_take_pages_from_a_younger_one_that_was_to_draw() -> None:
+    """After a failure an old sequence prefills in chunks beside a younger one that decodes, and outgrows it."""
+    driver = Driver(num_pages=9, budget=8)
+    driver.add("a", range(2, 7), max_tokens=1)
+    results = [driver.fail(driver.plan())]
+    driver.add("old", range(2, 26), max_tokens=2)
+    driver.add("young", range(500, 504), max_tokens=12)
+    results += [driver.device.execute(driver.plan()) for _ in range(3)]
+    assert [update.request_id for update in driver.apply(results[0])] == ["a"]
+    texts: dict[str, list[int]] = {}
+    for result in results[1:]:
+        for update in driver.apply(result):
+            texts.setdefault(update.request_id, []).extend(update.token_ids)
+    assert list(texts) == ["young"]
+    for name, text in driver.run_out().items():
+        texts.setdefault(name, []).extend(text)
+    assert driver.scheduler.statistics().preemptions >= 2
+    assert texts == {"old": continuation(range(2, 26), 2), "young": continuation(range(500, 504), 12)}
+
+
+@pytest.mark.parametrize("reported", ["as errors", "as results of emptied pages"])
+def test_a_lost_state_fails_one_steps_requests_and_sets_all_others_back_once(reported: str) -> None:
+    driver = Driver(budget=8)
+    driver.add("a", range(2, 10))
+    first = driver.plan()
+    driver.add("b", range(50, 58))
+    second = driver.plan()
+    assert [(row.request_id, row.num_tokens) for row in second.rows] == [("a", 1), ("b", 4)]
+    third = driver.plan()
+    lost = driver.fail(first, state_lost=True)
+    if reported == "as errors":
+        behind = [driver.fail(plan, state_lost=True) for plan in (second, third)]
+    else:
+        behind = [driver.device.execute(plan) for plan in (second, third)]
+    assert [(update.request_id, update.error) for update in driver.apply(lost)] == [("a", BOOM)]
+    fresh = driver.device.execute(driver.plan())  # planned after the loss was known: it counts
+    preemptions = driver.scheduler.statistics().preemptions
+    for result in behind:
+        assert driver.apply(result) == []
+    assert driver.scheduler.statistics().preemptions == preemptions
+    first_tokens = [token for update in driver.apply(fresh) for token in update.token_ids]
+    assert first_tokens + driver.run_out()["b"] == continuation(range(50, 58), 4)
