@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,13 +29,17 @@ ACCELERATOR_TOKEN_BUDGET = 2048
 class _Dispatched:
     """A step whose tokens are on their way to the host."""
 
-    def __init__(self, plan: StepPlan, drawn: jax.Array, drawn_at: npt.NDArray[np.int32], began_s: float) -> None:
-        self._plan, self._drawn, self._drawn_at, self._began_s = plan, drawn, drawn_at, began_s
+    def __init__(
+        self, plan: StepPlan, drawn: jax.Array, drawn_at: npt.NDArray[np.int32], on_failure: Callable[[], None]
+    ) -> None:
+        self._plan, self._drawn, self._drawn_at = plan, drawn, drawn_at
+        self._on_failure, self._began_s = on_failure, time.monotonic()
 
     def wait(self) -> StepResult:
         try:
             tokens = np.asarray(self._drawn)[self._drawn_at]
         except Exception as error:  # the device reports a failed step when its result is read
+            self._on_failure()
             return _failed(self._plan, error, state_lost=True)
         return StepResult(self._plan, tokens, device_time_s=time.monotonic() - self._began_s)
 
@@ -86,6 +91,7 @@ class DeviceRunner:
         self._spec = StepSpec(rebuild, config.page_size, self._columns)
         self._lattice = Lattice(config.max_num_seqs, self._limits.max_num_batched_tokens, config.min_input_pad)
         self._pages, self._last_token = self._fresh_state()
+        self._generation, self._spoilt = 0, -1
         self._steps = compile_all(self._lattice.shapes, self._lower, silent=config.silent_mode)
         self._warm_up()
 
@@ -100,16 +106,16 @@ class DeviceRunner:
 
     def dispatch(self, plan: StepPlan) -> _Dispatched | _Failed:
         """Send a step to the device; its result is read by the handle. Never raises for a failing step."""
-        began_s = time.monotonic()
         try:
             if self._state_is_lost():
                 self._pages, self._last_token = self._fresh_state()
+                self._generation += 1
             shape = self._lattice.pick(plan)
             packed, drawn_at = pack(plan, shape, self._columns, self._limits.max_num_seqs)
             drawn = self._run(shape, packed)
         except Exception as error:
             return _Failed(_failed(plan, error, state_lost=self._state_is_lost()))
-        return _Dispatched(plan, drawn, drawn_at, began_s)
+        return _Dispatched(plan, drawn, drawn_at, partial(self._spoil, self._generation))
 
     def shutdown(self) -> None:
         """Free weights and pages on the device."""
@@ -134,8 +140,15 @@ class DeviceRunner:
         pages = tuple((self._allocate(), self._allocate()) for _ in range(self._layers))
         return pages, jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)
 
+    def _spoil(self, generation: int) -> None:
+        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in
+        flight behind it report the same loss; by then there may be fresh state, which they must not take away."""
+        self._spoilt = max(self._spoilt, generation)
+
     def _state_is_lost(self) -> bool:
-        return self._last_token.is_deleted() or any(array.is_deleted() for array in jax.tree.leaves(self._pages))
+        if self._spoilt == self._generation or self._last_token.is_deleted():
+            return True
+        return any(array.is_deleted() for array in jax.tree.leaves(self._pages))
 
     def _warm_up(self) -> None:
         """Run each step once on padding alone: first calls allocate and bind what later ones reuse."""

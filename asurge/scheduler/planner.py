@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
 
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
@@ -42,8 +43,6 @@ class Scheduler:
         self._next_step, self._next_arrival = 0, 0
         self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
 
-    # ── what is going on ────────────────────────────────────────────────────────────────────────
-
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
@@ -72,8 +71,6 @@ class Scheduler:
             pages_cached=self._pool.num_cached,
             **dataclasses.asdict(self._totals),
         )
-
-    # ── requests in and out ─────────────────────────────────────────────────────────────────────
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -108,8 +105,6 @@ class Scheduler:
             return False
         self._end(sequence)
         return True
-
-    # ── planning ────────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added."""
@@ -167,8 +162,6 @@ class Scheduler:
             page_table=sequence.page_table(),
             sampling=sequence.request.sampling,
         )
-
-    # ── pages ───────────────────────────────────────────────────────────────────────────────────
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Give a running sequence pages for its next ``count`` tokens, preempting later arrivals if it must.
@@ -241,8 +234,6 @@ class Scheduler:
         sequence.phase = Phase.ENDED
         del self._sequences[sequence.request_id]
 
-    # ── results ─────────────────────────────────────────────────────────────────────────────────
-
     def apply(self, result: StepResult) -> list[Update]:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
         plan, sequences = self._in_flight.popleft()
@@ -305,23 +296,34 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert that pages, slots, queues and pending tokens balance. For tests."""
-        uses: dict[int, int] = {}
-        for sequence in self._running:
-            assert sequence.phase is Phase.RUNNING
-            assert sequence.scheduled <= sequence.length <= sequence.max_length
-            assert len(sequence.pages) == -(-sequence.scheduled // self.limits.page_size)
-            for page in sequence.pages:
-                uses[page] = uses.get(page, 0) + 1
-        self._pool.check(uses)
+        self._pool.check(_count_uses(self._running, self.limits.page_size))
         slots = [sequence.slot for sequence in self._running] + self._free_slots
         assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or taken twice"
         assert all(one.phase is Phase.WAITING and not one.pages for one in self._waiting)
         assert {*self._running, *self._waiting} == set(self._sequences.values())
-        draws = dict.fromkeys(self._sequences.values(), 0)
-        for plan, sequences in self._in_flight:
-            for sequence, row in zip(sequences, plan.rows, strict=True):
-                if sequence in draws and row.samples and row.epoch >= sequence.valid_epoch:
-                    draws[sequence] += 1
-        assert draws == {sequence: sequence.pending for sequence in draws}, "a pending token is not on its way"
+        draws = _count_draws(self._in_flight)
+        pending = {one: one.pending for one in self._sequences.values() if one.pending}
+        assert draws == pending, "a pending token is not on its way"
         arrivals = [sequence.arrival for sequence in self._running]
         assert arrivals == sorted(arrivals), "running sequences are out of order"
+
+
+def _count_uses(running: Iterable[Sequence], page_size: int) -> dict[int, int]:
+    """How many running sequences hold each page."""
+    uses = Counter[int]()
+    for sequence in running:
+        assert sequence.phase is Phase.RUNNING
+        assert sequence.scheduled <= sequence.length <= sequence.max_length
+        assert len(sequence.pages) == -(-sequence.scheduled // page_size)
+        uses.update(sequence.pages)
+    return uses
+
+
+def _count_draws(in_flight: Iterable[tuple[StepPlan, tuple[Sequence, ...]]]) -> dict[Sequence, int]:
+    """How many tokens that count are on their way to each sequence."""
+    draws = Counter[Sequence]()
+    for plan, sequences in in_flight:
+        for sequence, row in zip(sequences, plan.rows, strict=True):
+            if sequence.phase is not Phase.ENDED and row.samples and row.epoch >= sequence.valid_epoch:
+                draws[sequence] += 1
+    return draws

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from asurge.ops.sampling import sample
+from asurge.ops.sampling import BLOCK, CANDIDATES, sample
 
 VOCAB, PADDED, DRAWS = 300, 384, 8192
+Setting = tuple[float, int, float]
+"""Temperature, top-k, top-p."""
+
+PROGRAMS = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
 draw = jax.jit(sample, static_argnames="vocab_size")
 
 
@@ -38,13 +46,14 @@ def draws(
 
 def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
     """The distribution in float64: temperature, then top-k, then top-p over the rest."""
-    scaled = row[:VOCAB].astype(np.float64) / temperature
+    size = VOCAB if len(row) == PADDED else len(row)
+    scaled = row[:size].astype(np.float64) / temperature
     order = np.argsort(-scaled, kind="stable")
-    kept = order[: top_k or VOCAB]
+    kept = order[: top_k or size]
     weights = np.exp(scaled[kept] - scaled.max())
     weights /= weights.sum()
     kept = kept[: 1 + int((np.cumsum(weights)[:-1] < top_p).sum())] if top_p < 1 else kept
-    probabilities = np.zeros(VOCAB)
+    probabilities = np.zeros(size)
     probabilities[kept] = np.exp(scaled[kept] - scaled.max())
     return probabilities / probabilities.sum()
 
@@ -52,7 +61,7 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float) -> 
 def chi_square(observed: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
     """Pearson's statistic with rare outcomes pooled, and its degrees of freedom."""
     expected = probabilities * len(observed)
-    counts = np.bincount(observed, minlength=VOCAB).astype(float)
+    counts = np.bincount(observed, minlength=len(probabilities)).astype(float)
     rare = expected < 8
     expected = np.append(expected[~rare], expected[rare].sum())
     counts = np.append(counts[~rare], counts[rare].sum())
@@ -84,44 +93,163 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
 def test_greedy_takes_the_lowest_of_equals_and_no_padding() -> None:
     row = logits()
     row[[17, 170]] = row[:VOCAB].max() + 1
-    assert set(draws(row, 0.0, 0, 1.0, count=3)) == {17}
+    assert set(draws(row, 0.0, 0, 1.0, count=256)) == {17}
+    assert set(draws(row, 1.0, 1, 1.0, count=256)) == {17}
+
+
+@pytest.mark.parametrize("top_k", [3, CANDIDATES])
+def test_a_short_top_k_keeps_the_first_of_equals(top_k: int) -> None:
+    assert set(draws(np.zeros(PADDED, np.float32), 1.0, top_k, 1.0)) == set(range(top_k))
+
+
+def large(row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024) -> npt.NDArray[np.int32]:
+    """Draws over a vocabulary of more blocks than candidates."""
+    settings = (jnp.ones(count), jnp.full(count, top_k, jnp.int32), jnp.full(count, top_p, jnp.float32))
+    seeds, positions = jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.int32)
+    rows = jnp.broadcast_to(row, (count, len(row)))
+    return np.asarray(draw(rows, *settings, seeds, positions, vocab_size=len(row)))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(40, 1.0), (CANDIDATES, 0.9), (0, 0.3), (0, 0.9), (100, 1.0), (0, 1.0)])
+def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p: float) -> None:
+    row = (np.random.default_rng(3).normal(size=80 * BLOCK) * 2.5).astype(np.float32)
+    probabilities = reference(row, 1.0, top_k, top_p)
+    observed = large(row, top_k, top_p)
+    assert probabilities[np.unique(observed)].min() > 0, "a token outside the kept set was drawn"
+    statistic, freedom = chi_square(observed, probabilities)
+    assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
+
+
+def test_of_equals_in_many_blocks_the_first_is_a_candidate() -> None:
+    row = np.zeros(80 * BLOCK, np.float32)
+    first, best = 3 * BLOCK + 10, 70 * BLOCK + 5
+    row[[first, best - 1, best]] = 4.0, 4.0, 4.5
+    assert set(large(row, 2, 1.0)) == {first, best}
+
+
+@pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (1.0, 70, 1.0), (1.0, 0, 0.9)])
+def test_equals_are_equally_likely(setting: Setting) -> None:
+    """Nothing tells equal logits apart, so a wide cut keeps all of them."""
+    statistic, freedom = chi_square(draws(np.zeros(PADDED, np.float32), *setting), np.full(VOCAB, 1 / VOCAB))
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("setting", [(0.0, 0, 1.0), (5.0, 0, 1.0), (5.0, 50, 1.0), (5.0, 200, 0.99), (5.0, 0, 0.99)])
+def test_masked_tokens_are_never_drawn(setting: Setting) -> None:
+    row = logits()
+    row[: VOCAB - 20] = -np.inf
+    row[VOCAB - 20] = np.nan
+    observed = draws(row, *setting, count=256)
+    assert observed.min() > VOCAB - 20
+    assert observed.max() < VOCAB
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 50, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize(
+    "setting", [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 60, 1.0), (1.0, 0, 0.5), (1.0, 2**31 - 1, 0.9)]
+)
+def test_small_vocabularies(vocab_size: int, setting: Setting) -> None:
+    count = 256
+    columns = (
+        jnp.full(count, value, kind) for value, kind in zip(setting, ("float32", "int32", "float32"), strict=True)
+    )
+    row = np.where(np.arange(PADDED) < vocab_size, 0.0, 99.0).astype(np.float32)
+    tokens = draw(
+        jnp.broadcast_to(row, (count, PADDED)),
+        *columns,
+        jnp.zeros(count, jnp.uint32),
+        jnp.arange(count),
+        vocab_size=vocab_size,
+    )
+    assert 0 <= tokens.min() <= tokens.max() < vocab_size
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    row = logits(spread=100.0)
+    assert set(draws(row, temperature, 0, 1.0, count=256)) == {row[:VOCAB].argmax()}
+
+
+def test_the_largest_seeds_and_negative_top_k_are_taken() -> None:
+    row = logits()
+    largest = draws(row, 1.0, 0, 1.0, count=256, seed=2**32 - 1)
+    assert (largest != draws(row, 1.0, 0, 1.0, count=256)).any()
+    assert (largest == draws(row, 1.0, -1, 1.0, count=256, seed=2**32 - 1)).all()
+
+
+def test_nothing_sorts_or_draws_noise_over_the_vocabulary() -> None:
+    """Both would cost more than the model's own step: 150 and 27 ms for 32 x 49152."""
+    vocab = 128 * 1024
+    shapes = [jax.ShapeDtypeStruct((4, vocab), jnp.float32)]
+    shapes += [jax.ShapeDtypeStruct((4,), kind) for kind in ("float32", "int32", "float32", "uint32", "int32")]
+    jaxpr = jax.make_jaxpr(lambda *inputs: sample(*inputs, vocab_size=vocab))(*shapes)
+    costly = [one for one in equations(jaxpr.jaxpr) if one.primitive.name in ("sort", "top_k", "random_bits", "cumsum")]
+    assert {"top_k", "random_bits"} <= {one.primitive.name for one in costly}
+    sizes = [variable.aval.size for one in costly for variable in (*one.invars, *one.outvars)]
+    assert max(sizes) <= 4 * CANDIDATES * BLOCK
+
+
+def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
+    """All equations of a program, those of its branches and loops included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)):
+            if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                yield from equations(inner.jaxpr)
+            elif isinstance(inner, jax.extend.core.Jaxpr):
+                yield from equations(inner)
+
+
+def each(rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]) -> dict[int, int]:
+    """Draw some rows, in some order: by row, its token. A row's seed and position depend on the row alone."""
+    picked = [settings[at] for at in order]
+    tokens = draw(
+        jnp.asarray(rows[order]),
+        jnp.asarray([one[0] for one in picked], jnp.float32),
+        jnp.asarray([one[1] for one in picked], jnp.int32),
+        jnp.asarray([one[2] for one in picked], jnp.float32),
+        jnp.asarray([100 + at for at in order], jnp.uint32),
+        jnp.asarray([5 * at for at in order], jnp.int32),
+        vocab_size=VOCAB,
+    )
+    return dict(zip(order, np.asarray(tokens).tolist(), strict=True))
 
 
 def test_a_row_draws_the_same_in_any_company() -> None:
     """Alone, among greedy rows, among rows that take the wide path, in another place: the same token."""
     rng = np.random.default_rng(1)
-    settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8), (2.0, 100, 0.9), (1.0, 0, 0.2)]
+    settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8), (2.0, 100, 0.9), (1.0, 0, 0.2)] * 3
     rows = np.stack([logits(seed) for seed in range(len(settings))])
+    together = each(rows, settings, list(range(len(settings))))
+    for greedy in (0, 6, 12):
+        assert together[greedy] == rows[greedy, :VOCAB].argmax()
+    for size in (1, 1, 1, 1, 1, 1, 5, 5, 5, 17):
+        some = rng.permutation(len(settings))[:size].tolist()
+        assert each(rows, settings, some).items() <= together.items()
 
-    def run(order: list[int]) -> dict[int, int]:
-        picked = [settings[at] for at in order]
-        tokens = draw(
-            jnp.asarray(rows[order]),
-            jnp.asarray([one[0] for one in picked], jnp.float32),
-            jnp.asarray([one[1] for one in picked], jnp.int32),
-            jnp.asarray([one[2] for one in picked], jnp.float32),
-            jnp.asarray([100 + at for at in order], jnp.uint32),
-            jnp.asarray([5 * at for at in order], jnp.int32),
-            vocab_size=VOCAB,
-        )
-        return dict(zip(order, np.asarray(tokens).tolist(), strict=True))
 
-    together = run(list(range(len(settings))))
-    assert together[0] == rows[0, :VOCAB].argmax()
-    for _ in range(4):
-        some = rng.permutation(len(settings))[: rng.integers(1, 6)].tolist()
-        assert run(some).items() <= together.items()
+def test_a_cut_found_among_few_rows_is_the_one_found_among_all() -> None:
+    """The search runs in a part of the rows when few need it."""
+    count = 40
+    rows = np.stack([logits(seed) for seed in range(count)])
+    wide = (3.0, 0, 0.5)
+    all_wide = each(rows, [wide] * count, list(range(count)))
+    for other in ((0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0)):
+        for places in ([3, 8, 9, 20, 39], [5, 17, 18, 19, 20, 21]):
+            settings = [wide if at in places else other for at in range(count)]
+            found = each(rows, settings, list(range(count)))
+            assert {at: found[at] for at in places}.items() <= all_wide.items()
 
 
 def test_seeds_and_positions_change_the_draw() -> None:
     row = logits(spread=0.1)
-    assert len(set(draws(row, 1.0, 0, 1.0, count=64).tolist())) > 32
-    assert (draws(row, 1.0, 0, 1.0, count=64, seed=1) != draws(row, 1.0, 0, 1.0, count=64, seed=2)).any()
+    assert len(set(draws(row, 1.0, 0, 1.0, count=256).tolist())) > 32
+    assert (draws(row, 1.0, 0, 1.0, count=256, seed=1) != draws(row, 1.0, 0, 1.0, count=256, seed=2)).any()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_broken_logits_still_give_a_token(temperature: float, value: float) -> None:
     row = np.full(PADDED, value, np.float32)
-    tokens = draws(row, temperature, 0, 0.9, count=16)
+    tokens = draws(row, temperature, 0, 0.9, count=256)
     assert ((tokens >= 0) & (tokens < VOCAB)).all()

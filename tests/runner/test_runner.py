@@ -111,7 +111,21 @@ def test_a_failure_on_the_device_is_reported_and_healed(model: Decoder, expected
     assert not result.state_lost
     result = run(runner, [], [row(0, 32, PROMPT[32:], True, range(1, 9))])
     assert result.token_ids[0] == expected[0]
-    runner.shutdown()
+
+
+def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder, runner: DeviceRunner) -> None:
+    """The device tells of a failed step when it is read, and again for each step that was in flight behind it."""
+    steps = [runner.dispatch(StepPlan(at, (), (row(0, 0, PROMPT[:8], True, range(1, 9)),))) for at in range(2)]
+    for step in steps:
+        step._drawn.delete()  # reading raises, as it does when the computation failed
+    before = runner._last_token
+    assert steps[0].wait().state_lost
+    run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
+    generation = runner._generation
+    assert runner._last_token is not before
+    assert steps[1].wait().state_lost
+    run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
+    assert runner._generation == generation
 
 
 @given(

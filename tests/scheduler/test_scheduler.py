@@ -197,3 +197,20 @@ def test_a_stop_token_ends_the_text_and_is_reported() -> None:
     (update,) = driver.run()
     assert (update.token_ids, update.finish_reason, update.stop_reason) == ((first,), "stop", first)
     driver.assert_empty()
+
+
+def test_a_preempted_sequence_is_not_admitted_before_its_draws_arrive() -> None:
+    driver = Driver(num_pages=8, max_num_seqs=2)
+    for name in ("a", "b"):
+        driver.scheduler.add(request(name, prompt=8, max_tokens=12, first=ord(name)))
+    driver.run()
+    flying = []
+    while not driver.scheduler.statistics().preemptions:
+        flying.append(driver.device.execute(driver.plan()))
+    assert any(row.request_id == "b" for result in flying for row in result.plan.rows)
+    assert (driver.scheduler.num_running, driver.scheduler.num_waiting) == (1, 1)
+    driver.scheduler.finish("a", "abort")  # pages and a slot are free now
+    assert driver.scheduler.plan() is None
+    tokens = [token for result in flying for update in driver.scheduler.apply(result) for token in update.token_ids]
+    (row,) = driver.plan().prefill
+    assert row.start + row.num_tokens == 8 + 1 + len(tokens), "known output is computed again as part of the prompt"

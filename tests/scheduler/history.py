@@ -1,0 +1,107 @@
+"""One scheduler's history, checked at every turn."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from asurge.errors import EngineOverloadedError
+from asurge.plan import RowSampling, RunnerLimits, StepResult
+from asurge.scheduler import Request, Scheduler, Update
+from tests.fakes import VOCAB
+from tests.scheduler.device import TracingDevice, reference
+
+STOPS = frozenset(range(2, VOCAB, 9))
+MAX_QUEUED = 6
+
+
+class History:
+    """Steps execute, or fail, in order at dispatch; results are applied up to ``depth`` steps later.
+
+    A text that only looks right does not pass: no row whose token counts may have read a position that was not
+    computed from the sequence's own tokens.
+    """
+
+    def __init__(self, limits: RunnerLimits, *, depth: int, caching: bool = True) -> None:
+        self.limits, self.depth = limits, depth
+        self.scheduler = Scheduler(limits, enable_prefix_caching=caching, max_queued_requests=MAX_QUEUED)
+        self.device = TracingDevice(limits)
+        self.flying: deque[StepResult] = deque()
+        self.live: dict[str, Request] = {}
+        self.texts: dict[str, list[int]] = {}
+
+    def add(self, prompt: list[int], max_tokens: int, *, stops: bool = False, salt: str = "") -> str:
+        name = f"r{len(self.texts)}"
+        request = Request(name, prompt, max_tokens, RowSampling(), STOPS if stops else frozenset(), salt)
+        try:
+            self.scheduler.add(request)
+        except EngineOverloadedError:
+            assert self.scheduler.num_waiting >= MAX_QUEUED
+            return ""
+        self.live[name], self.texts[name] = request, []
+        return name
+
+    def abort(self, name: str) -> None:
+        assert self.scheduler.finish(name, "abort") == (name in self.live)
+        self.live.pop(name, None)
+        self.scheduler.check()
+
+    def dispatch(self, *, fails: bool = False, state_lost: bool = False) -> bool:
+        """Plan one step and run it, or have it fail before it reaches the device."""
+        if len(self.flying) == self.depth:
+            return False
+        plan = self.scheduler.plan()
+        self.scheduler.check()
+        if plan is None:
+            return False
+        broken = fails or state_lost
+        error = RuntimeError("dispatch")
+        result = self.device.fail(plan, error, state_lost=state_lost) if broken else self.device.execute(plan)
+        self.flying.append(result)
+        return True
+
+    def fail_at_read(self) -> None:
+        """The oldest step turns out to have failed on the device, and took all that was behind it along."""
+        error = RuntimeError("device")
+        self.flying = deque(self.device.fail(step.plan, error, state_lost=True) for step in self.flying)
+
+    def receive(self) -> bool:
+        """Apply the oldest result."""
+        if not self.flying:
+            return False
+        result = self.flying.popleft()
+        members = {row.request_id for row in result.plan.rows}
+        for update in self.scheduler.apply(result):
+            name = update.request_id
+            assert name in members
+            assert (update.error is not None) == (update.finish_reason == "error")
+            assert update.error is result.error
+            if result.error is None:
+                assert name not in self.device.read_garbage[result.plan.step_id]
+                self.texts[name].extend(update.token_ids)
+                self._check_text(self.live[name], update)
+            if update.finish_reason is not None:
+                del self.live[name]
+        self.scheduler.check()
+        return True
+
+    def _check_text(self, request: Request, update: Update) -> None:
+        """A text is the reference's beginning, and all of it when it has ended."""
+        text, prompt = self.texts[request.request_id], list(request.prompt_token_ids)
+        pool = (self.limits.num_pages - 1) * self.limits.page_size + 1
+        limit = min(len(prompt) + request.max_tokens, self.limits.max_model_len, pool)
+        expected = reference(prompt, limit, request.stop_token_ids)
+        assert text == expected[: len(text)]
+        if len(text) < len(expected):
+            assert update.finish_reason is None
+        else:
+            stopped = text[-1] in request.stop_token_ids
+            assert update.finish_reason == ("stop" if stopped else "length")
+            assert update.stop_reason == (text[-1] if stopped else None)
+
+    def drain(self) -> None:
+        """Whatever happened, all that is left finishes, and everything comes back."""
+        while self.live or self.flying:
+            assert self.dispatch() or self.receive(), f"stalled: {self.scheduler.statistics()}"
+        statistics = self.scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        assert (statistics.running, statistics.waiting, statistics.in_flight_steps) == (0, 0, 0)
