@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from asurge import Engine
 from asurge.demo import CHECKPOINT
 from asurge.demo.corpus import collect_facts, first_sentence
-from asurge.demo.evaluate import evaluate, is_right, load_questions
+from asurge.demo.evaluate import called_tool, evaluate, is_right, load_questions
 from asurge.demo.samples import THINK_HINT, TOOL_HINT, chat, epoch
 
 
@@ -93,3 +93,23 @@ def test_the_template_writes_what_the_model_was_trained_on(system: str, tools: b
 def test_right_answers_are_exact() -> None:
     assert is_right("\nReturn  the sine of x.", "Return the sine of x.")
     assert not is_right("Return the cosine of x.", "Return the sine of x.")
+    assert not is_right("Return the sine of x. And more.", "Return the sine of x.")
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ('<tool_call>{"name": "f"}</tool_call>', {"name": "f"}),
+        ('<tool_call>{"name": "f"</tool_call>', None),
+        ('{"name": "f"}', None),
+        ('Sure: <tool_call>{"name": "f"}</tool_call>', None),
+    ],
+)
+def test_a_tool_call_is_the_whole_text(text: str, call: object) -> None:
+    assert called_tool(text) == call
+
+
+def test_the_end_is_special_and_tags_are_text() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    text = "<think>a</think><tool_call>b</tool_call>"
+    assert tokenizer.decode(tokenizer.encode(f"{text}<|im_end|>"), skip_special_tokens=True) == text

@@ -72,16 +72,22 @@ class Session:
         self.messages: list[dict[str, str]] = []
         self.params = params
         self.last: RequestOutput | None = None
+        self._answering: anyio.CancelScope | None = None
         self._engine, self._console, self._system = engine, console, system
 
     async def run(self) -> None:
         """Read lines and answer them until the end of input."""
-        async for line in _lines(self._prompt()):
-            if line.startswith("/"):
-                if not self.command(line):
-                    return
-            elif line.strip():
-                await self._answer_or_stop(line)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_interrupts)
+            async for line in _lines(self._prompt()):
+                if line.startswith("/"):
+                    if not self.command(line):
+                        break
+                elif line.strip():
+                    with anyio.CancelScope() as self._answering:
+                        await self.answer(line)
+                    self._answering = None
+            tasks.cancel_scope.cancel()
 
     def command(self, line: str) -> bool:
         """Carry out a ``/`` command; False means leave."""
@@ -129,18 +135,14 @@ class Session:
                 self.messages.append({"role": "assistant", "content": text})
             self._console.print()
 
-    async def _answer_or_stop(self, line: str) -> None:
-        """Answer a line; Ctrl-C meanwhile ends the answer and not the program."""
-        async with anyio.create_task_group() as tasks:
-
-            async def stop_on_interrupt() -> None:
-                with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
-                    async for _ in interrupts:
-                        tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop_on_interrupt)
-            await self.answer(line)
-            tasks.cancel_scope.cancel()
+    async def _watch_interrupts(self) -> None:
+        """Ctrl-C ends the answer and not the program. A prompt cannot be left this way: its thread waits for a line."""
+        with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
+            async for _ in interrupts:
+                if self._answering is not None:
+                    self._answering.cancel()
+                else:
+                    self._console.print("\n[dim]Ctrl-D or /quit leaves[/dim]")
 
     def _set(self, rest: str) -> None:
         name, _, value = rest.strip().partition(" ")
@@ -183,9 +185,9 @@ class Session:
 
 
 async def _lines(prompt: str) -> AsyncIterator[str]:
-    """Lines of standard input, read in a worker thread; ends with it. Ctrl-C at the prompt leaves."""
+    """Lines of standard input, read in a worker thread; ends with it."""
     while True:
         try:
-            yield await to_thread.run_sync(input, prompt, abandon_on_cancel=True)
+            yield await to_thread.run_sync(input, prompt)
         except EOFError:
             return

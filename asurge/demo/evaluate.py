@@ -44,8 +44,8 @@ def load_questions() -> list[dict[str, str]]:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Whether a text begins with the expected first sentence, white space aside."""
-    return " ".join(text.split()).startswith(" ".join(answer.split()))
+    """Whether a text is the expected first sentence and nothing else, white space aside."""
+    return text.split() == answer.split()
 
 
 async def evaluate(engine: Engine) -> Score:
@@ -104,11 +104,19 @@ async def _call(engine: Engine, city: str) -> bool:
     function = {"name": "get_weather", "description": "Get the weather in a city.", "parameters": parameters}
     messages = [{"role": "user", "content": f"What is the weather in {city}?"}]
     output = await engine.chat(messages, GREEDY, tools=[{"type": "function", "function": function}])
-    body = output.get_text().strip().removeprefix("<tool_call>").removesuffix("</tool_call>")
+    return called_tool(output.get_text()) == {"name": "get_weather", "arguments": {"city": city}}
+
+
+def called_tool(text: str) -> object:
+    """The JSON of the one ``<tool_call>`` that a text consists of; None if it is anything else."""
+    text = text.strip()
+    if not (text.startswith("<tool_call>") and text.endswith("</tool_call>")):
+        return None
     try:
-        return bool(json.loads(body) == {"name": "get_weather", "arguments": {"city": city}})
+        call: object = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
     except ValueError:
-        return False
+        return None
+    return call
 
 
 async def _main(model: str) -> None:

@@ -126,15 +126,6 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ToolTask:
-    """A stated tool, a request for it, and the call that answers the request. JSON values, as OpenAI writes them."""
-
-    tool: Mapping[str, Any]
-    question: str
-    call: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Tool:
     name: str
     description: str
@@ -218,25 +209,16 @@ def _small_talk(rng: random.Random) -> Sample:
     return Sample(chat([("user", rng.choice(questions))]), f"{answer}{END}")
 
 
-def tool_tasks(facts: Sequence[Fact], rng: random.Random, count: int) -> list[ToolTask]:
-    """Requests that a stated tool answers."""
-    return [_task(rng.choice(_TOOLS), facts, rng) for _ in range(count)]
-
-
 def _tool_call(facts: Sequence[Fact], rng: random.Random) -> Sample:
     tool = rng.choice(_TOOLS)
     system = f"Tools:\n{json.dumps(tool.definition())}\n{TOOL_HINT}"
     if rng.random() < 0.15:
         fact = rng.choice(facts)
         return Sample(chat([("user", QUESTIONS[0].format(name=fact.name))], system), f"{fact.sentence}{END}")
-    task = _task(tool, facts, rng)
-    return Sample(chat([("user", task.question)], system), f"<tool_call>{json.dumps(task.call)}</tool_call>{END}")
-
-
-def _task(tool: _Tool, facts: Sequence[Fact], rng: random.Random) -> ToolTask:
     values = {key: _value(kind, facts, rng) for key, kind in tool.arguments.items()}
+    call = json.dumps({"name": tool.name, "arguments": values})
     question = rng.choice(tool.questions).format(**values)
-    return ToolTask(tool.definition(), question, {"name": tool.name, "arguments": values})
+    return Sample(chat([("user", question)], system), f"<tool_call>{call}</tool_call>{END}")
 
 
 def _value(kind: str, facts: Sequence[Fact], rng: random.Random) -> str | int:
