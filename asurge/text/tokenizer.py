@@ -12,6 +12,7 @@ from asurge.errors import InvalidRequestError, TokenizerError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -84,13 +85,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise TokenizerError(
             f"{folder} holds no tokenizer ({', '.join(_FILES)}): add the model's, or set tokenizer=... to a folder that does"
         )
-    from transformers import AutoTokenizer  # a second of imports: only when an engine starts
-
     try:
-        inner = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        inner = _tokenizer_class(folder).from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({error}): fetch it again") from error
     return Tokenizer(inner, sorted(_declared_ends(folder)))
+
+
+def _tokenizer_class(folder: Path) -> Any:  # transformers' factories have no common type
+    """What reads a folder. The imports take seconds, so they wait until an engine starts; the automatic class takes four
+    times as long as the generic one (2.7 s against 0.6 s), which is all that a generic tokenizer needs."""
+    try:
+        name = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        name = None
+    if name in _GENERIC and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _declared_ends(folder: Path) -> set[int]:
