@@ -97,7 +97,11 @@ class ConfigReader:
             raise ModelLoadError(f"config.json: rope scaling {scaling!r} must be an object")
         theta = ConfigReader(scaling).number("rope_theta", self.number("rope_theta", 10_000.0))
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        return theta, (None if kind == "default" else dict(scaling))
+        if kind == "default":
+            return theta, None
+        # Beside the scaling, the original length takes priority over the one inside it (as in transformers).
+        key = "original_max_position_embeddings"
+        return theta, {**scaling, key: self.raw[key]} if self.raw.get(key) is not None else dict(scaling)
 
 
 def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:

@@ -140,6 +140,15 @@ def test_bad_configs_are_explained(folder: Path, changes: dict[str, object], mes
         load_model(folder, dtype="float32", progress=False)
 
 
+def test_the_original_length_beside_the_scaling_takes_priority(folder: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    edit_config(folder, rope_parameters=scaling, original_max_position_embeddings=32)
+    raw = read_config(folder)
+    config = family_for(raw).config(raw)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling["original_max_position_embeddings"] == 32
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_missing_or_broken_config_is_named(folder: Path, content: str | None) -> None:
     path = folder / "config.json"
