@@ -17,7 +17,8 @@
     │   └── EngineDeadError                 the engine failed; ``__cause__`` says how
     ├── EngineOverloadedError               admission is full; ``.retry_after_s``
     ├── RequestFailedError                  the step this request was in failed
-    └── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
+    ├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
+    └── BenchmarkError                      a measurement that cannot be made
 """
 
 from __future__ import annotations
@@ -101,3 +102,7 @@ class RequestFailedError(AsurgeError):
 
 class CompilationError(AsurgeError, RuntimeError):
     """A step asked for a shape that was not compiled at start-up."""
+
+
+class BenchmarkError(AsurgeError):
+    """A measurement cannot be made: no server answers, a package is missing, or nothing completed."""

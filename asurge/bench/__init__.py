@@ -1,0 +1,1 @@
+"""Measuring: works with fixed lengths, what a client sees of them, and the machine's own limit beside it."""

@@ -1,0 +1,78 @@
+"""The machine and this process: what figures were measured on, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
+    """Processor, memory and versions; JSON-ready. Asking for the device starts JAX."""
+    packages: dict[str, str] = {}
+    for name in ("asurge", "jax", "flax", "numpy", "transformers", "anyio"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            continue
+    if with_device:
+        device = jax.devices()[0]
+        packages |= {"device": device.device_kind, "platform": device.platform}
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def load_average() -> float:
+    """Over the last minute: what else runs here, if taken before the measurement."""
+    return round(os.getloadavg()[0], 2)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has held since its start."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def count_compilations() -> Iterator[list[float]]:
+    """What XLA compiles inside the block: the seconds of each compilation, in the list it gives."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())

@@ -1,0 +1,110 @@
+"""One work, measured: the load, and what the process did meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from asurge.bench.driver import Client, LagMonitor, drive
+from asurge.bench.metrics import Distribution, Metrics, distribution, summarize
+from asurge.bench.records import Load, Record
+from asurge.bench.roofline import Roofline
+from asurge.bench.works import Work
+from asurge.errors import BenchmarkError, ConfigError
+
+WARM_UP_TOKENS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measurement:
+    """A work and its figures.
+
+    Attributes:
+        lag_ms: how late the event loop woke a coroutine while the work ran.
+        failures: different reasons why requests failed.
+    """
+
+    work: Work
+    load: Load
+    metrics: Metrics
+    lag_ms: Distribution | None
+    failures: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "work": dataclasses.asdict(self.work),
+            "metrics": dataclasses.asdict(self.metrics),
+            "event_loop_lag_ms": None if self.lag_ms is None else dataclasses.asdict(self.lag_ms),
+            "failures": list(self.failures),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known when the engine is in this process.
+
+    Attributes:
+        start_s: from opening the engine to its being ready.
+        compilations: steps compiled while requests were served; 0 unless something is wrong.
+    """
+
+    start_s: float
+    peak_resident_bytes: int
+    compilations: int
+    roofline: Roofline | None
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+async def measure(
+    client: Client,
+    work: Work,
+    *,
+    vocab_size: int,
+    seed: int = 0,
+    limits_ms: dict[str, float] | None = None,
+    on_done: Callable[[Record], object] = lambda record: None,
+) -> Measurement:
+    """Run a work and summarise it.
+
+    Raises:
+        BenchmarkError: no request completed.
+    """
+    prompts, lag = work.prompts(vocab_size, seed), LagMonitor()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lag.run)
+        load = await drive(client, work, prompts, seed=seed, on_done=on_done)
+        tasks.cancel_scope.cancel()
+    failures = tuple(dict.fromkeys(record.error for record in load.records if record.error is not None))
+    if all(record.error is not None for record in load.records):
+        raise BenchmarkError(f"all {len(load.records)} requests failed: {failures[0]}")
+    return Measurement(
+        work, load, summarize(load, work.output_len, limits_ms), distribution(lag.samples_s, 1000), failures
+    )
+
+
+async def warm_up(client: Client, work: Work, *, vocab_size: int, rounds: int, seed: int) -> None:
+    """Send a few requests of a work's kind, with short answers, that are not measured."""
+    if rounds:
+        few = dataclasses.replace(
+            work, requests=min(work.requests, 2), rounds=rounds, rate=None, output_len=min(work.output_len, WARM_UP_TOKENS)
+        )  # fmt: skip
+        await drive(client, few, few.prompts(vocab_size, seed))
+
+
+def check_fits(work: Work, max_model_len: int) -> None:
+    """
+    Raises:
+        ConfigError: a request of this work would be cut.
+    """
+    if work.input_len + work.output_len > max_model_len:
+        raise ConfigError(
+            f"work {work.name!r} needs {work.input_len} + {work.output_len} tokens, but the longest sequence is "
+            f"max_model_len={max_model_len}: use shorter lengths, or raise --max-model-len"
+        )

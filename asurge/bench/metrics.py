@@ -1,0 +1,127 @@
+"""From records to figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from asurge.bench.records import Load, Record
+from asurge.errors import ConfigError
+
+LIMITED = ("ttft", "tpot", "e2el")
+"""What a goodput limit can be about."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Distribution:
+    """Mean, percentiles and largest of some values."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metrics:
+    """The figures of one load; None where nothing was there to measure.
+
+    Attributes:
+        short: requests that ended with fewer tokens than asked for.
+        goodput_per_s: requests a second that kept all limits, if there were limits.
+        ttft_ms: time to first token.
+        tpot_ms: time per token after the first, one value a request.
+        itl_ms: time between deliveries, one value a delivery after the first.
+        e2el_ms: end-to-end latency of a request.
+        round_ms: of a whole round.
+        tokens_per_delivery: 1 where readers keep up with the engine.
+    """
+
+    completed: int
+    failed: int
+    short: int
+    duration_s: float
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    goodput_per_s: float | None
+    ttft_ms: Distribution | None
+    tpot_ms: Distribution | None
+    itl_ms: Distribution | None
+    e2el_ms: Distribution | None
+    round_ms: Distribution | None
+    tokens_per_delivery: Distribution | None
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which a share (0 to 1) of sorted values lies, interpolated between the two nearest."""
+    at = (len(ordered) - 1) * share
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution | None:
+    """Of the values that are there, times ``scale``."""
+    ordered = sorted(value * scale for value in values if value is not None)
+    if not ordered:
+        return None
+    p50, p90, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.99))
+    return Distribution(mean=math.fsum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99, max=ordered[-1])
+
+
+def summarize(load: Load, output_len: int, limits_ms: dict[str, float] | None = None) -> Metrics:
+    """The figures of a load. Latencies and tokens are those of the requests that completed."""
+    done = [record for record in load.records if record.error is None]
+    seconds = max(load.duration_s, 1e-9)
+    inputs, outputs = sum(r.input_tokens for r in done), sum(r.output_tokens for r in done)
+    return Metrics(
+        completed=len(done),
+        failed=len(load.records) - len(done),
+        short=sum(record.output_tokens < output_len for record in done),
+        duration_s=load.duration_s,
+        input_tokens=inputs,
+        cached_tokens=sum(record.cached_tokens for record in done),
+        output_tokens=outputs,
+        requests_per_s=len(done) / seconds,
+        output_tokens_per_s=outputs / seconds,
+        total_tokens_per_s=(inputs + outputs) / seconds,
+        goodput_per_s=sum(_keeps(r, limits_ms) for r in done) / seconds if limits_ms else None,
+        ttft_ms=distribution((r.first_token_s for r in done), 1000),
+        tpot_ms=distribution((r.per_token_s for r in done), 1000),
+        itl_ms=distribution((gap for r in done for gap in r.gaps_s), 1000),
+        e2el_ms=distribution((r.latency_s for r in done), 1000),
+        round_ms=distribution((ended - began for began, ended in load.rounds_s), 1000),
+        tokens_per_delivery=distribution(float(tokens) for r in done for _, tokens in r.deliveries),
+    )
+
+
+def parse_limits(given: Sequence[str]) -> dict[str, float]:
+    """Goodput limits in milliseconds from ``ttft:500 tpot:50``.
+
+    Raises:
+        ConfigError: not of this form.
+    """
+    limits = {}
+    for item in given:
+        name, _, value = item.partition(":")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = math.nan
+        if name not in LIMITED or not (math.isfinite(limit) and limit > 0):
+            raise ConfigError(
+                f"goodput limit {item!r} must be NAME:MILLISECONDS with a name of {', '.join(LIMITED)}, as in ttft:500"
+            )
+        limits[name] = limit
+    return limits
+
+
+def _keeps(record: Record, limits_ms: dict[str, float]) -> bool:
+    measured_s = {"ttft": record.first_token_s, "tpot": record.per_token_s, "e2el": record.latency_s}
+    return all((measured_s[name] or 0.0) * 1000 <= limit for name, limit in limits_ms.items())

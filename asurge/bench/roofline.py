@@ -1,0 +1,83 @@
+"""The time below which no decode step can go: what it must read, over how fast memory can be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from asurge.bench.works import Work
+from asurge.models import family_for, read_config
+from asurge.models.checkpoint import checkpoint_table
+from asurge.models.config import DecoderConfig
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model's decode step reads.
+
+    Attributes:
+        weight_bytes: of the weights every step reads.
+        kv_bytes_per_token: keys and values of one token in all layers.
+    """
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Roofline:
+    """A work's decode step against the memory's limit.
+
+    Attributes:
+        batch: sequences a step has when all places are taken.
+        floor_ms: the bytes over the bandwidth.
+        measured_ms: the median time per token; prompts that are processed between the tokens are part of it.
+        ratio: measured over floor; 1 is the limit.
+    """
+
+    weight_bytes: int
+    kv_bytes: int
+    batch: int
+    bandwidth_bytes_per_s: float
+    floor_ms: float
+    measured_ms: float | None
+    ratio: float | None
+
+
+def read_footprint(folder: Path, dtype: str) -> Footprint:
+    """Of the checkpoint in a folder, held as ``dtype``."""
+    raw = read_config(folder)
+    return footprint_of(family_for(raw).config(raw), ITEM_BYTES[dtype])
+
+
+def footprint_of(config: DecoderConfig, item_bytes: int) -> Footprint:
+    """Every weight once. Of an embedding that is not also the output layer, a step reads a few rows: left out."""
+    weights = 0
+    for path, sources in checkpoint_table(config).items():
+        if path == ("embedding",) and not config.tie_word_embeddings:
+            continue
+        weights += sum(math.prod(source.shape) for source in sources)
+    return Footprint(weights * item_bytes, 2 * config.num_layers * config.kv_size * item_bytes, config.vocab_size)
+
+
+def roofline(
+    footprint: Footprint, work: Work, *, max_num_seqs: int, bandwidth: float, tpot_ms: float | None
+) -> Roofline:
+    """A work's floor. A context counts at its mean length; tokens that all prompts share count once."""
+    batch = min(work.most_open, max_num_seqs)
+    own = work.input_len - work.shared_prefix + work.output_len / 2
+    kv_bytes = round((batch * own + work.shared_prefix) * footprint.kv_bytes_per_token)
+    floor_ms = (footprint.weight_bytes + kv_bytes) / bandwidth * 1000
+    return Roofline(
+        weight_bytes=footprint.weight_bytes,
+        kv_bytes=kv_bytes,
+        batch=batch,
+        bandwidth_bytes_per_s=bandwidth,
+        floor_ms=floor_ms,
+        measured_ms=tpot_ms,
+        ratio=None if tpot_ms is None else tpot_ms / floor_ms,
+    )

@@ -1,0 +1,101 @@
+"""What is asked of an engine: how many requests, how long, and how they arrive."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from asurge.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Requests of fixed lengths; prompts are random token ids, so that text and tokenizer play no part.
+
+    Attributes:
+        requests: in one round.
+        input_len / output_len: tokens of each prompt (the shared ones included) and of each answer.
+        concurrency: requests open at once; None: all of them.
+        rate: requests a second, arriving as a Poisson process; None: all at once.
+        shared_prefix: tokens that the prompts of a round have in common.
+        rounds: repetitions with other prompts; each starts when the one before is over.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    name: str
+    requests: int
+    input_len: int
+    output_len: int
+    concurrency: int | None = None
+    rate: float | None = None
+    shared_prefix: int = 0
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("requests", "input_len", "output_len", "rounds"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ConfigError(f"{field}={value} of work {self.name!r} must be at least 1")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigError(f"concurrency={self.concurrency} of work {self.name!r} must be at least 1")
+        if self.rate is not None and not self.rate > 0:
+            raise ConfigError(f"rate={self.rate!r} of work {self.name!r} must be positive")
+        if not 0 <= self.shared_prefix < self.input_len:
+            raise ConfigError(
+                f"shared_prefix={self.shared_prefix} of work {self.name!r} must be at least 0 and below the "
+                f"input_len of {self.input_len}: each prompt needs a token of its own"
+            )
+
+    @property
+    def most_open(self) -> int:
+        """Requests that can be open at once."""
+        return min(self.requests, self.concurrency or self.requests)
+
+    def prompts(self, vocab_size: int, seed: int = 0) -> list[list[list[int]]]:
+        """Token ids by round and request. The same seed makes the same prompts."""
+        rng = random.Random(seed)
+        vocabulary = range(vocab_size)
+        rounds = []
+        for _ in range(self.rounds):
+            shared = rng.choices(vocabulary, k=self.shared_prefix)
+            own = self.input_len - self.shared_prefix
+            rounds.append([shared + rng.choices(vocabulary, k=own) for _ in range(self.requests)])
+        return rounds
+
+    def arrivals_s(self, seed: int = 0) -> list[float]:
+        """When each request of a round arrives, in seconds after its start."""
+        if self.rate is None:
+            return [0.0] * self.requests
+        rng, at_s, arrivals = random.Random(seed), 0.0, []
+        for _ in range(self.requests):
+            arrivals.append(at_s)
+            at_s += rng.expovariate(self.rate)
+        return arrivals
+
+
+WORKS = {
+    work.name: work
+    for work in (
+        Work(name="w1", requests=1, input_len=128, output_len=128, rounds=5),  # one stream
+        Work(name="w2", requests=64, input_len=128, output_len=128),
+        Work(name="w3", requests=32, input_len=544, output_len=32, shared_prefix=512),
+        Work(name="w4", requests=1, input_len=2048, output_len=16, rounds=3),  # a long prompt
+        Work(name="w5", requests=64, input_len=128, output_len=128, concurrency=32),
+        Work(name="w6", requests=8, input_len=128, output_len=128),
+        Work(name="w7", requests=256, input_len=32, output_len=64),
+    )
+}
+"""The works by which engines are compared."""
+
+
+def named_work(name: str) -> Work:
+    """One of `WORKS`.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in WORKS:
+        raise ConfigError(f"there is no work {name!r}: the works are {', '.join(WORKS)}")
+    return WORKS[name]
