@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import load_model, read_config, resolve_checkpoint
+from asurge.models import convert, load_model, read_config, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.runner import DeviceRunner
 from asurge.scheduler import Scheduler
@@ -39,6 +39,7 @@ def assemble(config: EngineConfig) -> Parts:
         tokenizer = pool.submit(load_tokenizer, text)
         raw = read_config(folder)
         model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
+        convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
         runner = DeviceRunner(model, config, max_model_len=max_model_len)
         scheduler = Scheduler(

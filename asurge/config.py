@@ -19,6 +19,8 @@ class EngineConfig:
         model: ``"demo"``, a local checkpoint folder, or a Hugging Face repository name.
         tokenizer: folder or repository of the tokenizer; default: the model's.
         dtype: of weights, activations and KV pages.
+        quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); None: none.
+        kernels: ``"native"`` for the CPU kernels, ``"xla"`` for plain JAX, ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
         max_num_seqs: sequences running at once (device slots).
         max_num_batched_tokens: token budget of one step; None chooses by platform.
@@ -48,6 +50,8 @@ class EngineConfig:
     tokenizer: str | None = None
     name: str | None = None
     dtype: str = "bfloat16"
+    quantization: Literal["int8"] | None = None
+    kernels: Literal["auto", "native", "xla"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
@@ -74,6 +78,10 @@ class EngineConfig:
             raise ConfigError(f"model={self.model!r} must be 'demo', a folder or a repository name")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.quantization not in (None, "int8"):
+            raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
+        if self.kernels not in ("auto", "native", "xla"):
+            raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native' or 'xla'")
         for field in ("max_model_len", "max_num_batched_tokens", "kv_cache_bytes"):
             value = getattr(self, field)
             if value is not None:

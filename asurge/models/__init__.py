@@ -1,9 +1,19 @@
 """Model families, and how their checkpoints are found and read."""
 
 from asurge.models.config import DecoderConfig
+from asurge.models.conversion import convert
 from asurge.models.decoder import Decoder
 from asurge.models.loading import load_model
 from asurge.models.registry import Family, family_for
 from asurge.models.source import read_config, resolve_checkpoint
 
-__all__ = ["Decoder", "DecoderConfig", "Family", "family_for", "load_model", "read_config", "resolve_checkpoint"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Family",
+    "convert",
+    "family_for",
+    "load_model",
+    "read_config",
+    "resolve_checkpoint",
+]

@@ -13,40 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from asurge.models.config import DecoderConfig
+from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm
+from asurge.ops.attention import Heads
 from asurge.ops.linear import linear
-from asurge.ops.norm import rms_norm, silu_gate
-from asurge.ops.rotary import apply_rotary, rotary
+from asurge.ops.packed import take_rows
+from asurge.ops.rotary import rotary
 
 
 class Attend(Protocol):
     """Attention over whatever came before; writes this step's keys and values where it keeps them."""
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """``q [tokens, heads, head_dim]``, ``k, v [tokens, kv_heads, head_dim]`` -> shape of ``q``."""
+    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+        """Returns ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``."""
         ...
-
-
-class Linear(nnx.Module):
-    """``x [tokens, in] -> [tokens, out]``; the weight is stored ``[out, in]`` as checkpoints have it."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.normal(0.02)
-        self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
-        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019)."""
-
-    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype) -> None:
-        self.weight = nnx.Param(jnp.ones((size,), dtype))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.weight[...], self.eps)
 
 
 class Attention(nnx.Module):
@@ -61,26 +40,34 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=eps, dtype=dtype) if config.qk_norm else None
 
-    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, layer: int) -> jax.Array:
-        config, tokens = self.config, x.shape[0]
-        qkv = self.qkv_proj(x).reshape(tokens, -1, config.head_dim)
-        q, k, v = jnp.split(qkv, (config.num_heads, config.num_heads + config.num_kv_heads), axis=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(layer, apply_rotary(q, *rotary), apply_rotary(k, *rotary), v)
-        return self.o_proj(out.reshape(tokens, config.q_size))
+    def __call__(
+        self, x: jax.Array, norm: RMSNorm, rotary: tuple[jax.Array, jax.Array], attend: Attend, layer: int
+    ) -> jax.Array:
+        """``x`` and what attention over ``norm(x)`` adds to it."""
+        config = self.config
+        heads = Heads(
+            self.qkv_proj(x, norm=norm).reshape(x.shape[0], -1, config.head_dim),
+            config.num_heads,
+            config.num_kv_heads,
+            *rotary,
+            q_norm=None if self.q_norm is None else self.q_norm.weight[...],
+            k_norm=None if self.k_norm is None else self.k_norm.weight[...],
+            epsilon=config.rms_norm_eps,
+        )
+        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=x)
 
 
 class MLP(nnx.Module):
-    """Gated feed-forward (SwiGLU; Shazeer, 2020); gate and up in one product."""
+    """Gated feed-forward; gate and up in one product."""
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs, gated=True)
         self.down_proj = Linear(inner, hidden, bias=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(silu_gate(self.gate_up_proj(x)))
+    def __call__(self, x: jax.Array, norm: RMSNorm) -> jax.Array:
+        """``x`` and what the feed-forward of ``norm(x)`` adds to it."""
+        return self.down_proj(self.gate_up_proj(x, norm=norm), residual=x)
 
 
 class Block(nnx.Module):
@@ -94,8 +81,8 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, layer: int) -> jax.Array:
-        x = x + self.attention(self.input_norm(x), rotary, attend, layer)
-        return x + self.mlp(self.post_attention_norm(x))
+        x = self.attention(x, self.input_norm, rotary, attend, layer)
+        return self.mlp(x, self.post_attention_norm)
 
 
 class Decoder(nnx.Module):
@@ -110,16 +97,21 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.lm_head = None if config.tie_word_embeddings else nnx.Param(init(rngs.params(), table, dtype))
+        # What conversion puts in the place of the head's matrix.
+        self.head: PackedLinear | Int8Linear | None = nnx.data(None)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
         """``tokens, positions [tokens]`` -> final hidden states ``[tokens, hidden]``."""
-        x = self.embedding[...][tokens]
+        table = self.embedding[...]
+        x = table[tokens] if table.ndim == 2 else take_rows(table, tokens)
         tables = self.rotary.tables(positions)
         for index, block in enumerate(self.layers):
             x = block(x, tables, attend, index)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """``[rows, hidden]`` -> float32 ``[rows, vocab]``."""
+        """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""
+        if self.head is not None:
+            return self.head(hidden, dtype=jnp.float32)
         head = self.embedding if self.lm_head is None else self.lm_head
         return linear(hidden, head[...], dtype=jnp.float32)

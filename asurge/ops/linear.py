@@ -24,7 +24,7 @@ def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, dtype
     if jax.default_backend() == "cpu" and rows <= WEIGHT_LEFT_ROWS:
         padded = jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x
         out = lax.dot_general(weight, padded, _CONTRACT_LAST, preferred_element_type=jnp.float32)
-        out = lax.optimization_barrier(out).T[:rows]  # type: ignore[no-untyped-call]
+        out = lax.optimization_barrier(out).T[:rows]
     else:
         out = _product(x, weight)
     if bias is not None:
@@ -52,3 +52,31 @@ def _product_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def quantize_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Symmetric, by the largest of each row: ``[rows, in]`` -> int8 ``[rows, in]`` and float32 scales ``[rows]``."""
+    wide = weight.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(wide).max(axis=-1), 1e-30) / 127.0
+    return jnp.round(wide / scale[:, None]).astype(jnp.int8), scale
+
+
+def linear_int8(
+    x: jax.Array, weight: jax.Array, scale: jax.Array, bias: jax.Array | None = None, dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """`linear` with an int8 ``weight [out, in]`` of `quantize_int8` and its ``scale [out]``.
+
+    Rows of x are quantised as they come: int8 times float falls off XLA:CPU's fast path, int8 times int8 reads half of
+    what bf16 reads.
+    """
+    rows = x.shape[0]
+    quantized, x_scale = quantize_int8(jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x)
+    if jax.default_backend() == "cpu" and rows <= WEIGHT_LEFT_ROWS:
+        product = lax.dot_general(weight, quantized, _CONTRACT_LAST, preferred_element_type=jnp.int32)
+        product = lax.optimization_barrier(product).T
+    else:
+        product = lax.dot_general(quantized, weight, _CONTRACT_LAST, preferred_element_type=jnp.int32)
+    out = (product.astype(jnp.float32) * (x_scale[:, None] * scale[None, :]))[:rows]
+    if bias is not None:
+        out = out + bias.astype(jnp.float32)
+    return out.astype(x.dtype if dtype is None else dtype)

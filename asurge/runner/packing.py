@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from asurge.plan import NULL_PAGE, StepPlan
+from asurge.plan import StepPlan
 from asurge.runner.lattice import PlacedRow, StepShape, place
 
 FIELDS = 7
@@ -105,12 +105,3 @@ def unpack(packed: jax.Array, shape: StepShape, columns: int) -> StepInputs:
         page_table=packed[rows * FIELDS : table_end].reshape(rows, columns),
         tokens=packed[table_end:],
     )
-
-
-def page_slots(
-    inputs: StepInputs, positions: jax.Array, valid: jax.Array, page_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Where each token's key and value go: page ids and offsets, shaped like ``positions [rows, queries]``."""
-    columns = jnp.clip(positions // page_size, 0, inputs.page_table.shape[1] - 1)
-    pages = jnp.take_along_axis(inputs.page_table, columns, axis=1)
-    return jnp.where(valid, pages, NULL_PAGE), positions % page_size

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from asurge.config import EngineConfig
 from asurge.errors import CompilationError
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import allocate_pages, page_bytes
+from asurge.ops.attention import AttentionShape, choose_attention
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compile_all, use_persistent_cache
 from asurge.runner.lattice import Lattice, StepShape
@@ -70,8 +70,12 @@ class DeviceRunner:
         use_persistent_cache(config.compilation_cache_dir)
         self._device = jax.devices()[0]
         shape, dtype = model.config, jnp.dtype(config.dtype)
-        one_page = partial(page_bytes, shape.num_kv_heads, config.page_size, shape.head_dim, dtype)
-        bytes_per_page = 2 * shape.num_layers * one_page()
+        attention, self.fallback = choose_attention(
+            AttentionShape(shape.num_heads, shape.num_kv_heads, shape.head_dim, config.page_size, dtype),
+            config.kernels,
+            self._device.platform,
+        )
+        bytes_per_page = shape.num_layers * attention.page_bytes
         pages = num_pages(config, kv_budget_bytes(config, self._device), bytes_per_page, max_model_len)
         budget = config.max_num_batched_tokens or (
             CPU_TOKEN_BUDGET if self._device.platform == "cpu" else ACCELERATOR_TOKEN_BUDGET
@@ -84,11 +88,11 @@ class DeviceRunner:
             max_model_len=max_model_len,
             prefill_quantum=config.min_input_pad,
         )
-        self._allocate = partial(allocate_pages, pages, shape.num_kv_heads, config.page_size, shape.head_dim, dtype)
+        self._allocate = partial(attention.allocate, pages)
         self._layers = shape.num_layers
         self._leaves, rebuild = split_model(model)
         self._columns = -(-max_model_len // config.page_size)
-        self._spec = StepSpec(rebuild, config.page_size, self._columns)
+        self._spec = StepSpec(rebuild, attention, self._columns)
         self._lattice = Lattice(config.max_num_seqs, self._limits.max_num_batched_tokens, config.min_input_pad)
         self._pages, self._last_token = self._fresh_state()
         self._generation, self._spoilt = 0, -1
@@ -137,7 +141,7 @@ class DeviceRunner:
         return function.lower(self._leaves, self._pages, self._last_token, packed)
 
     def _fresh_state(self) -> tuple[Pages, jax.Array]:
-        pages = tuple((self._allocate(), self._allocate()) for _ in range(self._layers))
+        pages = tuple(self._allocate() for _ in range(self._layers))
         return pages, jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)
 
     def _spoil(self, generation: int) -> None:

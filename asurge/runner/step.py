@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import paged_attention, write_pages
+from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows
 from asurge.ops.sampling import sample
 from asurge.runner.lattice import StepShape
-from asurge.runner.packing import StepInputs, page_slots, unpack
+from asurge.runner.packing import unpack
 
 Leaves = tuple[jax.Array, ...]
-Pages = tuple[tuple[jax.Array, jax.Array], ...]
-"""Per layer, keys and values ``[pages, kv_heads, page_size, head_dim]``."""
+Pages = tuple[LayerPages, ...]
+"""Per layer, keys and values."""
 
 StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.Array, jax.Array]]
 
@@ -27,55 +27,21 @@ class StepSpec:
     """What all shapes of one engine's step have in common."""
 
     rebuild: Callable[[Leaves], Decoder]
-    page_size: int
+    attention: AttentionBackend
     columns: int
 
 
-class PagedAttention:
+class PagedAttend:
     """`asurge.models.decoder.Attend` over pages. Lives for one trace, in which it collects the written pages."""
 
-    def __init__(self, spec: StepSpec, shape: StepShape, model: Decoder, inputs: StepInputs, pages: Pages) -> None:
+    def __init__(self, spec: StepSpec, model: Decoder, rows: Rows, pages: Pages) -> None:
         self.pages = list(pages)
-        self._shape, self._inputs, self._config = shape, inputs, model.config
-        decode, prefill = slice(0, shape.decode_rows), slice(shape.decode_rows, None)
-        sections = [self._section(decode, 1, spec.page_size)]
-        if shape.prefill_rows:
-            sections.append(self._section(prefill, shape.prefill_len, spec.page_size))
-        positions, pages_of, offsets = (jnp.concatenate([section[part] for section in sections]) for part in range(3))
-        self.positions, self._page_ids, self._offsets = positions, pages_of, offsets
+        self._backend, self._config, self._rows = spec.attention, model.config, rows
 
-    def _section(self, rows: slice, queries: int, page_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        step = jnp.arange(queries, dtype=jnp.int32)[None, :]
-        part = dataclasses.replace(self._inputs, page_table=self._inputs.page_table[rows])
-        positions = self._inputs.start[rows, None] + step
-        page_ids, offsets = page_slots(part, positions, step < self._inputs.length[rows, None], page_size)
-        return positions.reshape(-1), page_ids.reshape(-1), offsets.reshape(-1)
-
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        keys, values = self.pages[layer]
-        keys = write_pages(keys, k, self._page_ids, self._offsets)
-        values = write_pages(values, v, self._page_ids, self._offsets)
-        self.pages[layer] = (keys, values)
-        split = self._shape.decode_rows
-        parts = [self._attend(layer, q[:split], slice(0, split), 1)]
-        if self._shape.prefill_rows:
-            parts.append(self._attend(layer, q[split:], slice(split, None), self._shape.prefill_len))
-        return jnp.concatenate(parts)
-
-    def _attend(self, layer: int, q: jax.Array, rows: slice, queries: int) -> jax.Array:
-        keys, values = self.pages[layer]
-        inputs, config = self._inputs, self._config
-        out = paged_attention(
-            q.reshape(-1, queries, *q.shape[1:]),
-            keys,
-            values,
-            inputs.page_table[rows],
-            inputs.start[rows],
-            inputs.length[rows],
-            scale=config.head_dim**-0.5,
-            window=config.window(layer),
-        )
-        return out.reshape(q.shape)
+    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+        window = self._config.window(layer)
+        out, self.pages[layer] = self._backend.attend(heads, self.pages[layer], self._rows, window)
+        return out
 
 
 def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
@@ -90,12 +56,13 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
     ) -> tuple[Pages, jax.Array, jax.Array]:
         model = spec.rebuild(leaves)
         inputs = unpack(packed, shape, spec.columns)
-        attend = PagedAttention(spec, shape, model, inputs, pages)
+        rows = Rows(
+            shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, inputs.page_table
+        )
+        attend = PagedAttend(spec, model, rows, pages)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
-        hidden = model(tokens, attend.positions, attend)
-        ends = shape.decode_rows + jnp.arange(shape.prefill_rows, dtype=jnp.int32) * shape.prefill_len
-        ends = ends + jnp.maximum(inputs.length[shape.decode_rows :] - 1, 0)
-        chosen = jnp.concatenate((jnp.arange(shape.decode_rows, dtype=jnp.int32), ends))
+        hidden = model(tokens, rows.positions, attend)
+        chosen = rows.first + jnp.maximum(inputs.length - 1, 0)
         drawn = sample(
             model.logits(hidden[chosen]),
             inputs.temperature,

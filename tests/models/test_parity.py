@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from asurge.models import Decoder, load_model
-from asurge.ops.attention import dense_attention
+from asurge.ops.attention import Heads, dense_attention
 from asurge.ops.rotary import rotary
 from tests.models.cases import CASES, NEW_TOKENS, PROMPT_TOKENS
 
@@ -30,8 +30,8 @@ def forward(model: Decoder) -> Any:
         module = nnx.merge(graph, state)
         config = module.config
 
-        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return dense_attention(q, k, v, scale=config.head_dim**-0.5, window=config.window(layer))
+        def attend(layer: int, heads: Heads) -> jax.Array:
+            return dense_attention(*heads.split(), scale=config.head_dim**-0.5, window=config.window(layer))
 
         return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))
 

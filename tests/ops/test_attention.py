@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asurge.ops import attention
-from asurge.ops.attention import allocate_pages, dense_attention, page_bytes, paged_attention, write_pages
+from asurge.ops.attention import dense_attention
+from asurge.ops.attention import xla as attention
+from asurge.ops.attention.xla import allocate_pages, page_bytes, paged_attention, write_pages
 
 Array = npt.NDArray[np.float64]
 Span = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Attention over pages: the XLA form, used on CPU and as the reference everywhere.
+"""Attention over pages in plain XLA: runs everywhere, and is what a backend without a kernel falls back to.
 
 Keys and values live in one array each per layer, ``[pages, kv_heads, page_size, head_dim]``: head-major pages read
 2 to 4 times faster on CPU than token-major ones. 16-bit floats are stored as their bit patterns, because jax 0.10
@@ -12,6 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows
 
 BLOCK_TOKENS = 256
 """Context tokens of each row gathered at a time, at most."""
@@ -49,6 +51,52 @@ def write_pages(pages: jax.Array, new: jax.Array, page_ids: jax.Array, offsets: 
     if pages.dtype != new.dtype:
         new = lax.bitcast_convert_type(new, pages.dtype)
     return pages.at[page_ids, :, offsets].set(new)
+
+
+class XlaAttention:
+    """`asurge.ops.attention.AttentionBackend` in plain XLA."""
+
+    name = "xla"
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self._shape = shape
+
+    @property
+    def page_bytes(self) -> int:
+        shape = self._shape
+        return 2 * page_bytes(shape.num_kv_heads, shape.page_size, shape.head_dim, shape.dtype)
+
+    def allocate(self, num_pages: int) -> LayerPages:
+        shape = self._shape
+        one = (num_pages, shape.num_kv_heads, shape.page_size, shape.head_dim, shape.dtype)
+        return allocate_pages(*one), allocate_pages(*one)
+
+    def attend(self, heads: Heads, pages: LayerPages, rows: Rows, window: int | None) -> tuple[jax.Array, LayerPages]:
+        q, k, v = heads.split()
+        page_ids, offsets = page_slots(rows, self._shape.page_size)
+        keys = write_pages(pages[0], k, page_ids, offsets)
+        values = write_pages(pages[1], v, page_ids, offsets)
+        parts, at = [], 0
+        for part, width in rows.sections:
+            table, start, length = rows.page_table[part], rows.start[part], rows.length[part]
+            size = table.shape[0] * width
+            section = q[at : at + size].reshape(-1, width, *q.shape[1:])
+            out = paged_attention(section, keys, values, table, start, length, scale=self._shape.scale, window=window)
+            parts.append(out.reshape(size, *q.shape[1:]))
+            at += size
+        return jnp.concatenate(parts), (keys, values)
+
+
+def page_slots(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
+    """Where each token's key and value go: page ids and offsets, int32 ``[tokens]``; padding goes to page 0."""
+    parts = []
+    for part, width in rows.sections:
+        index = jnp.arange(width, dtype=jnp.int32)[None, :]
+        positions = rows.start[part, None] + index
+        columns = jnp.clip(positions // page_size, 0, rows.page_table.shape[1] - 1)
+        pages = jnp.take_along_axis(rows.page_table[part], columns, axis=1)
+        parts.append(jnp.where(index < rows.length[part, None], pages, 0).reshape(-1))
+    return jnp.concatenate(parts), rows.positions % page_size
 
 
 def paged_attention(
@@ -156,20 +204,5 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
         return jnp.einsum("rhqd,rhkd->rhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.einsum("rhkd,rhqd->rhkq", k, q, preferred_element_type=jnp.float32)
     # Without the barrier XLA folds the transpose back into the other form.
-    barred: jax.Array = lax.optimization_barrier(scores)  # type: ignore[no-untyped-call]
+    barred: jax.Array = lax.optimization_barrier(scores)
     return barred.transpose(0, 1, 3, 2)
-
-
-def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int | None = None) -> jax.Array:
-    """The reference: one sequence, everything at once, in float32.
-
-    ``q [tokens, heads, head_dim]``, ``k, v [tokens, kv_heads, head_dim]`` -> shape and dtype of ``q``.
-    """
-    tokens, heads, _ = q.shape
-    group = heads // k.shape[1]
-    wide_k, wide_v = (jnp.repeat(x.astype(jnp.float32), group, axis=1) for x in (k, v))
-    scores = jnp.einsum("qhd,khd->hqk", q.astype(jnp.float32), wide_k) * scale
-    back = jnp.arange(tokens)[:, None] - jnp.arange(tokens)[None, :]
-    seen = (back >= 0) & (back < (tokens if window is None else window))
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("hqk,khd->qhd", weights, wide_v).astype(q.dtype)

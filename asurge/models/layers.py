@@ -1,0 +1,108 @@
+"""The pieces a decoder is made of. A linear layer takes along what surrounds it, so that a kernel may do it in one pass."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from asurge.ops.linear import linear, linear_int8, quantize_int8
+from asurge.ops.norm import rms_norm, silu_gate
+from asurge.ops.packed import interleave, pack, packed_linear
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+class Linear(nnx.Module):
+    """``residual + act(norm(x) @ weight.T + bias)``; the weight is ``[out, in]`` as checkpoints have it.
+
+    Attributes:
+        gated: the outputs are gate and up; the result is ``silu(gate) * up`` (SwiGLU; Shazeer, 2020).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, gated: bool = False
+    ) -> None:
+        init = nnx.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
+        self.gated = gated
+
+    def __call__(self, x: jax.Array, *, norm: RMSNorm | None = None, residual: jax.Array | None = None) -> jax.Array:
+        """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated."""
+        out = self.product(x if norm is None else norm(x))
+        out = silu_gate(out) if self.gated else out
+        return out if residual is None else residual + out
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """``x @ weight.T + bias``."""
+        return linear(x, self.weight[...], _value(self.bias))
+
+
+class Int8Linear(nnx.Module):
+    """A `Linear` in 8 bits: weights per output channel, activations per token as they come (W8A8, dynamic)."""
+
+    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, gated: bool = False) -> None:
+        quantized, scale = quantize_int8(weight)
+        self.weight, self.scale, self.bias = nnx.Param(quantized), nnx.Param(scale), bias
+        self.gated = gated
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        norm: RMSNorm | None = None,
+        residual: jax.Array | None = None,
+        dtype: jnp.dtype | None = None,
+    ) -> jax.Array:
+        x = x if norm is None else norm(x)
+        out = linear_int8(x, self.weight[...], self.scale[...], _value(self.bias), dtype)
+        out = silu_gate(out) if self.gated else out
+        return out if residual is None else residual + out
+
+
+class PackedLinear(nnx.Module):
+    """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order."""
+
+    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, int8: bool = False, gated: bool = False) -> None:
+        if gated:
+            weight = interleave(weight)
+            bias = None if bias is None else nnx.Param(interleave(bias[...]))
+        self.scale = nnx.data(None)
+        if int8:
+            weight, scale = quantize_int8(weight)
+            self.scale = nnx.Param(jnp.pad(scale, (0, -len(scale) % 16)))
+        self.weight, self.bias, self.gated = nnx.Param(pack(weight)), bias, gated
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        norm: RMSNorm | None = None,
+        residual: jax.Array | None = None,
+        dtype: jnp.dtype = jnp.bfloat16,
+    ) -> jax.Array:
+        return packed_linear(
+            x,
+            self.weight[...],
+            _value(self.scale),
+            norm=None if norm is None else norm.weight[...],
+            epsilon=0.0 if norm is None else norm.eps,
+            bias=_value(self.bias),
+            residual=residual,
+            gated=self.gated,
+            dtype=dtype,
+        )
+
+
+def _value(parameter: nnx.Param | None) -> jax.Array | None:
+    return None if parameter is None else parameter[...]

@@ -1,0 +1,19 @@
+"""Attention over pages, one backend per kind of device."""
+
+from asurge.ops.attention.choice import choose_attention
+from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows
+from asurge.ops.attention.native import NativeAttention
+from asurge.ops.attention.reference import dense_attention
+from asurge.ops.attention.xla import XlaAttention
+
+__all__ = [
+    "AttentionBackend",
+    "AttentionShape",
+    "Heads",
+    "LayerPages",
+    "NativeAttention",
+    "Rows",
+    "XlaAttention",
+    "choose_attention",
+    "dense_attention",
+]

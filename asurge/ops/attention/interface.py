@@ -1,0 +1,132 @@
+"""What an attention backend is: the owner of its page layout and of everything from projection to mixed values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from asurge.ops.norm import rms_norm
+from asurge.ops.rotary import apply_rotary
+
+LayerPages = tuple[jax.Array, jax.Array]
+"""Keys and values of one layer; what is inside is the backend's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What all layers of one engine have in common."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: jnp.dtype
+
+    @property
+    def scale(self) -> float:
+        """On the scores."""
+        return float(self.head_dim**-0.5)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """Queries, keys and values as the projection gives them, and what is still to be done to them.
+
+    Attributes:
+        qkv: ``[tokens, num_heads + 2 * num_kv_heads, head_dim]``.
+        cos, sin: float32 ``[tokens, 1, head_dim / 2]``.
+        q_norm, k_norm: ``[head_dim]``, or None: heads are RMS-normalised before they are rotated.
+        epsilon: of that normalisation.
+    """
+
+    qkv: jax.Array
+    num_heads: int
+    num_kv_heads: int
+    cos: jax.Array
+    sin: jax.Array
+    q_norm: jax.Array | None = None
+    k_norm: jax.Array | None = None
+    epsilon: float = 1e-6
+
+    def split(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Normalised and rotated: ``q [tokens, num_heads, head_dim]``, ``k, v [tokens, num_kv_heads, head_dim]``."""
+        q, k, v = jnp.split(self.qkv, (self.num_heads, self.num_heads + self.num_kv_heads), axis=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rms_norm(q, self.q_norm, self.epsilon), rms_norm(k, self.k_norm, self.epsilon)
+        return apply_rotary(q, self.cos, self.sin), apply_rotary(k, self.cos, self.sin), v
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """How a step's flat tokens belong to sequences: ``decode`` rows of one token, then ``prefill`` rows of up to
+    ``prefill_len``, all of which take their full width among the tokens.
+
+    Attributes:
+        start: int32 ``[rows]``, position of a row's first token.
+        length: int32 ``[rows]``, a row's real tokens; 0 where the row only pads.
+        page_table: int32 ``[rows, columns]``.
+    """
+
+    decode: int
+    prefill: int
+    prefill_len: int
+    start: jax.Array
+    length: jax.Array
+    page_table: jax.Array
+
+    @property
+    def tokens(self) -> int:
+        """Flat tokens, padding included."""
+        return self.decode + self.prefill * self.prefill_len
+
+    @property
+    def first(self) -> jax.Array:
+        """int32 ``[rows]``: where a row begins among the tokens."""
+        prefill = self.decode + jnp.arange(self.prefill, dtype=jnp.int32) * self.prefill_len
+        return jnp.concatenate((jnp.arange(self.decode, dtype=jnp.int32), prefill))
+
+    @property
+    def sections(self) -> tuple[tuple[slice, int], ...]:
+        """Rows of equal width: which, and their width."""
+        decode = (slice(0, self.decode), 1)
+        return (decode, (slice(self.decode, None), self.prefill_len)) if self.prefill else (decode,)
+
+    @property
+    def positions(self) -> jax.Array:
+        """int32 ``[tokens]``; those of padding go on from the row's real ones."""
+        parts = [
+            (self.start[rows, None] + jnp.arange(width, dtype=jnp.int32)).reshape(-1) for rows, width in self.sections
+        ]
+        return jnp.concatenate(parts)
+
+
+class AttentionBackend(Protocol):
+    """Attention over pages on one kind of device."""
+
+    name: str
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, keys and values, in one layer."""
+        ...
+
+    def allocate(self, num_pages: int) -> LayerPages:
+        """Empty pages of one layer."""
+        ...
+
+    def attend(self, heads: Heads, pages: LayerPages, rows: Rows, window: int | None) -> tuple[jax.Array, LayerPages]:
+        """Write a step's keys and values, then attend causally over each row's pages.
+
+        Nothing of a page that a query does not see, NaN included, reaches its result. Page 0 takes what padding
+        writes and is never read.
+
+        Args:
+            window: a query sees this many tokens back, itself included; None sees all.
+
+        Returns:
+            ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``, finite everywhere; and the pages.
+        """
+        ...

@@ -1,0 +1,78 @@
+"""Attention over pages by our own CPU kernel: projection to mixed values in one pass, tiles read in memory order."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asurge.ops import native
+from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows
+from asurge.ops.attention.xla import XlaAttention
+
+_TILE = 32
+_MAX_HEAD_DIM = 256
+
+
+class NativeAttention:
+    """`asurge.ops.attention.AttentionBackend` on CPUs with AMX.
+
+    Flash attention (Dao et al., 2022) over ragged rows in the tile registers. Pages are shaped as the XLA backend's, but
+    hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and values as
+    ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one KiB in a row.
+    """
+
+    name = "native"
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self._shape = shape
+        self._pages = XlaAttention(shape)
+
+    @staticmethod
+    def unable(shape: AttentionShape) -> str | None:
+        """Why this backend cannot serve a shape, or None."""
+        if shape.dtype != jnp.bfloat16:
+            return f"dtype={shape.dtype.name} is not bfloat16"
+        if shape.head_dim % _TILE or shape.head_dim > _MAX_HEAD_DIM:
+            return f"head_dim={shape.head_dim} is not a multiple of {_TILE} up to {_MAX_HEAD_DIM}"
+        if shape.page_size % _TILE:
+            return f"page_size={shape.page_size} is not a multiple of {_TILE}"
+        return native.unavailable()
+
+    @property
+    def page_bytes(self) -> int:
+        return self._pages.page_bytes
+
+    def allocate(self, num_pages: int) -> LayerPages:
+        return self._pages.allocate(num_pages)
+
+    def attend(self, heads: Heads, pages: LayerPages, rows: Rows, window: int | None) -> tuple[jax.Array, LayerPages]:
+        shape, (tokens, _, head_dim) = self._shape, heads.qkv.shape
+        none = jnp.zeros((0,), jnp.bfloat16)
+        keys, values = pages
+        call = jax.ffi.ffi_call(
+            "asurge_attention",
+            (
+                jax.ShapeDtypeStruct((tokens, shape.num_heads, head_dim), jnp.bfloat16),
+                jax.ShapeDtypeStruct(keys.shape, keys.dtype),
+                jax.ShapeDtypeStruct(values.shape, values.dtype),
+            ),
+            input_output_aliases={9: 1, 10: 2},
+        )
+        out, keys, values = call(
+            heads.qkv,
+            heads.cos,
+            heads.sin,
+            none if heads.q_norm is None else heads.q_norm,
+            none if heads.k_norm is None else heads.k_norm,
+            rows.start,
+            rows.length,
+            rows.first,
+            rows.page_table,
+            keys,
+            values,
+            epsilon=np.float32(heads.epsilon),
+            scale=np.float32(shape.scale),
+            window=np.int32(window or 0),
+        )
+        return out, (keys, values)

@@ -1,0 +1,39 @@
+// Causal attention of ragged rows over pages, with everything from the projection to the mixed values in one pass.
+#pragma once
+
+#include <cstdint>
+
+namespace asurge {
+
+// Pages hold, per head, page_size x head_dim bf16 in the order the tiles are read:
+// keys   [page_size / 16][head_dim / 32][16 pairs of dims][16 tokens][2],
+// values [page_size / 32][head_dim / 16][16 pairs of tokens][16 dims][2].
+struct Attention {
+  // [tokens, heads + 2 * kv_heads, head_dim] bf16.
+  const uint16_t* qkv;
+  // [tokens, head_dim / 2].
+  const float* cosine;
+  const float* sine;
+  // [head_dim] bf16, or null.
+  const uint16_t* q_norm;
+  const uint16_t* k_norm;
+  float epsilon;
+  // [rows]: position of the first new token, new tokens, and where they are among the tokens.
+  const int32_t* start;
+  const int32_t* length;
+  const int32_t* first;
+  // [rows, columns].
+  const int32_t* page_table;
+  // [pages, kv_heads, page_size * head_dim], written in place.
+  uint16_t* keys;
+  uint16_t* values;
+  // [tokens, heads, head_dim] bf16.
+  uint16_t* out;
+  int tokens, rows, columns, heads, kv_heads, head_dim, page_size;
+  float scale;
+  int window;  // 0: none
+};
+
+void run(const Attention& attention);
+
+}  // namespace asurge

@@ -1,0 +1,29 @@
+// y = epilogue(prologue(x) W^T): the matrix products of a transformer layer, with what surrounds them.
+#pragma once
+
+#include <cstdint>
+
+namespace asurge {
+
+struct Linear {
+  // x [rows, depth] bf16. norm [depth] bf16 or null: x is RMS-normalised on its way in.
+  const uint16_t* x;
+  const uint16_t* norm;
+  float epsilon;
+  // Packed B tiles [columns / 16][depth / 32 or 64][16][16][2 or 4], bf16 or int8; scale [columns] when int8, else null.
+  const uint8_t* weight;
+  const float* scale;
+  // [columns] bf16, [rows, columns] bf16, or null.
+  const uint16_t* bias;
+  const uint16_t* residual;
+  // Gate and up columns alternate in blocks of 16; the output is silu(gate) * up.
+  bool gated;
+  int rows, depth, columns;
+  // Exactly one is set: [rows, columns], half the columns when gated.
+  uint16_t* out_bf16;
+  float* out_f32;
+};
+
+void run(const Linear& linear);
+
+}  // namespace asurge

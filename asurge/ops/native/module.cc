@@ -1,0 +1,138 @@
+// What Python loads: XLA FFI handlers, and a few plain C functions.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "attention.h"
+#include "linear.h"
+#include "pool.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+template <typename T>
+T* data_or_null(const ffi::AnyBuffer& buffer) {
+  return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
+}
+
+ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
+                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> out, float epsilon,
+                  bool gated) {
+  const auto x_shape = x.dimensions(), weight_shape = weight.dimensions();
+  if (x_shape.size() != 2 || weight_shape.size() != 5) {
+    return ffi::Error::InvalidArgument("linear takes x [rows, depth] and a packed weight");
+  }
+  asurge::Linear call{};
+  call.x = data_or_null<uint16_t>(x);
+  call.norm = data_or_null<uint16_t>(norm);
+  call.epsilon = epsilon;
+  call.weight = data_or_null<uint8_t>(weight);
+  call.scale = data_or_null<float>(scale);
+  call.bias = data_or_null<uint16_t>(bias);
+  call.residual = data_or_null<uint16_t>(residual);
+  call.gated = gated;
+  call.rows = static_cast<int>(x_shape[0]);
+  call.depth = static_cast<int>(x_shape[1]);
+  call.columns = static_cast<int>(weight_shape[0] * 16);
+  if (weight_shape[1] * 16 * weight_shape[4] != call.depth) {
+    return ffi::Error::InvalidArgument("x and the packed weight differ in depth");
+  }
+  if (out->element_type() == ffi::F32) {
+    call.out_f32 = static_cast<float*>(out->untyped_data());
+  } else {
+    call.out_bf16 = static_cast<uint16_t*>(out->untyped_data());
+  }
+  asurge::run(call);
+  return ffi::Error::Success();
+}
+
+ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer sine, ffi::AnyBuffer q_norm,
+                     ffi::AnyBuffer k_norm, ffi::AnyBuffer start, ffi::AnyBuffer length, ffi::AnyBuffer first,
+                     ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                     ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
+                     ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, int32_t window) {
+  const auto pages = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
+  if (pages.size() != 4 || heads.size() != 3 || table.size() != 2) {
+    return ffi::Error::InvalidArgument("attention takes qkv [tokens, heads, dim], pages of rank 4 and a page table");
+  }
+  if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data()) {
+    return ffi::Error::Internal("pages must be written in place");
+  }
+  asurge::Attention call{};
+  call.qkv = data_or_null<uint16_t>(qkv);
+  call.cosine = data_or_null<float>(cosine);
+  call.sine = data_or_null<float>(sine);
+  call.q_norm = data_or_null<uint16_t>(q_norm);
+  call.k_norm = data_or_null<uint16_t>(k_norm);
+  call.epsilon = epsilon;
+  call.start = data_or_null<int32_t>(start);
+  call.length = data_or_null<int32_t>(length);
+  call.first = data_or_null<int32_t>(first);
+  call.page_table = data_or_null<int32_t>(page_table);
+  call.keys = static_cast<uint16_t*>(new_keys->untyped_data());
+  call.values = static_cast<uint16_t*>(new_values->untyped_data());
+  call.out = static_cast<uint16_t*>(out->untyped_data());
+  call.tokens = static_cast<int>(heads[0]);
+  call.rows = static_cast<int>(table[0]);
+  call.columns = static_cast<int>(table[1]);
+  call.kv_heads = static_cast<int>(pages[1]);
+  call.heads = static_cast<int>(heads[1]) - 2 * call.kv_heads;
+  call.head_dim = static_cast<int>(heads[2]);
+  call.page_size = static_cast<int>(pages[2]);
+  call.scale = scale;
+  call.window = window;
+  asurge::run(call);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("epsilon")
+                                  .Attr<bool>("gated"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("epsilon")
+                                  .Attr<float>("scale")
+                                  .Attr<int32_t>("window"));
+
+extern "C" {
+
+// Whether this process may use the tile registers; asks the kernel for them (once per process is enough).
+int asurge_tiles_available() {
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") ||
+      !__builtin_cpu_supports("amx-int8") || !__builtin_cpu_supports("avx512bf16") ||
+      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512dq")) {
+    return 0;
+  }
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }
+}

@@ -1,0 +1,155 @@
+// A team of threads for parallel regions of a few microseconds each.
+//
+// A decode step has some hundred such regions. Waking a sleeping thread takes longer than most of them, so members
+// spin for a short while after a region before they sleep, and give the core away between looks.
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace asurge {
+
+// Spins, but lets whoever else wants this core have it.
+class Spinner {
+ public:
+  void once() {
+    if (++looks_ % kLooksBeforeYield == 0) {
+      sched_yield();
+    } else {
+      _mm_pause();
+    }
+  }
+
+ private:
+  static constexpr unsigned kLooksBeforeYield = 64;
+  unsigned looks_ = 0;
+};
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {}
+
+  // All members reach this point before any goes on.
+  void barrier() {
+    if (size_ == 1) return;
+    const uint32_t round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    Spinner spinner;
+    while (round_.load(std::memory_order_acquire) == round) spinner.once();
+  }
+
+  int size() const { return size_; }
+
+ private:
+  const int size_;
+  std::atomic<int> arrived_{0};
+  std::atomic<uint32_t> round_{0};
+};
+
+// Hands out indices below a limit, each once.
+class Tickets {
+ public:
+  explicit Tickets(int limit) : limit_(limit) {}
+  bool take(int& index) { return (index = next_.fetch_add(1, std::memory_order_relaxed)) < limit_; }
+
+ private:
+  const int limit_;
+  std::atomic<int> next_{0};
+};
+
+class Pool {
+ public:
+  using Body = std::function<void(int member, Team& team)>;
+
+  // Never destroyed: its threads may outlive static destruction.
+  static Pool& get() {
+    static Pool* pool = new Pool();
+    return *pool;
+  }
+
+  // Runs body once per member, the caller being member 0. When another caller has the team, body runs alone.
+  void run(const Body& body) {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock() || size_ == 1) {
+      Team alone(1);
+      body(0, alone);
+      return;
+    }
+    Team team(size_);
+    body_ = &body;
+    team_ = &team;
+    running_.store(size_ - 1, std::memory_order_relaxed);
+    region_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) region_.notify_all();
+    body(0, team);
+    Spinner spinner;
+    while (running_.load(std::memory_order_acquire) != 0) spinner.once();
+  }
+
+  int size() const { return size_; }
+
+  void resize(int size) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (static_cast<int>(members_.size()) + 1 < size) {
+      const int member = static_cast<int>(members_.size()) + 1;
+      members_.emplace_back([this, member, seen = region_.load()] { serve(member, seen); });
+      members_.back().detach();
+    }
+    size_ = size;
+  }
+
+ private:
+  Pool() = default;
+
+  void serve(int member, uint32_t seen) {
+    for (;;) {
+      wait(seen);
+      seen = region_.load(std::memory_order_acquire);
+      if (member < size_) {
+        (*body_)(member, *team_);
+        running_.fetch_sub(1, std::memory_order_release);
+      }
+    }
+  }
+
+  void wait(uint32_t seen) {
+    using Clock = std::chrono::steady_clock;
+    const auto until = Clock::now() + kSpin;
+    Spinner spinner;
+    for (unsigned looks = 1; region_.load(std::memory_order_acquire) == seen; ++looks) {
+      spinner.once();
+      if (looks % 64 == 0 && Clock::now() > until) {
+        sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        region_.wait(seen, std::memory_order_seq_cst);
+        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+        return;
+      }
+    }
+  }
+
+  static constexpr std::chrono::microseconds kSpin{200};
+  std::mutex mutex_;
+  std::vector<std::thread> members_;
+  std::atomic<int> size_{1};  // read by members that a region leaves out
+  const Body* body_ = nullptr;
+  Team* team_ = nullptr;
+  std::atomic<uint32_t> region_{0};
+  std::atomic<int> running_{0};
+  std::atomic<int> sleeping_{0};
+};
+
+}  // namespace asurge

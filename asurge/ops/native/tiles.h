@@ -1,0 +1,133 @@
+// AMX tiles: 16 rows of 64 bytes, 1 KiB, always stored contiguously.
+//
+// An "A" tile holds 16 rows of 32 bf16 (or 64 int8). A "B" tile holds 16 columns of the same depth, in groups of two
+// (four) along the depth: [depth / 2][16 columns][2]. Products accumulate in 16 x 16 float32 (or int32).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace asurge {
+
+constexpr int kTile = 1024;
+constexpr int kRows = 16;
+
+// The tile registers of this thread belong to the scope; other code on the thread configures its own.
+class TileScope {
+ public:
+  TileScope() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+      config[16 + 2 * tile] = 64;
+      config[48 + tile] = kRows;
+    }
+    _tile_loadconfig(config);
+  }
+  ~TileScope() { _tile_release(); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
+
+// Memory a thread keeps between calls.
+class Scratch {
+ public:
+  template <typename T>
+  T* get(size_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + bytes / 2 + 64) & ~size_t{63};
+      data_ = std::aligned_alloc(64, size_);
+    }
+    return static_cast<T*>(data_);
+  }
+  ~Scratch() { std::free(data_); }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+enum class Depth { kBf16, kInt8 };
+
+// A macro, because the registers' numbers are part of the instruction's text.
+#define ASURGE_MULTIPLY(depth, c, a, b)       \
+  do {                                        \
+    if constexpr ((depth) == Depth::kBf16) {  \
+      _tile_dpbf16ps(c, a, b);                \
+    } else {                                  \
+      _tile_dpbssd(c, a, b);                  \
+    }                                         \
+  } while (0)
+
+// C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` (32 columns apart) = sum over `depth_tiles` of A x B.
+template <Depth depth, int kA, int kB>
+inline void multiply(const uint8_t* a, size_t a_stride, const uint8_t* b, size_t b_stride, int depth_tiles,
+                     size_t a_step, size_t b_step, float* out, int out_columns, int ahead = 0) {
+  _tile_zero(0);
+  if constexpr (kB == 2) _tile_zero(1);
+  if constexpr (kA == 2) _tile_zero(2);
+  if constexpr (kA == 2 && kB == 2) _tile_zero(3);
+  for (int k = 0; k < depth_tiles; ++k) {
+    const uint8_t* b0 = b + k * b_step;
+    if (ahead) {
+      for (int line = 0; line < 16; ++line) {
+        _mm_prefetch(reinterpret_cast<const char*>(b0 + ahead + 64 * line), _MM_HINT_T0);
+        if constexpr (kB == 2) {
+          _mm_prefetch(reinterpret_cast<const char*>(b0 + b_stride + ahead + 64 * line), _MM_HINT_T0);
+        }
+      }
+    }
+    _tile_loadd(4, a + k * a_step, 64);
+    _tile_loadd(6, b0, 64);
+    ASURGE_MULTIPLY(depth, 0, 4, 6);
+    if constexpr (kB == 2) {
+      _tile_loadd(7, b0 + b_stride, 64);
+      ASURGE_MULTIPLY(depth, 1, 4, 7);
+    }
+    if constexpr (kA == 2) {
+      _tile_loadd(5, a + a_stride + k * a_step, 64);
+      ASURGE_MULTIPLY(depth, 2, 5, 6);
+      if constexpr (kB == 2) ASURGE_MULTIPLY(depth, 3, 5, 7);
+    }
+  }
+  const int stride = out_columns * 4;
+  _tile_stored(0, out, stride);
+  if constexpr (kB == 2) _tile_stored(1, out + kRows, stride);
+  if constexpr (kA == 2) _tile_stored(2, out + kRows * out_columns, stride);
+  if constexpr (kA == 2 && kB == 2) _tile_stored(3, out + kRows * out_columns + kRows, stride);
+}
+
+inline __m512 widen(__m256i bf16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
+inline __m512 load_bf16(const uint16_t* from) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline __m256i narrow(__m512 value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
+inline void store_bf16(uint16_t* to, __m512 value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value));
+}
+inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
+
+// e^x to about 2 ulp for x <= 0: 2^n by exponent, the rest by a polynomial (Cephes).
+inline __m512 exponential(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), x);
+  __m512 y = _mm512_set1_ps(1.9875691500e-4f);
+  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.3981999507e-3f));
+  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(8.3334519073e-3f));
+  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(4.1665795894e-2f));
+  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.6666665459e-1f));
+  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(5.0000001201e-1f));
+  y = _mm512_fmadd_ps(y, _mm512_mul_ps(x, x), _mm512_add_ps(x, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(y, n);
+}
+
+}  // namespace asurge

@@ -1,0 +1,79 @@
+"""Matrix products over weights packed for the tile registers of a CPU; see `asurge.ops.native`.
+
+Packed weights are ``[columns / 16, depth / 32, 16, 16, 2]`` in bf16 and ``[columns / 16, depth / 64, 16, 16, 4]`` in int8:
+one KiB after another in the order a product reads them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+COLUMNS = 16
+BF16_DEPTH, INT8_DEPTH = 32, 64
+
+
+def pack(weight: jax.Array) -> jax.Array:
+    """``[columns, depth]`` in bf16 or int8 -> packed; columns are filled up to a multiple of 16 with zeros."""
+    group = 4 if weight.dtype == jnp.int8 else 2
+    weight = jnp.pad(weight, ((0, -weight.shape[0] % COLUMNS), (0, 0)))
+    columns, depth = weight.shape
+    tiles = weight.reshape(columns // COLUMNS, COLUMNS, depth // (16 * group), 16, group)
+    return tiles.transpose(0, 2, 3, 1, 4)
+
+
+def interleave(gate_up: jax.Array) -> jax.Array:
+    """``[2 * inner, ...]``, gate first -> blocks of 16 rows, gate and up in turn."""
+    inner = gate_up.shape[0] // 2
+    blocks = gate_up.reshape(2, inner // COLUMNS, COLUMNS, *gate_up.shape[1:])
+    return jnp.swapaxes(blocks, 0, 1).reshape(gate_up.shape)
+
+
+def take_rows(packed: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows ``[rows]`` of the matrix that was packed: an embedding lookup in a table that is also a head."""
+    return packed[rows // COLUMNS, :, :, rows % COLUMNS].reshape(rows.shape[0], -1)
+
+
+def packed_linear(
+    x: jax.Array,
+    weight: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+    bias: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    gated: bool = False,
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> jax.Array:
+    """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
+
+    Args:
+        x: bf16 ``[rows, depth]``.
+        weight: packed, bf16 or int8. With int8, rows of x are quantised as they come (symmetric, by their largest).
+        scale: float32 ``[columns]`` of an int8 weight.
+        norm: bf16 ``[depth]``; x is RMS-normalised first.
+        epsilon: of that normalisation.
+        bias: bf16 ``[columns]``.
+        residual: bf16 ``[rows, columns]``, added to a bf16 result.
+        gated: columns are `interleave`\\ d; the result is ``silu(gate) * up``.
+        dtype: bf16, or float32 without residual and gate.
+
+    Returns:
+        ``[rows, columns]``, or half the columns where gated.
+    """
+    columns = weight.shape[0] * COLUMNS // (2 if gated else 1)
+    none16, none32 = jnp.zeros((0,), jnp.bfloat16), jnp.zeros((0,), jnp.float32)
+    call = jax.ffi.ffi_call("asurge_linear", jax.ShapeDtypeStruct((x.shape[0], columns), dtype))
+    result: jax.Array = call(
+        x,
+        weight,
+        none32 if scale is None else scale,
+        none16 if norm is None else norm,
+        none16 if bias is None else bias,
+        none16 if residual is None else residual,
+        epsilon=np.float32(epsilon),
+        gated=gated,
+    )
+    return result

@@ -1,0 +1,70 @@
+"""Builds the CPU kernels into the wheel, where that is possible; everywhere else the package is pure Python."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("asurge/ops/native")
+LIBRARY = FOLDER / "libasurge_kernels.so"
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
+# The module decides whether the processor has these, so it must not use them itself.
+KERNELS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
+KERNELS += ["-mamx-tile", "-mamx-bf16", "-mamx-int8"]
+
+
+class NativeBuildHook(BuildHookInterface):
+    """``ASURGE_NATIVE=0`` leaves the kernels out, ``ASURGE_NATIVE=1`` fails where they cannot be built."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        wanted = os.environ.get("ASURGE_NATIVE", "auto")
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+        fits = sys.platform == "linux" and platform.machine() == "x86_64"
+        library = Path(self.root) / LIBRARY
+        library.unlink(missing_ok=True)
+        if wanted == "0" or not (fits and compiler):
+            if wanted == "1":
+                raise RuntimeError("ASURGE_NATIVE=1, but the CPU kernels need Linux on x86-64 and g++ or clang++")
+            return
+        try:
+            build(Path(self.root) / FOLDER, library, compiler)
+        except (subprocess.CalledProcessError, ImportError) as error:
+            if wanted == "1":
+                raise
+            self.app.display_warning(f"the CPU kernels do not build ({error}): plain JAX will serve")
+            return
+        build_data["artifacts"].append(str(LIBRARY))
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-linux_x86_64"
+
+
+def build(folder: Path, library: Path, compiler: str) -> None:
+    """Compile and link all sources, in parallel."""
+    import jaxlib  # its FFI headers: only newer runtimes than them are compatible, so the oldest supported is pinned
+
+    include = f"-I{Path(jaxlib.__file__).parent / 'include'}"
+    with tempfile.TemporaryDirectory() as scratch:
+        objects, running = [], []
+        for source in sorted(folder.glob("*.cc")):
+            objects.append(str(Path(scratch) / f"{source.stem}.o"))
+            flags = COMMON if source.stem == "module" else COMMON + KERNELS
+            command = [compiler, *flags, include, "-c", str(source), "-o", objects[-1]]
+            running.append((command, subprocess.Popen(command)))
+        failed = [(command, process.returncode) for command, process in running if process.wait()]
+        if failed:
+            raise subprocess.CalledProcessError(failed[0][1], failed[0][0])
+        subprocess.run([compiler, "-shared", *objects, "-o", str(library), "-lpthread"], check=True)
+
+
+if __name__ == "__main__":
+    build(FOLDER, LIBRARY, os.environ.get("CXX", "g++"))
