@@ -49,7 +49,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
     async with Engine(orders["model"], **settings) as engine:
         start_s = time.time() - orders["began_s"]
         start_peak = peak_resident_bytes()
-        footprint = read_footprint(resolve_checkpoint(engine.config.model), engine.config.dtype)
+        footprint = read_footprint(resolve_checkpoint(engine.config.model), engine.config)
         client, measured, skipped = EngineClient(engine), {}, {}
         with count_compilations() as compilations:
             for at, name in enumerate(orders["works"]):
@@ -66,6 +66,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
             "start_peak_resident_bytes": start_peak,
             "peak_resident_bytes": peak_resident_bytes(),
             "weight_bytes": footprint.weight_bytes,
+            "held_weight_bytes": footprint.held_bytes,
             "kv_bytes_per_token": footprint.kv_bytes_per_token,
             "kv_pool_bytes": pages * engine.config.page_size * footprint.kv_bytes_per_token,
             "max_num_seqs": engine.config.max_num_seqs,

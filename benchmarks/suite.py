@@ -52,8 +52,9 @@ def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any
         "warm_start_s": statistics.median(run["start_s"] for run in warm),
         "peak_resident_bytes": peak,
         "weight_bytes": first["weight_bytes"],
+        "held_weight_bytes": first["held_weight_bytes"],
         "kv_pool_bytes": first["kv_pool_bytes"],
-        "peak_minus_weights_and_kv_bytes": peak - first["weight_bytes"] - first["kv_pool_bytes"],
+        "peak_minus_weights_and_kv_bytes": peak - first["held_weight_bytes"] - first["kv_pool_bytes"],
         "compilations_while_serving": max(run["compilations"] for run in warm),
         "skipped": first["skipped"],
         "works": {name: _work(name, warm, max(bandwidths)) for name in first["works"]},
@@ -78,8 +79,8 @@ def _work(name: str, runs: list[dict[str, Any]], bandwidth: float) -> dict[str, 
     documents = [run["works"][name] for run in runs]
     found: dict[str, Any] = median_of(documents)
     tpot = found["metrics"]["tpot_ms"]
-    # The footprint's vocabulary plays no part in a floor.
-    footprint = Footprint(runs[0]["weight_bytes"], runs[0]["kv_bytes_per_token"], vocab_size=0)
+    weights, held, of_token = (runs[0][key] for key in ("weight_bytes", "held_weight_bytes", "kv_bytes_per_token"))
+    footprint = Footprint(weights, held, of_token, vocab_size=0)  # a vocabulary plays no part in a floor
     floor = roofline(
         footprint,
         named_work(name),

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 
 from asurge.bench.works import Work
+from asurge.config import EngineConfig
 from asurge.models import family_for, read_config
 from asurge.models.checkpoint import checkpoint_table
 from asurge.models.config import DecoderConfig
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_SCALE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,10 +22,12 @@ class Footprint:
 
     Attributes:
         weight_bytes: of the weights every step reads.
+        held_bytes: of all weights in memory.
         kv_bytes_per_token: keys and values of one token in all layers.
     """
 
     weight_bytes: int
+    held_bytes: int
     kv_bytes_per_token: int
     vocab_size: int
 
@@ -48,20 +52,30 @@ class Roofline:
     ratio: float | None
 
 
-def read_footprint(folder: Path, dtype: str) -> Footprint:
-    """Of the checkpoint in a folder, held as ``dtype``."""
+def read_footprint(folder: Path, config: EngineConfig) -> Footprint:
+    """Of the checkpoint in a folder, as an engine with these settings holds it."""
     raw = read_config(folder)
-    return footprint_of(family_for(raw).config(raw), ITEM_BYTES[dtype])
+    shape = family_for(raw).config(raw)
+    return footprint_of(shape, ITEM_BYTES[config.dtype], in_int8=config.quantization == "int8")
 
 
-def footprint_of(config: DecoderConfig, item_bytes: int) -> Footprint:
-    """Every weight once. Of an embedding that is not also the output layer, a step reads a few rows: left out."""
-    weights = 0
+def footprint_of(config: DecoderConfig, item_bytes: int, *, in_int8: bool = False) -> Footprint:
+    """A step reads every weight once, but of an embedding that is not also the output layer only a few rows.
+
+    In 8 bits, matrices have a byte for a weight and a scale for a row; the embedding that looks tokens up keeps its precision.
+    """
+    read = held = 0
     for path, sources in checkpoint_table(config).items():
-        if path == ("embedding",) and not config.tie_word_embeddings:
-            continue
-        weights += sum(math.prod(source.shape) for source in sources)
-    return Footprint(weights * item_bytes, 2 * config.num_layers * config.kv_size * item_bytes, config.vocab_size)
+        for source in sources:
+            plain, size = math.prod(source.shape) * item_bytes, math.prod(source.shape)
+            packed = size + source.shape[0] * _SCALE_BYTES if in_int8 and len(source.shape) == 2 else plain
+            if path != ("embedding",):
+                read, held = read + packed, held + packed
+            elif config.tie_word_embeddings:
+                read, held = read + packed, held + packed + (plain if in_int8 else 0)
+            else:
+                held += plain
+    return Footprint(read, held, 2 * config.num_layers * config.kv_size * item_bytes, config.vocab_size)
 
 
 def roofline(

