@@ -9,7 +9,9 @@ medians over the turns. Each engine is a job in its own environment:
 - OpenVINO GenAI: ``--python-openvino`` with ``pip install openvino-genai``, and ``--openvino-model``, made with
   ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
 - any server with OpenAI's completions: ``--server 'NAME=COMMAND'``, where the command names ``{port}``; llama.cpp's as
-  ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``.
+  ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``, with a file that
+  `benchmarks/peer_jobs/to_gguf.py` makes. (The sources in llama-cpp-python 0.3.36 have a ``tools/server`` to build; with AMX
+  it crashes on q8_0 unless given ``-nr``.)
 
 What is not installed is left out, and said so.
 """
@@ -168,13 +170,14 @@ class Server:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             try:
                 return asyncio.run(self._turn(task, f"http://127.0.0.1:{port}", process, began_s))
+            except BenchmarkError as error:
+                log.seek(0)
+                words = log.read().decode(errors="replace")[-1500:]
+                raise RuntimeError(
+                    f"{self.name}: {error}; its status is {process.poll()}, its last words:\n{words}"
+                ) from error
             finally:
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                _end(process)
 
     async def _turn(self, task: Task, url: str, process: subprocess.Popen[bytes], began_s: float) -> dict[str, Any]:
         works = {}
@@ -187,6 +190,18 @@ class Server:
                 measured = await measure(client, work, vocab_size=task.vocab_size, seed=seed)
                 works[work.name] = dataclasses.asdict(measured.metrics)
         return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "works": works}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group of its own, and the group."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 async def _connected(url: str, process: subprocess.Popen[bytes]) -> HttpClient:
