@@ -24,7 +24,7 @@ class EngineConfig:
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
         max_num_seqs: sequences running at once (device slots).
         max_num_batched_tokens: token budget of one step; None chooses by platform.
-        min_input_pad: prefill chunks are padded to a multiple of this many tokens.
+        min_input_pad: prefill chunks are padded to a multiple of this many tokens; None chooses by kernels.
         page_size: tokens in a KV page.
         hbm_utilization: share of accelerator memory that weights and KV pages may take.
         kv_cache_bytes: KV budget in bytes; None: from hbm_utilization, or a quarter of free memory (at most
@@ -55,7 +55,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
-    min_input_pad: int = 16
+    min_input_pad: int | None = None
     page_size: int = 64
     hbm_utilization: float = 0.85
     kv_cache_bytes: int | None = None
@@ -82,15 +82,15 @@ class EngineConfig:
             raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
         if self.kernels not in ("auto", "native", "xla"):
             raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native' or 'xla'")
-        for field in ("max_model_len", "max_num_batched_tokens", "kv_cache_bytes"):
+        for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes"):
             value = getattr(self, field)
             if value is not None:
                 _at_least(field, value, 1)
-        for field in ("max_num_seqs", "page_size", "max_queued_requests", "pipeline_depth", "min_input_pad"):
+        for field in ("max_num_seqs", "page_size", "max_queued_requests", "pipeline_depth"):
             _at_least(field, getattr(self, field), 1)
         for field in ("page_size", "min_input_pad"):
             value = getattr(self, field)
-            if value & (value - 1):
+            if value is not None and value & (value - 1):
                 raise ConfigError(f"{field}={value} must be a power of two")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"max_model_len={self.max_model_len} leaves no room for an answer: use at least 2")

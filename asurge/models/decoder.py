@@ -18,6 +18,7 @@ from asurge.ops.attention import Heads
 from asurge.ops.linear import linear
 from asurge.ops.packed import take_rows
 from asurge.ops.rotary import rotary
+from asurge.ops.sampling import argmax
 
 
 class Attend(Protocol):
@@ -41,12 +42,18 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=eps, dtype=dtype) if config.qk_norm else None
 
     def __call__(
-        self, x: jax.Array, norm: RMSNorm, rotary: tuple[jax.Array, jax.Array], attend: Attend, layer: int
+        self,
+        x: jax.Array,
+        norm: RMSNorm,
+        rotary: tuple[jax.Array, jax.Array],
+        attend: Attend,
+        layer: int,
+        live: jax.Array | None,
     ) -> jax.Array:
         """``x`` and what attention over ``norm(x)`` adds to it."""
         config = self.config
         heads = Heads(
-            self.qkv_proj(x, norm=norm).reshape(x.shape[0], -1, config.head_dim),
+            self.qkv_proj(x, norm=norm, live=live).reshape(x.shape[0], -1, config.head_dim),
             config.num_heads,
             config.num_kv_heads,
             *rotary,
@@ -54,7 +61,7 @@ class Attention(nnx.Module):
             k_norm=None if self.k_norm is None else self.k_norm.weight[...],
             epsilon=config.rms_norm_eps,
         )
-        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=x)
+        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=x, live=live)
 
 
 class MLP(nnx.Module):
@@ -65,9 +72,9 @@ class MLP(nnx.Module):
         self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs, gated=True)
         self.down_proj = Linear(inner, hidden, bias=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, norm: RMSNorm) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: RMSNorm, live: jax.Array | None) -> jax.Array:
         """``x`` and what the feed-forward of ``norm(x)`` adds to it."""
-        return self.down_proj(self.gate_up_proj(x, norm=norm), residual=x)
+        return self.down_proj(self.gate_up_proj(x, norm=norm, live=live), residual=x, live=live)
 
 
 class Block(nnx.Module):
@@ -80,9 +87,16 @@ class Block(nnx.Module):
         self.post_attention_norm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, layer: int) -> jax.Array:
-        x = self.attention(x, self.input_norm, rotary, attend, layer)
-        return self.mlp(x, self.post_attention_norm)
+    def __call__(
+        self,
+        x: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        attend: Attend,
+        layer: int,
+        live: jax.Array | None,
+    ) -> jax.Array:
+        x = self.attention(x, self.input_norm, rotary, attend, layer, live)
+        return self.mlp(x, self.post_attention_norm, live)
 
 
 class Decoder(nnx.Module):
@@ -100,18 +114,35 @@ class Decoder(nnx.Module):
         # What conversion puts in the place of the head's matrix.
         self.head: PackedLinear | Int8Linear | None = nnx.data(None)
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
-        """``tokens, positions [tokens]`` -> final hidden states ``[tokens, hidden]``."""
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, attend: Attend, live: jax.Array | None = None
+    ) -> jax.Array:
+        """``tokens, positions [tokens]`` -> hidden states ``[tokens, hidden]``, before the last normalisation.
+
+        Args:
+            live: a hint, int32 ``[tokens / 16]`` rounded up: where 0, 16 tokens only pad.
+        """
         table = self.embedding[...]
         x = table[tokens] if table.ndim == 2 else take_rows(table, tokens)
         tables = self.rotary.tables(positions)
         for index, block in enumerate(self.layers):
-            x = block(x, tables, attend, index)
-        return self.norm(x)
+            x = block(x, tables, attend, index, live)
+        return x
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether tokens that are not live cost next to nothing."""
+        return isinstance(self.head, PackedLinear)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""
         if self.head is not None:
-            return self.head(hidden, dtype=jnp.float32)
+            return self.head(hidden, norm=self.norm, dtype=jnp.float32)
         head = self.embedding if self.lm_head is None else self.lm_head
-        return linear(hidden, head[...], dtype=jnp.float32)
+        return linear(self.norm(hidden), head[...], dtype=jnp.float32)
+
+    def greedy(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
+        """The most likely tokens, int32 ``[rows]``; of equal ones the first."""
+        if isinstance(self.head, PackedLinear):
+            return self.head.argmax(hidden, norm=self.norm, live=live, candidates=self.config.vocab_size)
+        return argmax(self.logits(hidden), self.config.vocab_size)

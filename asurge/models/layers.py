@@ -8,7 +8,7 @@ from flax import nnx
 
 from asurge.ops.linear import linear, linear_int8, quantize_int8
 from asurge.ops.norm import rms_norm, silu_gate
-from asurge.ops.packed import interleave, pack, packed_linear
+from asurge.ops.packed import interleave, pack, packed_argmax, packed_linear
 
 
 class RMSNorm(nnx.Module):
@@ -37,8 +37,18 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
         self.gated = gated
 
-    def __call__(self, x: jax.Array, *, norm: RMSNorm | None = None, residual: jax.Array | None = None) -> jax.Array:
-        """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        norm: RMSNorm | None = None,
+        residual: jax.Array | None = None,
+        live: jax.Array | None = None,
+    ) -> jax.Array:
+        """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated.
+
+        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that kernels take to leave padding out.
+        """
         out = self.product(x if norm is None else norm(x))
         out = silu_gate(out) if self.gated else out
         return out if residual is None else residual + out
@@ -62,6 +72,7 @@ class Int8Linear(nnx.Module):
         *,
         norm: RMSNorm | None = None,
         residual: jax.Array | None = None,
+        live: jax.Array | None = None,
         dtype: jnp.dtype | None = None,
     ) -> jax.Array:
         x = x if norm is None else norm(x)
@@ -89,6 +100,7 @@ class PackedLinear(nnx.Module):
         *,
         norm: RMSNorm | None = None,
         residual: jax.Array | None = None,
+        live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
     ) -> jax.Array:
         return packed_linear(
@@ -99,8 +111,21 @@ class PackedLinear(nnx.Module):
             epsilon=0.0 if norm is None else norm.eps,
             bias=_value(self.bias),
             residual=residual,
+            live=live,
             gated=self.gated,
             dtype=dtype,
+        )
+
+    def argmax(self, x: jax.Array, *, norm: RMSNorm, live: jax.Array | None, candidates: int) -> jax.Array:
+        """The first of the ``candidates`` outputs with the largest value, int32 ``[tokens]``."""
+        return packed_argmax(
+            x,
+            self.weight[...],
+            _value(self.scale),
+            norm=norm.weight[...],
+            epsilon=norm.eps,
+            live=live,
+            candidates=candidates,
         )
 
 

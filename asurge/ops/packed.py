@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 COLUMNS = 16
+LIVE_ROWS = 16
 BF16_DEPTH, INT8_DEPTH = 32, 64
 
 
@@ -44,6 +45,7 @@ def packed_linear(
     epsilon: float = 0.0,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
+    live: jax.Array | None = None,
     gated: bool = False,
     dtype: jnp.dtype = jnp.bfloat16,
 ) -> jax.Array:
@@ -57,6 +59,7 @@ def packed_linear(
         epsilon: of that normalisation.
         bias: bf16 ``[columns]``.
         residual: bf16 ``[rows, columns]``, added to a bf16 result.
+        live: int32 ``[rows / 16]``, rounded up: where 0, none of 16 rows matters, and what comes out for them is undefined.
         gated: columns are `interleave`\\ d; the result is ``silu(gate) * up``.
         dtype: bf16, or float32 without residual and gate.
 
@@ -64,16 +67,55 @@ def packed_linear(
         ``[rows, columns]``, or half the columns where gated.
     """
     columns = weight.shape[0] * COLUMNS // (2 if gated else 1)
-    none16, none32 = jnp.zeros((0,), jnp.bfloat16), jnp.zeros((0,), jnp.float32)
-    call = jax.ffi.ffi_call("asurge_linear", jax.ShapeDtypeStruct((x.shape[0], columns), dtype))
-    result: jax.Array = call(
+    out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
+    return _call(out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated)
+
+
+def packed_argmax(
+    x: jax.Array,
+    weight: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+    live: jax.Array | None = None,
+    candidates: int,
+) -> jax.Array:
+    """For each row of the `packed_linear` with these arguments the first of ``candidates`` columns with the largest value.
+
+    The products themselves are never stored: at 64 rows of 49152 columns that saves 12 MB of fresh memory a step.
+    """
+    out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
+    return _call(out, x, weight, scale, norm, epsilon, None, None, live, candidates=candidates)
+
+
+def _call(
+    out: jax.ShapeDtypeStruct,
+    x: jax.Array,
+    weight: jax.Array,
+    scale: jax.Array | None,
+    norm: jax.Array | None,
+    epsilon: float,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    live: jax.Array | None,
+    *,
+    gated: bool = False,
+    candidates: int = 0,
+) -> jax.Array:
+    def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+        return jnp.zeros((0,), dtype) if array is None else array
+
+    result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
         x,
         weight,
-        none32 if scale is None else scale,
-        none16 if norm is None else norm,
-        none16 if bias is None else bias,
-        none16 if residual is None else residual,
+        given(scale, jnp.float32),
+        given(norm, jnp.bfloat16),
+        given(bias, jnp.bfloat16),
+        given(residual, jnp.bfloat16),
+        given(live, jnp.int32),
         epsilon=np.float32(epsilon),
         gated=gated,
+        candidates=np.int32(candidates),
     )
     return result

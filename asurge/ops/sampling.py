@@ -64,6 +64,11 @@ def sample(
     return drawn
 
 
+def argmax(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """The greedy draw of `sample`, int32 ``[rows]``."""
+    return _argmax(_blocked(logits, vocab_size))[0]
+
+
 def _blocked(logits: jax.Array, vocab_size: int) -> jax.Array:
     """``[rows, blocks, BLOCK]``, finite: NaN counts as lowest, and padding lies below that."""
     rows = logits.shape[0]

@@ -42,19 +42,26 @@ class StepShape:
 class Lattice:
     """All shapes of one engine, cheapest first.
 
-    Decode-only steps come in sizes four times apart; steps with prefill in two decode sizes and three
-    layouts: a little of it, many short chunks, and few long ones. The layout of many short chunks holds whatever
-    the scheduler plans within its budget, because a chunk costs a multiple of the quantum there.
+    Where padding is computed, decode-only steps come in sizes four times apart; steps with prefill in two decode
+    sizes and three layouts: a little of it, many short chunks, and few long ones. Where kernels leave padding out, the
+    largest shape costs a single row 1.5 ms on a model of 30 layers, and compiling and warming up costs more: three
+    shapes are left. The layout of many short chunks holds whatever the scheduler plans within its budget, because a
+    chunk costs a multiple of the quantum there.
     """
 
-    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int, quantum: int) -> None:
-        shapes = {StepShape(rows) for rows in _powers(2, max_num_seqs, 4)}
+    def __init__(
+        self, max_num_seqs: int, max_num_batched_tokens: int, quantum: int, *, skips_padding: bool = False
+    ) -> None:
         most = -(-max_num_batched_tokens // quantum)
-        layouts = {(min(4, most), quantum), (most, quantum)}
-        if max_num_batched_tokens >= LONG_ROW > quantum:
-            layouts.add((max_num_batched_tokens // LONG_ROW, LONG_ROW))
-        for decode in {min(8, max_num_seqs), max_num_seqs}:
-            shapes |= {StepShape(decode, rows, length) for rows, length in layouts}
+        if skips_padding:
+            shapes = {StepShape(2), StepShape(max(max_num_seqs, 2)), StepShape(max(max_num_seqs, 2), most, quantum)}
+        else:
+            shapes = {StepShape(rows) for rows in _powers(2, max_num_seqs, 4)}
+            layouts = {(min(4, most), quantum), (most, quantum)}
+            if max_num_batched_tokens >= LONG_ROW > quantum:
+                layouts.add((max_num_batched_tokens // LONG_ROW, LONG_ROW))
+            for decode in {min(8, max_num_seqs), max_num_seqs}:
+                shapes |= {StepShape(decode, rows, length) for rows, length in layouts}
         # Equal token counts: fewer, longer rows gather less.
         self.shapes = tuple(sorted(shapes, key=lambda shape: (shape.tokens, shape.prefill_rows)))
 

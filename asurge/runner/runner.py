@@ -25,6 +25,10 @@ from asurge.runner.step import Pages, StepSpec, make_step, split_model
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 2048
 
+PADDING_QUANTUM = 16
+SKIPPING_QUANTUM = 32
+"""Tokens of a prefill row: longer ones share more of what attention reads, and where padding is computed waste more."""
+
 
 class _Dispatched:
     """A step whose tokens are on their way to the host."""
@@ -80,20 +84,24 @@ class DeviceRunner:
         budget = config.max_num_batched_tokens or (
             CPU_TOKEN_BUDGET if self._device.platform == "cpu" else ACCELERATOR_TOKEN_BUDGET
         )
+        skips_padding = attention.skips_padding and model.skips_padding
+        quantum = config.min_input_pad or (SKIPPING_QUANTUM if skips_padding else PADDING_QUANTUM)
         self._limits = RunnerLimits(
             num_pages=pages,
             page_size=config.page_size,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(budget, config.min_input_pad),
+            max_num_batched_tokens=max(budget, quantum),
             max_model_len=max_model_len,
-            prefill_quantum=config.min_input_pad,
+            prefill_quantum=quantum,
         )
         self._allocate = partial(attention.allocate, pages)
         self._layers = shape.num_layers
         self._leaves, rebuild = split_model(model)
         self._columns = -(-max_model_len // config.page_size)
         self._spec = StepSpec(rebuild, attention, self._columns)
-        self._lattice = Lattice(config.max_num_seqs, self._limits.max_num_batched_tokens, config.min_input_pad)
+        self._lattice = Lattice(
+            config.max_num_seqs, self._limits.max_num_batched_tokens, quantum, skips_padding=skips_padding
+        )
         self._pages, self._last_token = self._fresh_state()
         self._generation, self._spoilt = 0, -1
         self._steps = compile_all(self._lattice.shapes, self._lower, silent=config.silent_mode)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows
+from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows, any_of
+from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import sample
 from asurge.runner.lattice import StepShape
 from asurge.runner.packing import unpack
@@ -61,17 +63,24 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
         )
         attend = PagedAttend(spec, model, rows, pages)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
-        hidden = model(tokens, rows.positions, attend)
-        chosen = rows.first + jnp.maximum(inputs.length - 1, 0)
-        drawn = sample(
-            model.logits(hidden[chosen]),
-            inputs.temperature,
-            inputs.top_k,
-            inputs.top_p,
-            inputs.seed,
-            inputs.start + inputs.length,
-            vocab_size=model.config.vocab_size,
-        )
+        hidden = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
+        hidden = hidden[rows.first + jnp.maximum(inputs.length - 1, 0)]
+
+        def draw() -> jax.Array:
+            return sample(
+                model.logits(hidden),
+                inputs.temperature,
+                inputs.top_k,
+                inputs.top_p,
+                inputs.seed,
+                inputs.start + inputs.length,
+                vocab_size=model.config.vocab_size,
+            )
+
+        def greedy() -> jax.Array:
+            return model.greedy(hidden, any_of(inputs.length > 0, LIVE_ROWS))
+
+        drawn = lax.cond(jnp.any(inputs.temperature > 0), draw, greedy)
         return tuple(attend.pages), last_token.at[inputs.slot].set(drawn), drawn
 
     return step

@@ -1,7 +1,7 @@
 """Attention over pages, one backend per kind of device."""
 
 from asurge.ops.attention.choice import choose_attention
-from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows
+from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows, any_of
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.attention.reference import dense_attention
 from asurge.ops.attention.xla import XlaAttention
@@ -14,6 +14,7 @@ __all__ = [
     "NativeAttention",
     "Rows",
     "XlaAttention",
+    "any_of",
     "choose_attention",
     "dense_attention",
 ]

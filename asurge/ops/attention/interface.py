@@ -102,11 +102,27 @@ class Rows:
         ]
         return jnp.concatenate(parts)
 
+    @property
+    def real(self) -> jax.Array:
+        """bool ``[tokens]``: not padding."""
+        parts = [
+            (jnp.arange(width, dtype=jnp.int32) < self.length[rows, None]).reshape(-1) for rows, width in self.sections
+        ]
+        return jnp.concatenate(parts)
+
+
+def any_of(flags: jax.Array, size: int) -> jax.Array:
+    """``flags [n]`` -> int32 ``[n / size]``, rounded up: whether any of ``size`` neighbours is set."""
+    padded = jnp.pad(flags, (0, -flags.shape[0] % size))
+    return padded.reshape(-1, size).any(axis=1).astype(jnp.int32)
+
 
 class AttentionBackend(Protocol):
     """Attention over pages on one kind of device."""
 
     name: str
+    skips_padding: bool
+    """Whether rows of padding cost next to nothing."""
 
     @property
     def page_bytes(self) -> int:

@@ -23,6 +23,7 @@ class NativeAttention:
     """
 
     name = "native"
+    skips_padding = True
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape

@@ -57,6 +57,7 @@ class XlaAttention:
     """`asurge.ops.attention.AttentionBackend` in plain XLA."""
 
     name = "xla"
+    skips_padding = False
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape

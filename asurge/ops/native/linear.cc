@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "pool.h"
@@ -14,11 +15,15 @@ constexpr int kPanel = 32;         // output columns computed together
 constexpr int kSmallInput = 8192;  // elements of x that one thread prepares faster than a team
 constexpr int kAhead = 4096;       // bytes of weights fetched ahead while few rows wait for memory
 
-// x as A tiles: [rows / 16][depth tiles][16][64 bytes]; for int8 also one scale per row.
+// The live rows of x as A tiles: [live tiles][depth tiles][16][64 bytes]; for int8 also one scale per row of these.
 struct Prepared {
   uint8_t* tiles;
   float* scales;
   int depth_tiles;
+  // Which 16 rows each tile holds.
+  std::vector<int> live;
+
+  uint8_t* line(int row) const { return tiles + size_t(row / kRows) * depth_tiles * kTile + row % kRows * 64; }
 };
 
 float inverse_rms(const uint16_t* x, int depth, float epsilon) {
@@ -38,10 +43,10 @@ inline __m512 load_input(const Linear& linear, const uint16_t* x, int k, __m512 
   return round_bf16(_mm512_mul_ps(value, load_bf16(linear.norm + k)));
 }
 
-void prepare_bf16(const Linear& linear, const Prepared& to, int row) {
+void prepare_bf16(const Linear& linear, const Prepared& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
   const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
-  uint8_t* tile = to.tiles + size_t(row / kRows) * to.depth_tiles * kTile + row % kRows * 64;
+  uint8_t* tile = to.line(at);
   for (int k = 0; k < linear.depth; k += 32, tile += kTile) {
     uint16_t* line = reinterpret_cast<uint16_t*>(tile);
     store_bf16(line, load_input(linear, x, k, factor));
@@ -49,7 +54,7 @@ void prepare_bf16(const Linear& linear, const Prepared& to, int row) {
   }
 }
 
-void prepare_int8(const Linear& linear, const Prepared& to, int row) {
+void prepare_int8(const Linear& linear, const Prepared& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
   const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
   __m512 most = _mm512_setzero_ps();
@@ -57,9 +62,9 @@ void prepare_int8(const Linear& linear, const Prepared& to, int row) {
     most = _mm512_max_ps(most, _mm512_abs_ps(load_input(linear, x, k, factor)));
   }
   const float scale = std::max(_mm512_reduce_max_ps(most), 1e-30f) / 127.0f;
-  to.scales[row] = scale;
+  to.scales[at] = scale;
   const __m512 inverse = _mm512_set1_ps(1.0f / scale);
-  uint8_t* tile = to.tiles + size_t(row / kRows) * to.depth_tiles * kTile + row % kRows * 64;
+  uint8_t* tile = to.line(at);
   for (int k = 0; k < linear.depth; k += 64, tile += kTile) {
     for (int part = 0; part < 64; part += 16) {
       const __m512 value = _mm512_mul_ps(load_input(linear, x, k + part, factor), inverse);
@@ -73,6 +78,9 @@ struct Block {
   alignas(64) float values[2 * kRows][kPanel];
 };
 
+// The first `count` of 16 lanes.
+inline __mmask16 lanes(int count) { return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1); }
+
 inline __m512 silu(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   // exponential() takes what is not positive: sigmoid(x) = e^min(x, 0) / (1 + e^-|x|).
@@ -81,13 +89,38 @@ inline __m512 silu(__m512 x) {
   return _mm512_div_ps(_mm512_mul_ps(x, _mm512_mask_mov_ps(small, positive, one)), _mm512_add_ps(small, one));
 }
 
-enum class Output { kBf16, kSum, kGated, kFloat };
+enum class Output { kBf16, kSum, kGated, kFloat, kArgmax };
 
 Output output_of(const Linear& linear) {
   if (linear.gated) return Output::kGated;
+  if (linear.out_argmax) return Output::kArgmax;
   if (linear.out_f32) return Output::kFloat;
   return linear.residual ? Output::kSum : Output::kBf16;
 }
+
+// The largest value of each row that one member has seen, and the first column it is in.
+struct Best {
+  std::vector<float> value;
+  std::vector<int32_t> column;
+
+  explicit Best(int rows) : value(rows, -std::numeric_limits<float>::infinity()), column(rows, 0) {}
+
+  void see(int row, float candidate, int at) {
+    if (candidate > value[row] || (candidate == value[row] && at < column[row])) {
+      value[row] = candidate;
+      column[row] = at;
+    }
+  }
+
+  // NaN is never larger.
+  void see(int row, __m512 values, __mmask16 real, int at) {
+    real &= _mm512_cmp_ps_mask(values, _mm512_set1_ps(value[row]), _CMP_GE_OQ);
+    if (real == 0) return;
+    const float most = _mm512_mask_reduce_max_ps(real, values);
+    const __mmask16 there = _mm512_mask_cmp_ps_mask(real, values, _mm512_set1_ps(most), _CMP_EQ_OQ);
+    see(row, most, at + __builtin_ctz(there));
+  }
+};
 
 // What 16 columns have in common.
 struct Columns {
@@ -108,18 +141,24 @@ struct Columns {
   }
 };
 
+// `rows` rows from `row` on, whose products are in `block`; the scales are those of these rows.
 template <Depth depth, Output output>
-void finish(const Linear& linear, const float* scales, const Block& block, int row, int rows, int column, int columns) {
+void finish(const Linear& linear, const float (*block)[kPanel], const float* scales, int row, int rows, int column,
+            int columns, Best* best) {
   const Columns left(linear, column), right(linear, columns == kPanel ? column + kRows : column);
   const size_t width = output == Output::kGated ? linear.columns / 2 : linear.columns;
   size_t at = row * width + (output == Output::kGated ? column / 2 : column);
   for (int line = 0; line < rows; ++line, at += width) {
-    const float* product = block.values[line];
-    const __m512 row_scale = _mm512_set1_ps(depth == Depth::kInt8 ? scales[row + line] : 1.0f);
+    const float* product = block[line];
+    const __m512 row_scale = _mm512_set1_ps(depth == Depth::kInt8 ? scales[line] : 1.0f);
     const __m512 first = left.finish<depth>(product, row_scale);
     const __m512 second = right.finish<depth>(product + kRows, row_scale);
     if constexpr (output == Output::kGated) {
       store_bf16(linear.out_bf16 + at, _mm512_mul_ps(silu(round_bf16(first)), round_bf16(second)));
+    } else if constexpr (output == Output::kArgmax) {
+      const int real = std::min(linear.candidates - column, columns);
+      if (real > 0) best->see(row + line, first, lanes(real), column);
+      if (real > kRows) best->see(row + line, second, lanes(real - kRows), column + kRows);
     } else if constexpr (output == Output::kFloat) {
       _mm512_storeu_ps(linear.out_f32 + at, first);
       if (columns == kPanel) _mm512_storeu_ps(linear.out_f32 + at + kRows, second);
@@ -139,62 +178,94 @@ void finish(const Linear& linear, const float* scales, const Block& block, int r
 
 // All rows of one panel of columns: its weights are read from memory once.
 template <Depth depth, Output output>
-void compute_panel(const Linear& linear, const Prepared& x, int column, int columns) {
+void compute_panel(const Linear& linear, const Prepared& x, int column, int columns, Best* best) {
   Block block;
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
-  for (int row = 0; row < linear.rows; row += 2 * kRows) {
-    const int rows = std::min(2 * kRows, linear.rows - row);
-    const uint8_t* a = x.tiles + row / kRows * strip;
-    const int ahead = row == 0 ? kAhead : 0;
+  const int tiles = static_cast<int>(x.live.size());
+  for (int tile = 0; tile < tiles; tile += 2) {
+    const uint8_t* a = x.tiles + tile * strip;
+    const bool two = tile + 1 < tiles;
+    const int ahead = tile == 0 ? kAhead : 0;
     float* out = &block.values[0][0];
     if (columns == kPanel) {
-      if (rows > kRows) {
+      if (two) {
         multiply<depth, 2, 2>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
       } else {
         multiply<depth, 1, 2>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
       }
-    } else if (rows > kRows) {
+    } else if (two) {
       multiply<depth, 2, 1>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
     } else {
       multiply<depth, 1, 1>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
     }
-    finish<depth, output>(linear, x.scales, block, row, rows, column, columns);
+    for (int part = 0; part <= static_cast<int>(two); ++part) {
+      const int row = x.live[tile + part] * kRows, rows = std::min(kRows, linear.rows - row);
+      finish<depth, output>(linear, block.values + part * kRows, x.scales + (tile + part) * kRows, row, rows, column,
+                            columns, best);
+    }
+  }
+}
+
+Prepared allocate(const Linear& linear, int depth_of_tile) {
+  thread_local Scratch scratch;
+  Prepared x;
+  x.depth_tiles = linear.depth / depth_of_tile;
+  for (int tile = 0; tile * kRows < linear.rows; ++tile) {
+    if (linear.live == nullptr || linear.live[tile]) x.live.push_back(tile);
+  }
+  const size_t bytes = x.live.size() * x.depth_tiles * kTile;
+  x.tiles = scratch.get<uint8_t>(bytes + x.live.size() * kRows * sizeof(float));
+  x.scales = reinterpret_cast<float*>(x.tiles + bytes);
+  return x;
+}
+
+template <Depth depth>
+void prepare(const Linear& linear, const Prepared& x, int tile) {
+  const int first = x.live[tile] * kRows, rows = std::min(kRows, linear.rows - first);
+  for (int line = 0; line < rows; ++line) {
+    if constexpr (depth == Depth::kBf16) {
+      prepare_bf16(linear, x, first + line, tile * kRows + line);
+    } else {
+      prepare_int8(linear, x, first + line, tile * kRows + line);
+    }
+  }
+}
+
+void merge(const Linear& linear, const std::vector<Best>& bests) {
+  for (int row = 0; row < linear.rows; ++row) {
+    Best all(1);
+    for (const Best& best : bests) all.see(0, best.value[row], best.column[row]);
+    linear.out_argmax[row] = all.column[0];
   }
 }
 
 template <Depth depth, Output output>
 void run_as(const Linear& linear) {
-  constexpr int kDepth = depth == Depth::kBf16 ? 32 : 64;
-  const int row_tiles = (linear.rows + kRows - 1) / kRows;
-  Prepared x;
-  x.depth_tiles = linear.depth / kDepth;
-  const size_t tile_bytes = size_t(row_tiles) * x.depth_tiles * kTile;
-  thread_local Scratch scratch;
-  x.tiles = scratch.get<uint8_t>(tile_bytes + row_tiles * kRows * sizeof(float));
-  x.scales = reinterpret_cast<float*>(x.tiles + tile_bytes);
-  const auto prepare = depth == Depth::kBf16 ? prepare_bf16 : prepare_int8;
-  const bool small = linear.rows * linear.depth <= kSmallInput;
+  const Prepared x = allocate(linear, depth == Depth::kBf16 ? 32 : 64);
+  const int tiles = static_cast<int>(x.live.size()), members = Pool::get().size();
+  const bool small = tiles * kRows * linear.depth <= kSmallInput || linear.rows * linear.depth <= kSmallInput;
   if (small) {
-    for (int row = 0; row < linear.rows; ++row) prepare(linear, x, row);
+    for (int tile = 0; tile < tiles; ++tile) prepare<depth>(linear, x, tile);
   }
+  std::vector<Best> bests(output == Output::kArgmax ? members : 0, Best(linear.rows));
   // Narrow products in halves of panels, so that no member waits for the last one long.
-  const int width = !linear.gated && linear.columns / kPanel < 4 * Pool::get().size() ? 16 : kPanel;
-  Tickets rows(small ? 0 : row_tiles), panels((linear.columns + width - 1) / width);
-  Pool::get().run([&](int, Team& team) {
+  const int width = !linear.gated && linear.columns / kPanel < 4 * members ? 16 : kPanel;
+  Tickets inputs(small ? 0 : tiles), panels(tiles ? (linear.columns + width - 1) / width : 0);
+  Pool::get().run([&](int member, Team& team) {
     int index;
     if (!small) {
-      while (rows.take(index)) {
-        const int end = std::min((index + 1) * kRows, linear.rows);
-        for (int row = index * kRows; row < end; ++row) prepare(linear, x, row);
-      }
+      while (inputs.take(index)) prepare<depth>(linear, x, index);
       team.barrier();
     }
-    TileScope tiles;
+    TileScope scope;
+    Best* best = output == Output::kArgmax ? &bests[member] : nullptr;
     while (panels.take(index)) {
-      compute_panel<depth, output>(linear, x, index * width, std::min(width, linear.columns - index * width));
+      const int column = index * width;
+      compute_panel<depth, output>(linear, x, column, std::min(width, linear.columns - column), best);
     }
   });
+  if (output == Output::kArgmax) merge(linear, bests);
 }
 
 template <Depth depth>
@@ -208,6 +279,8 @@ void run_as(const Linear& linear) {
       return run_as<depth, Output::kGated>(linear);
     case Output::kFloat:
       return run_as<depth, Output::kFloat>(linear);
+    case Output::kArgmax:
+      return run_as<depth, Output::kArgmax>(linear);
   }
 }
 

@@ -19,9 +19,14 @@ struct Linear {
   // Gate and up columns alternate in blocks of 16; the output is silu(gate) * up.
   bool gated;
   int rows, depth, columns;
-  // Exactly one is set: [rows, columns], half the columns when gated.
+  // [rows / 16, rounded up]: 0 where none of 16 rows matters and their output may stay as it is; null: all matter.
+  const int32_t* live;
+  // Exactly one is set: [rows, columns], half the columns when gated; or for each row the first of the `candidates`
+  // columns with the largest value.
   uint16_t* out_bf16;
   float* out_f32;
+  int32_t* out_argmax;
+  int candidates;
 };
 
 void run(const Linear& linear);

@@ -17,8 +17,8 @@ T* data_or_null(const ffi::AnyBuffer& buffer) {
 }
 
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
-                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> out, float epsilon,
-                  bool gated) {
+                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live,
+                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, int32_t candidates) {
   const auto x_shape = x.dimensions(), weight_shape = weight.dimensions();
   if (x_shape.size() != 2 || weight_shape.size() != 5) {
     return ffi::Error::InvalidArgument("linear takes x [rows, depth] and a packed weight");
@@ -38,8 +38,12 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   if (weight_shape[1] * 16 * weight_shape[4] != call.depth) {
     return ffi::Error::InvalidArgument("x and the packed weight differ in depth");
   }
+  call.live = data_or_null<int32_t>(live);
+  call.candidates = candidates;
   if (out->element_type() == ffi::F32) {
     call.out_f32 = static_cast<float*>(out->untyped_data());
+  } else if (out->element_type() == ffi::S32) {
+    call.out_argmax = static_cast<int32_t*>(out->untyped_data());
   } else {
     call.out_bf16 = static_cast<uint16_t*>(out->untyped_data());
   }
@@ -96,9 +100,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
-                                  .Attr<bool>("gated"));
+                                  .Attr<bool>("gated")
+                                  .Attr<int32_t>("candidates"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                               ffi::Ffi::Bind()

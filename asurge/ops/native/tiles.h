@@ -64,7 +64,7 @@ enum class Depth { kBf16, kInt8 };
     }                                         \
   } while (0)
 
-// C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` (32 columns apart) = sum over `depth_tiles` of A x B.
+// C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` = sum over `depth_tiles` of A x B.
 template <Depth depth, int kA, int kB>
 inline void multiply(const uint8_t* a, size_t a_stride, const uint8_t* b, size_t b_stride, int depth_tiles,
                      size_t a_step, size_t b_step, float* out, int out_columns, int ahead = 0) {
