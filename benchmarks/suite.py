@@ -119,6 +119,7 @@ def table_of(result: dict[str, Any]) -> Table:
         "ITL p50",
         "ITL p99",
         "lag p99",
+        "lag max",
         "x floor",
     )
     table = Table(title=title, title_justify="left")
@@ -127,8 +128,8 @@ def table_of(result: dict[str, Any]) -> Table:
     for name, found in result["works"].items():
         metrics = found["metrics"]
         latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
-        lag = (found["event_loop_lag_ms"] or {}).get("p99")
-        cells = [metrics["duration_s"], metrics["output_tokens_per_s"], *latencies, lag, found["roofline"]["ratio"]]
+        lag = [(found["event_loop_lag_ms"] or {}).get(share) for share in ("p99", "max")]
+        cells = [metrics["duration_s"], metrics["output_tokens_per_s"], *latencies, *lag, found["roofline"]["ratio"]]
         table.add_row(
             name, *("-" if cell is None else f"{cell:.2f}" if cell < 100 else f"{cell:.0f}" for cell in cells)
         )

@@ -12,6 +12,7 @@ from asurge.bench.report import describe_work
 from asurge.errors import BenchmarkError
 
 _BINS = 60
+_GAPS_A_BIN = 4
 
 
 def check_plot(path: Path) -> None:
@@ -53,13 +54,21 @@ def plot(measurement: Measurement, path: Path) -> None:
         gaps.hist(values, bins=_BINS, color="tab:blue")
         gaps.set_yscale("log")
     gaps.set(title="Time between deliveries (ITL)", xlabel="ms", ylabel="deliveries")
-    at_s, rates = throughput_over_time(measurement.load)
+    at_s, rates = throughput_over_time(measurement.load, _bins(measurement))
     over_time.step(at_s, rates, where="mid", color="tab:green")
     over_time.set(title="Throughput", xlabel="seconds", ylabel="output tokens / s")
     over_time.set_ylim(bottom=0)
     for axes in (first, per_token, gaps, over_time):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
+
+
+def _bins(measurement: Measurement) -> int:
+    """Spans of several deliveries each: in shorter ones the count jumps between steps."""
+    gap = measurement.metrics.itl_ms
+    if gap is None or gap.p50 <= 0:
+        return _BINS
+    return max(8, min(_BINS, int(measurement.metrics.duration_s * 1000 / (_GAPS_A_BIN * gap.p50))))
 
 
 def throughput_over_time(load: Load, bins: int = _BINS) -> tuple[list[float], list[float]]:
