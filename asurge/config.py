@@ -37,6 +37,7 @@ class EngineConfig:
         strict_context: refuse instead of cutting or capping.
         max_queued_requests: admission bound; beyond it requests are refused at once.
         pipeline_depth: steps in flight; 2 overlaps the host with the device, 1 does not.
+        max_decode_steps: decode steps that one dispatch may run when nothing waits and they are short; 1 never groups.
         step_timeout_s: a step that takes longer means a hung device: the engine declares itself dead.
         extra_eos_token_ids: more tokens that end a text.
         compilation_cache_dir: JAX's persistent cache; None: the user's cache folder; "" turns it off.
@@ -68,6 +69,7 @@ class EngineConfig:
     strict_context: bool = False
     max_queued_requests: int = 4096
     pipeline_depth: int = 2
+    max_decode_steps: int = 8
     step_timeout_s: float = 300.0
     extra_eos_token_ids: tuple[int, ...] = ()
     compilation_cache_dir: str | None = None
@@ -86,7 +88,7 @@ class EngineConfig:
             value = getattr(self, field)
             if value is not None:
                 _at_least(field, value, 1)
-        for field in ("max_num_seqs", "page_size", "max_queued_requests", "pipeline_depth"):
+        for field in ("max_num_seqs", "page_size", "max_queued_requests", "pipeline_depth", "max_decode_steps"):
             _at_least(field, getattr(self, field), 1)
         for field in ("page_size", "min_input_pad"):
             value = getattr(self, field)

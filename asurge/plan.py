@@ -17,6 +17,9 @@ import numpy.typing as npt
 NULL_PAGE = 0
 """The page that padding writes to; never allocated."""
 
+DEVICE_STOPS = 4
+"""Stop tokens of a row that the device itself looks for."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowSampling:
@@ -40,8 +43,11 @@ class PlanRow:
         token_ids: the new tokens of a prefill chunk, int32 ``[n]``, n >= 1; None for a decode row, whose
             single token is the slot's last one.
         samples: whether the chunk reaches the end of what is known, so that a token is drawn.
-        page_table: ids of all pages that hold positions 0 to start + n - 1, in order.
+        page_table: ids of all pages that hold positions 0 to start + num_tokens - 1, in order.
         sampling: how to draw.
+        draws: tokens that a decode row draws one after another, unless one of them is a stop token.
+        stop_token_ids: tokens that end the sequence; the device may look at `DEVICE_STOPS` of them only, and the
+            draws behind another one are void.
     """
 
     request_id: str
@@ -52,15 +58,18 @@ class PlanRow:
     samples: bool
     page_table: Sequence[int]
     sampling: RowSampling
+    draws: int = 1
+    stop_token_ids: frozenset[int] = frozenset()
 
     @property
     def num_tokens(self) -> int:
-        return 1 if self.token_ids is None else len(self.token_ids)
+        """Positions the row writes."""
+        return self.draws if self.token_ids is None else len(self.token_ids)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepPlan:
-    """One step: decode rows and prefill chunks that run together."""
+    """One step: decode rows and prefill chunks that run together; or, of decode rows alone, a group of steps."""
 
     step_id: int
     decode: tuple[PlanRow, ...]
@@ -71,16 +80,22 @@ class StepPlan:
         """Decode rows, then prefill rows: the order of a result's tokens."""
         return self.decode + self.prefill
 
+    @property
+    def draws(self) -> int:
+        """Steps in the group: the most that a row draws."""
+        return max((row.draws for row in self.decode), default=1)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
     """What a step drew.
 
     Attributes:
-        token_ids: int32 ``[rows]`` in the order of ``plan.rows``; meaningless where a row does not sample.
+        token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1
+            behind a stop token.
         error: why the step failed, or None. Then no token is valid.
         state_lost: the pages' contents are gone (the failure hit donated buffers): recompute everything.
-        device_time_s: from dispatch to the result being on the host, in seconds.
+        device_time_s: what the device took: from dispatch, or from the result before if that came later, to this one.
     """
 
     plan: StepPlan
@@ -109,6 +124,7 @@ class RunnerLimits:
         max_num_batched_tokens: the token budget of a step.
         max_model_len: longest sequence, in tokens.
         prefill_quantum: a prefill chunk of n tokens costs n rounded up to this many of the budget.
+        max_draws: most steps in a group of decode steps.
     """
 
     num_pages: int
@@ -117,6 +133,7 @@ class RunnerLimits:
     max_num_batched_tokens: int
     max_model_len: int
     prefill_quantum: int = 16
+    max_draws: int = 1
 
 
 class Runner(Protocol):

@@ -42,35 +42,46 @@ class PagedDevice:
         self.last_token = np.full(limits.max_num_seqs, -1, np.int64)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        assert sum(row.num_tokens for row in plan.decode) == len(plan.decode)
+        assert plan.draws <= self.limits.max_draws
+        assert plan.draws == 1 or not plan.prefill
         quantum = self.limits.prefill_quantum
         cost = len(plan.decode) + sum(-(-row.num_tokens // quantum) * quantum for row in plan.prefill)
         assert 0 < cost <= self.limits.max_num_batched_tokens
         assert len(plan.rows) <= self.limits.max_num_seqs
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
-        for row in plan.rows:  # as on the device: all writes come before all reads
-            self._write(row)
-        tokens = [self._draw(row) for row in plan.rows]
-        return StepResult(plan, np.asarray(tokens, np.int32))
+        tokens = np.full((len(plan.rows), plan.draws), -1, np.int32)
+        for step in range(plan.draws):
+            going = [at for at, row in enumerate(plan.rows) if _goes_on(row, tokens[at, :step])]
+            for at in going:  # as on the device: all writes come before all reads
+                self._write(plan.rows[at], step)
+            for at in going:
+                tokens[at, step] = self._draw(plan.rows[at], step)
+        return StepResult(plan, tokens)
 
     def lose_state(self) -> None:
         self.pages[:] = -2
         self.last_token[:] = -2
 
-    def _write(self, row: PlanRow) -> None:
+    def _write(self, row: PlanRow, step: int) -> None:
         tokens = [self.last_token[row.slot]] if row.token_ids is None else row.token_ids
-        for at, token in enumerate(tokens, row.start):
+        for at, token in enumerate(tokens, row.start + step):
             page = row.page_table[at // self.limits.page_size]
             assert page != NULL_PAGE
             self.pages[page, at % self.limits.page_size] = token
 
-    def _draw(self, row: PlanRow) -> int:
+    def _draw(self, row: PlanRow, step: int) -> int:
         if not row.samples:
             return 0
-        end, size = row.start + row.num_tokens, self.limits.page_size
+        end = row.start + (step + 1 if row.token_ids is None else row.num_tokens)
+        size = self.limits.page_size
         context = [int(self.pages[row.page_table[at // size], at % size]) for at in range(end)]
         self.last_token[row.slot] = next_token(context)
         return int(self.last_token[row.slot])
+
+
+def _goes_on(row: PlanRow, drawn: np.ndarray) -> bool:
+    """Whether a row has another step in a group, after what it has drawn."""
+    return len(drawn) < row.draws and row.stop_token_ids.isdisjoint(drawn.tolist())
 
 
 class FakeRunner:

@@ -1,7 +1,8 @@
 """Matrix products over weights packed for the tile registers of a CPU; see `asurge.ops.native`.
 
 Packed weights are ``[columns / 16, depth / 32, 16, 16, 2]`` in bf16 and ``[columns / 16, depth / 64, 16, 16, 4]`` in int8:
-one KiB after another in the order a product reads them.
+one KiB after another in the order a product reads them. bf16 is stored as bit patterns in uint16: XLA:CPU widens a whole
+bf16 table to float32 before it looks anything up.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 COLUMNS = 16
 LIVE_ROWS = 16
@@ -20,8 +22,8 @@ def pack(weight: jax.Array) -> jax.Array:
     group = 4 if weight.dtype == jnp.int8 else 2
     weight = jnp.pad(weight, ((0, -weight.shape[0] % COLUMNS), (0, 0)))
     columns, depth = weight.shape
-    tiles = weight.reshape(columns // COLUMNS, COLUMNS, depth // (16 * group), 16, group)
-    return tiles.transpose(0, 2, 3, 1, 4)
+    tiles = weight.reshape(columns // COLUMNS, COLUMNS, depth // (16 * group), 16, group).transpose(0, 2, 3, 1, 4)
+    return tiles if weight.dtype == jnp.int8 else lax.bitcast_convert_type(tiles, jnp.uint16)
 
 
 def interleave(gate_up: jax.Array) -> jax.Array:
@@ -32,8 +34,9 @@ def interleave(gate_up: jax.Array) -> jax.Array:
 
 
 def take_rows(packed: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows ``[rows]`` of the matrix that was packed: an embedding lookup in a table that is also a head."""
-    return packed[rows // COLUMNS, :, :, rows % COLUMNS].reshape(rows.shape[0], -1)
+    """Rows ``[rows]`` of the bf16 matrix that was packed: an embedding lookup in a table that is also a head."""
+    taken = packed[rows // COLUMNS, :, :, rows % COLUMNS].reshape(rows.shape[0], -1)
+    return lax.bitcast_convert_type(taken, jnp.bfloat16)
 
 
 def packed_linear(

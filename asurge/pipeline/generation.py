@@ -87,11 +87,22 @@ class Generation:
         now = self._clock()
         self.first_token_s = now if self.first_token_s is None else self.first_token_s
         self.last_token_s, self._cached = now, num_cached_tokens
-        self.token_ids.extend(token_ids)
-        visible = [token for token in token_ids if token not in self._silent]
-        matched = None if self._detokenizer is None else self._append(self._detokenizer.push(visible))
+        matched = self._take(token_ids)
         self._publish()
         return matched
+
+    def _take(self, token_ids: Sequence[int]) -> str | None:
+        """Tokens behind the one that completes a stop string are void."""
+        if self._stops is None or self._detokenizer is None:
+            self.token_ids.extend(token_ids)
+            if self._detokenizer is not None:
+                self._append(self._detokenizer.push([token for token in token_ids if token not in self._silent]))
+            return None
+        for token in token_ids:
+            self.token_ids.append(token)
+            if token not in self._silent and (matched := self._append(self._detokenizer.push([token]))) is not None:
+                return matched
+        return None
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
         """End the request; the first end counts."""

@@ -19,6 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from asurge.errors import EngineDeadError, RequestFailedError
 from asurge.outputs import FinishReason
 from asurge.pipeline.generation import Generation
+from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
 from asurge.scheduler import Request, Scheduler, Update
 
@@ -61,12 +62,14 @@ class Pipeline:
         *,
         depth: int = 2,
         step_timeout_s: float = 300.0,
+        pacer: Pacer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
         self.failure: EngineDeadError | None = None
         self._scheduler, self._runner = scheduler, runner
         self._depth, self._step_timeout_s = depth, step_timeout_s
+        self._pacer = pacer or Pacer()
         self._generations: dict[str, Generation] = {}
         self._totals = _Totals()
         self._wake = anyio.Event()
@@ -132,7 +135,7 @@ class Pipeline:
         scheduler = self._scheduler
         async with plans:
             while True:
-                plan = scheduler.plan() if scheduler.num_in_flight < self._depth else None
+                plan = scheduler.plan(self._pacer.draws) if scheduler.num_in_flight < self._depth else None
                 if plan is not None:
                     await plans.send(plan)
                     continue
@@ -156,7 +159,8 @@ class Pipeline:
             async for handle in handles:
                 with anyio.fail_after(self._step_timeout_s):
                     result = await to_thread.run_sync(handle.wait, abandon_on_cancel=True, limiter=self._reading)
-                self._totals.steps += 1
+                self._totals.steps += result.plan.draws
+                self._pacer.see(result.plan.draws, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 news = self._scheduler.apply(result)
                 self._wake.set()

@@ -1,6 +1,6 @@
 """One step's inputs as one int32 array: one upload, whatever the step holds.
 
-Layout: seven fields of ``[rows]``, then page tables ``[rows, columns]``, then prefill tokens
+Layout: twelve fields of ``[rows]``, then page tables ``[rows, columns]``, then prefill tokens
 ``[prefill_rows * prefill_len]``. Floats travel as their bit patterns.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from asurge.plan import StepPlan
+from asurge.plan import DEVICE_STOPS, StepPlan
 from asurge.runner.lattice import PlacedRow, StepShape, place
 
-FIELDS = 7
-_SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _SEED = range(FIELDS)
+_SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _DRAWS, _STOPS = range(9)
+FIELDS = _STOPS + DEVICE_STOPS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class StepInputs:
     """A packed step, unpacked on the device. Rows that only pad have length 0 and the scratch slot.
 
     ``slot`` is where the row's draw is written: the scratch slot where it does not count; ``source`` is
-    where a decode row takes its token from, which is the same slot.
+    where a decode row takes its token from, which is the same slot. ``stops`` is ``[DEVICE_STOPS, rows]``.
     """
 
     slot: jax.Array
@@ -36,6 +36,8 @@ class StepInputs:
     top_k: jax.Array
     top_p: jax.Array
     seed: jax.Array
+    draws: jax.Array
+    stops: jax.Array
     page_table: jax.Array
     tokens: jax.Array
 
@@ -57,6 +59,7 @@ def pack(
     tables = packed[rows * FIELDS : table_end].reshape(rows, columns)
     tokens = packed[table_end:].reshape(shape.prefill_rows, shape.prefill_len)
     fields[_SLOT] = scratch_slot
+    fields[_STOPS:] = -1
     floats[_TOP_P] = 1.0
     drawn_at = []
     for part in place(plan, shape):
@@ -80,6 +83,10 @@ def _fill(
     row, index = part.row, part.index
     fields[_START, index] = row.start + part.begin
     fields[_LENGTH, index] = part.length
+    fields[_DRAWS, index] = row.draws
+    if row.draws > 1:
+        for field, token in zip(range(_STOPS, FIELDS), row.stop_token_ids, strict=False):
+            fields[field, index] = token
     tables[index, : len(row.page_table)] = row.page_table
     if row.samples and part.last and row.sampling.temperature > 0:
         sampling = row.sampling
@@ -102,6 +109,8 @@ def unpack(packed: jax.Array, shape: StepShape, columns: int) -> StepInputs:
         top_k=fields[_TOP_K],
         top_p=lax.bitcast_convert_type(fields[_TOP_P], jnp.float32),
         seed=lax.bitcast_convert_type(fields[_SEED], jnp.uint32),
+        draws=fields[_DRAWS],
+        stops=fields[_STOPS:],
         page_table=packed[rows * FIELDS : table_end].reshape(rows, columns),
         tokens=packed[table_end:],
     )

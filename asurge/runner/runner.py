@@ -34,18 +34,23 @@ class _Dispatched:
     """A step whose tokens are on their way to the host."""
 
     def __init__(
-        self, plan: StepPlan, drawn: jax.Array, drawn_at: npt.NDArray[np.int32], on_failure: Callable[[], None]
+        self,
+        plan: StepPlan,
+        drawn: jax.Array,
+        drawn_at: npt.NDArray[np.int32],
+        on_failure: Callable[[], None],
+        took: Callable[[float], float],
     ) -> None:
         self._plan, self._drawn, self._drawn_at = plan, drawn, drawn_at
-        self._on_failure, self._began_s = on_failure, time.monotonic()
+        self._on_failure, self._took, self._began_s = on_failure, took, time.monotonic()
 
     def wait(self) -> StepResult:
         try:
-            tokens = np.asarray(self._drawn)[self._drawn_at]
+            tokens = np.asarray(self._drawn)[self._drawn_at, : self._plan.draws]
         except Exception as error:  # the device reports a failed step when its result is read
             self._on_failure()
             return _failed(self._plan, error, state_lost=True)
-        return StepResult(self._plan, tokens, device_time_s=time.monotonic() - self._began_s)
+        return StepResult(self._plan, tokens, device_time_s=self._took(self._began_s))
 
 
 class _Failed:
@@ -59,7 +64,7 @@ class _Failed:
 
 
 def _failed(plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult:
-    return StepResult(plan, np.zeros(len(plan.rows), np.int32), error=error, state_lost=state_lost)
+    return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error=error, state_lost=state_lost)
 
 
 class DeviceRunner:
@@ -85,6 +90,9 @@ class DeviceRunner:
             CPU_TOKEN_BUDGET if self._device.platform == "cpu" else ACCELERATOR_TOKEN_BUDGET
         )
         skips_padding = attention.skips_padding and model.skips_padding
+        # Inside a loop XLA:CPU widens bf16 weights to float32, all of them at each dispatch.
+        loops = skips_padding or self._device.platform != "cpu" or dtype == jnp.float32
+        max_draws = config.max_decode_steps if loops else 1
         quantum = config.min_input_pad or (SKIPPING_QUANTUM if skips_padding else PADDING_QUANTUM)
         self._limits = RunnerLimits(
             num_pages=pages,
@@ -93,17 +101,19 @@ class DeviceRunner:
             max_num_batched_tokens=max(budget, quantum),
             max_model_len=max_model_len,
             prefill_quantum=quantum,
+            max_draws=max_draws,
         )
         self._allocate = partial(attention.allocate, pages)
         self._layers = shape.num_layers
         self._leaves, rebuild = split_model(model)
         self._columns = -(-max_model_len // config.page_size)
-        self._spec = StepSpec(rebuild, attention, self._columns)
+        self._spec = StepSpec(rebuild, attention, self._columns, max_draws)
         self._lattice = Lattice(
             config.max_num_seqs, self._limits.max_num_batched_tokens, quantum, skips_padding=skips_padding
         )
         self._pages, self._last_token = self._fresh_state()
         self._generation, self._spoilt = 0, -1
+        self._done_s = 0.0
         self._steps = compile_all(self._lattice.shapes, self._lower, silent=config.silent_mode)
         self._warm_up()
 
@@ -127,7 +137,7 @@ class DeviceRunner:
             drawn = self._run(shape, packed)
         except Exception as error:
             return _Failed(_failed(plan, error, state_lost=self._state_is_lost()))
-        return _Dispatched(plan, drawn, drawn_at, partial(self._spoil, self._generation))
+        return _Dispatched(plan, drawn, drawn_at, partial(self._spoil, self._generation), self._took)
 
     def shutdown(self) -> None:
         """Free weights and pages on the device."""
@@ -142,6 +152,12 @@ class DeviceRunner:
         self._pages, self._last_token, drawn = step(self._leaves, self._pages, self._last_token, packed)
         drawn.copy_to_host_async()
         return drawn
+
+    def _took(self, began_s: float) -> float:
+        """Seconds the device had for a step that is done now: steps run one after another."""
+        now = time.monotonic()
+        took, self._done_s = now - max(began_s, self._done_s), now
+        return took
 
     def _lower(self, shape: StepShape) -> jax.stages.Lowered:
         function = jax.jit(make_step(self._spec, shape), donate_argnums=(1, 2))

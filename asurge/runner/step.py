@@ -15,7 +15,7 @@ from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows, any_
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import sample
 from asurge.runner.lattice import StepShape
-from asurge.runner.packing import unpack
+from asurge.runner.packing import StepInputs, unpack
 
 Leaves = tuple[jax.Array, ...]
 Pages = tuple[LayerPages, ...]
@@ -31,6 +31,7 @@ class StepSpec:
     rebuild: Callable[[Leaves], Decoder]
     attention: AttentionBackend
     columns: int
+    max_draws: int = 1
 
 
 class PagedAttend:
@@ -47,10 +48,10 @@ class PagedAttend:
 
 
 def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
-    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows])``.
+    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows, draws])``.
 
     ``last_token`` holds each slot's last drawn token and a scratch slot at the end, so that the next step can be
-    dispatched before this one's tokens are read.
+    dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for.
     """
 
     def step(
@@ -58,32 +59,66 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
     ) -> tuple[Pages, jax.Array, jax.Array]:
         model = spec.rebuild(leaves)
         inputs = unpack(packed, shape, spec.columns)
-        rows = Rows(
-            shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, inputs.page_table
-        )
-        attend = PagedAttend(spec, model, rows, pages)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
-        hidden = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
-        hidden = hidden[rows.first + jnp.maximum(inputs.length - 1, 0)]
-
-        def draw() -> jax.Array:
-            return sample(
-                model.logits(hidden),
-                inputs.temperature,
-                inputs.top_k,
-                inputs.top_p,
-                inputs.seed,
-                inputs.start + inputs.length,
-                vocab_size=model.config.vocab_size,
-            )
-
-        def greedy() -> jax.Array:
-            return model.greedy(hidden, any_of(inputs.length > 0, LIVE_ROWS))
-
-        drawn = lax.cond(jnp.any(inputs.temperature > 0), draw, greedy)
-        return tuple(attend.pages), last_token.at[inputs.slot].set(drawn), drawn
+        if shape.prefill_rows or spec.max_draws == 1:
+            pages, drawn = _forward(spec, model, shape, inputs, pages, tokens)
+            return pages, last_token.at[inputs.slot].set(drawn), drawn[:, None]
+        pages, tokens, drawn = _decode_group(spec, model, shape, inputs, pages, tokens)
+        return pages, last_token.at[inputs.slot].set(tokens), drawn
 
     return step
+
+
+def _forward(
+    spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
+) -> tuple[Pages, jax.Array]:
+    """One step: the pages written, and a draw for each row."""
+    rows = Rows(
+        shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, inputs.page_table
+    )
+    attend = PagedAttend(spec, model, rows, pages)
+    hidden = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
+    hidden = hidden[rows.first + jnp.maximum(inputs.length - 1, 0)]
+
+    def draw() -> jax.Array:
+        return sample(
+            model.logits(hidden),
+            inputs.temperature,
+            inputs.top_k,
+            inputs.top_p,
+            inputs.seed,
+            inputs.start + inputs.length,
+            vocab_size=model.config.vocab_size,
+        )
+
+    def greedy() -> jax.Array:
+        return model.greedy(hidden, any_of(inputs.length > 0, LIVE_ROWS))
+
+    return tuple(attend.pages), lax.cond(jnp.any(inputs.temperature > 0), draw, greedy)
+
+
+_Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array]
+"""Of a group of decode steps: steps done, pages, last tokens, rows that go on, and what was drawn."""
+
+
+def _decode_group(
+    spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
+) -> tuple[Pages, jax.Array, jax.Array]:
+    """Decode steps until each row has its draws or a stop token; -1 stands where a row drew nothing."""
+
+    def body(group: _Group) -> _Group:
+        index, pages, tokens, going, drawn = group
+        now = dataclasses.replace(inputs, start=inputs.start + index, length=going.astype(jnp.int32))
+        pages, fresh = _forward(spec, model, shape, now, pages, tokens)
+        drawn = lax.dynamic_update_index_in_dim(drawn, jnp.where(going, fresh, -1), index, axis=1)
+        tokens = jnp.where(going, fresh, tokens)
+        going &= (index + 1 < inputs.draws) & ~(inputs.stops == fresh[None, :]).any(axis=0)
+        return index + 1, pages, tokens, going, drawn
+
+    drawn = jnp.full((shape.rows, spec.max_draws), -1, jnp.int32)
+    start: _Group = (jnp.int32(0), pages, tokens, inputs.length > 0, drawn)
+    _, pages, tokens, _, drawn = lax.while_loop(lambda group: group[3].any(), body, start)
+    return pages, tokens, drawn
 
 
 def split_model(model: Decoder) -> tuple[Leaves, Callable[[Leaves], Decoder]]:

@@ -106,8 +106,13 @@ class Scheduler:
         self._end(sequence)
         return True
 
-    def plan(self) -> StepPlan | None:
-        """The next step, or None if nothing can run before a result is applied or a request added."""
+    def plan(self, max_draws: int = 1) -> StepPlan | None:
+        """The next step, or None if nothing can run before a result is applied or a request added.
+
+        Args:
+            max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
+        """
+        group = self._group(max_draws)
         budget = self.limits.max_num_batched_tokens
         draws = min(budget, sum(one.draws_next for one in self._running))
         budget -= draws
@@ -118,8 +123,10 @@ class Scheduler:
             if sequence.phase is not Phase.RUNNING:
                 continue
             if sequence.draws_next:
-                if draws and self._reserve(sequence, 1):
-                    decode.append((sequence, self._row(sequence, None)))
+                count = min(group, sequence.max_length - sequence.length)
+                if draws and self._reserve(sequence, count):
+                    decode.append((sequence, sequence.plan_decode(count)))
+                    self._cache.register(sequence)
                     draws -= 1
             elif sequence.scheduled < sequence.known:
                 budget = self._plan_chunk(sequence, budget, prefill)
@@ -135,33 +142,24 @@ class Scheduler:
         self._in_flight.append((plan, tuple(sequence for sequence, _ in decode + prefill)))
         return plan
 
+    def _group(self, most: int) -> int:
+        """How many steps decode rows may run in one go: one, unless nothing waits and there are pages for more."""
+        most = min(most, self.limits.max_draws)
+        if most == 1 or self._waiting or not all(one.draws_next for one in self._running):
+            return 1
+        size = self.limits.page_size
+        needed = sum(-(-(one.scheduled + most) // size) - len(one.pages) for one in self._running)
+        return most if needed <= self._pool.num_available else 1
+
     def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
         quantum = self.limits.prefill_quantum
         count = min(sequence.known - sequence.scheduled, budget // quantum * quantum)
         if count <= 0 or not self._reserve(sequence, count):
             return budget
-        prefill.append((sequence, self._row(sequence, count)))
-        return budget - -(-count // quantum) * quantum
-
-    def _row(self, sequence: Sequence, count: int | None) -> PlanRow:
-        """Plan one row and advance the sequence to where the step will leave it."""
-        start, tokens = sequence.scheduled, None if count is None else sequence.chunk(count)
-        sequence.scheduled += 1 if count is None else count
-        samples = sequence.scheduled == sequence.length
-        sequence.pending += samples
-        sequence.in_slot |= samples
+        prefill.append((sequence, sequence.plan_chunk(count)))
         self._cache.register(sequence)
-        return PlanRow(
-            request_id=sequence.request_id,
-            epoch=sequence.epoch,
-            slot=sequence.slot,
-            start=start,
-            token_ids=tokens,
-            samples=samples,
-            page_table=sequence.page_table(),
-            sampling=sequence.request.sampling,
-        )
+        return budget - -(-count // quantum) * quantum
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Give a running sequence pages for its next ``count`` tokens, preempting later arrivals if it must.
@@ -243,27 +241,30 @@ class Scheduler:
         if result.error is not None:
             return self._apply_failure(result, result.error, sequences)
         updates = []
-        for sequence, row, token in zip(sequences, plan.rows, result.token_ids.tolist(), strict=True):
+        for sequence, row, tokens in zip(sequences, plan.rows, result.token_ids.tolist(), strict=True):
             if row.samples and sequence.phase is not Phase.ENDED and row.epoch >= sequence.valid_epoch:
-                updates.append(self._append(sequence, token))
+                updates.append(self._append(sequence, tokens[: row.draws]))
         return updates
 
-    def _append(self, sequence: Sequence, token: int) -> Update:
-        sequence.pending -= 1
-        sequence.token_ids.append(token)
-        self._totals.generated_tokens += 1
-        request = sequence.request
+    def _append(self, sequence: Sequence, tokens: list[int]) -> Update:
+        """Take in what a row drew, up to where the sequence ends."""
+        request, stops = sequence.request, sequence.request.stop_token_ids
+        count = next((at for at, token in enumerate(tokens, 1) if token in stops), len(tokens))
+        taken = tuple(tokens[:count])
+        sequence.pending -= len(tokens)
+        sequence.token_ids.extend(taken)
+        self._totals.generated_tokens += count
         reason: FinishReason | None = None
         stop_reason = None
-        if token in request.stop_token_ids:
-            reason, stop_reason = "stop", token
+        if taken[-1] in stops:
+            reason, stop_reason = "stop", taken[-1]
         elif sequence.known >= sequence.max_length:
             reason = "length"
         if reason is not None:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
             self._cache.register(sequence)
-        return Update(request.request_id, (token,), reason, stop_reason, sequence.cached)
+        return Update(request.request_id, taken, reason, stop_reason, sequence.cached)
 
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
         """Fail the requests of a failed step, and have everybody who depends on what it was to write start over.
@@ -325,5 +326,5 @@ def _count_draws(in_flight: Iterable[tuple[StepPlan, tuple[Sequence, ...]]]) -> 
     for plan, sequences in in_flight:
         for sequence, row in zip(sequences, plan.rows, strict=True):
             if sequence.phase is not Phase.ENDED and row.samples and row.epoch >= sequence.valid_epoch:
-                draws[sequence] += 1
+                draws[sequence] += row.draws
     return draws

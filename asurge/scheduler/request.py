@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from asurge.plan import RowSampling
+from asurge.plan import PlanRow, RowSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +101,30 @@ class Sequence:
         """Replace all pages."""
         self.pages, self._table = pages, tuple(pages)
 
-    def chunk(self, count: int) -> npt.NDArray[np.int32]:
-        """The next ``count`` known tokens to compute."""
-        return np.asarray(self.token_ids[self.scheduled : self.scheduled + count], np.int32)
+    def plan_chunk(self, count: int) -> PlanRow:
+        """A row of the next ``count`` known tokens; it draws if they are all there is."""
+        tokens = np.asarray(self.token_ids[self.scheduled : self.scheduled + count], np.int32)
+        return self._row(tokens, count, draws=int(self.scheduled + count == self.length))
+
+    def plan_decode(self, draws: int) -> PlanRow:
+        """A row of the last drawn token and what is drawn from it, ``draws`` tokens in all."""
+        return self._row(None, draws, draws=draws)
+
+    def _row(self, tokens: npt.NDArray[np.int32] | None, count: int, *, draws: int) -> PlanRow:
+        """Advances the sequence to where the step will leave it."""
+        start = self.scheduled
+        self.scheduled += count
+        self.pending += draws
+        self.in_slot |= draws > 0
+        return PlanRow(
+            request_id=self.request_id,
+            epoch=self.epoch,
+            slot=self.slot,
+            start=start,
+            token_ids=tokens,
+            samples=draws > 0,
+            page_table=self.page_table(),
+            sampling=self.request.sampling,
+            draws=max(draws, 1),
+            stop_token_ids=self.request.stop_token_ids,
+        )

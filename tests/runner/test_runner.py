@@ -61,14 +61,42 @@ def test_chunked_prefill_and_decode_equal_the_whole(runner: DeviceRunner, expect
     for start in range(0, len(PROMPT), chunk):
         part = PROMPT[start : start + chunk]
         result = run(runner, [], [row(0, start, part, start + chunk >= len(PROMPT), pages)])
-    tokens = [int(result.token_ids[0])]
+    tokens = [int(result.token_ids[0, 0])]
     # All decode steps are dispatched before any is read: their tokens never visit the host in between.
     handles = [
         runner.dispatch(StepPlan(step, (row(0, len(PROMPT) + step, None, True, pages),), ()))
         for step in range(STEPS - 1)
     ]
-    tokens += [int(handle.wait().token_ids[0]) for handle in handles]
+    tokens += [int(handle.wait().token_ids[0, 0]) for handle in handles]
     assert tokens == expected
+
+
+def group(slot: int, start: int, pages: range, draws: int, stops: frozenset[int] = frozenset()) -> PlanRow:
+    return PlanRow(f"slot{slot}", 0, slot, start, None, True, tuple(pages), RowSampling(), draws, stops)
+
+
+def test_a_group_of_decode_steps_equals_single_ones(runner: DeviceRunner, expected: list[int]) -> None:
+    """Rows of one group draw as many tokens as each asks for, and none behind a stop token."""
+    stop = next(token for at, token in enumerate(expected) if at > 1 and token not in expected[:at])
+    end = expected.index(stop) + 1
+    tables = [range(1, 9), range(9, 17), range(17, 25)]
+    for at in range(3):
+        run(runner, [], [row(at, 0, PROMPT[:32], False, tables[at])])
+        run(runner, [], [row(at, 32, PROMPT[32:], True, tables[at])])
+    rows = [
+        group(0, len(PROMPT), tables[0], 8),
+        group(1, len(PROMPT), tables[1], 5),
+        group(2, len(PROMPT), tables[2], 8, frozenset({stop, 5000})),
+    ]
+    result = run(runner, rows, [])
+    assert result.token_ids.tolist() == [
+        expected[1:9],
+        expected[1:6] + [-1] * 3,
+        expected[1:end] + [-1] * (9 - end),
+    ]
+    # What comes next takes each row's own last token, wherever in the group it was drawn.
+    after = run(runner, [row(1, len(PROMPT) + 5, None, True, tables[1])], [])
+    assert after.token_ids.tolist() == [[expected[6]]]
 
 
 def test_neighbours_and_mixed_steps_change_nothing(runner: DeviceRunner, expected: list[int]) -> None:
@@ -88,7 +116,7 @@ def test_neighbours_and_mixed_steps_change_nothing(runner: DeviceRunner, expecte
         if not decode and not prefill:
             continue
         result = run(runner, decode, prefill)
-        for one, token in zip(result.plan.rows, result.token_ids.tolist(), strict=True):
+        for one, [token] in zip(result.plan.rows, result.token_ids.tolist(), strict=True):
             if one.samples:
                 tokens[one.slot].append(token)
     assert tokens == [expected] * 3
@@ -110,7 +138,7 @@ def test_a_failure_on_the_device_is_reported_and_healed(model: Decoder, expected
     result = run(runner, [], [row(0, 0, PROMPT[:32], False, range(1, 9))])  # finds its state gone: starts anew
     assert not result.state_lost
     result = run(runner, [], [row(0, 32, PROMPT[32:], True, range(1, 9))])
-    assert result.token_ids[0] == expected[0]
+    assert result.token_ids[0, 0] == expected[0]
 
 
 def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder, runner: DeviceRunner) -> None:

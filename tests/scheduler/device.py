@@ -45,8 +45,10 @@ class TracingDevice(PagedDevice):
         result = super().execute(plan)
         spoiled = set[str]()
         # Rows are traced in plan order: a row that shares a page written in the same step comes behind its writer.
-        for row in plan.rows:
-            if not self._trace(row, int(before[row.slot])):
+        for row, drawn in zip(plan.rows, result.token_ids.tolist(), strict=True):
+            steps = sum(token >= 0 for token in drawn)
+            written = [int(before[row.slot]), *drawn[: steps - 1]]
+            if not self._trace(row, written):
                 spoiled.add(row.request_id)
         self.read_garbage[plan.step_id] = spoiled
         return result
@@ -55,17 +57,17 @@ class TracingDevice(PagedDevice):
         """A step that fails without touching a page; or, with the state lost, after it took all of them along."""
         if state_lost:
             self.lose_state()
-        return StepResult(plan, np.zeros(len(plan.rows), np.int32), error, state_lost=state_lost)
+        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, state_lost=state_lost)
 
     def lose_state(self) -> None:
         super().lose_state()
         self.contents = [[GARBAGE] * self.limits.page_size for _ in range(self.limits.num_pages)]
 
-    def _trace(self, row: PlanRow, last_token: int) -> bool:
+    def _trace(self, row: PlanRow, written: list[int]) -> bool:
         """Write a row's digests; returns whether all it read was computed from its own context."""
         size, table = self.limits.page_size, row.page_table
-        end = row.start + row.num_tokens
-        tokens = [last_token] if row.token_ids is None else row.token_ids.tolist()
+        tokens = written if row.token_ids is None else row.token_ids.tolist()
+        end = row.start + len(tokens)
         parent = self.contents[table[(row.start - 1) // size]][(row.start - 1) % size] if row.start else b""
         for at, token in enumerate(tokens, row.start):
             parent = GARBAGE if parent == GARBAGE or token < 0 else trace(parent, token)

@@ -23,6 +23,7 @@ class History:
 
     def __init__(self, limits: RunnerLimits, *, depth: int, caching: bool = True) -> None:
         self.limits, self.depth = limits, depth
+        self.groups = 0
         self.scheduler = Scheduler(limits, enable_prefix_caching=caching, max_queued_requests=MAX_QUEUED)
         self.device = TracingDevice(limits)
         self.flying: deque[StepResult] = deque()
@@ -45,14 +46,15 @@ class History:
         self.live.pop(name, None)
         self.scheduler.check()
 
-    def dispatch(self, *, fails: bool = False, state_lost: bool = False) -> bool:
+    def dispatch(self, *, draws: int = 1, fails: bool = False, state_lost: bool = False) -> bool:
         """Plan one step and run it, or have it fail before it reaches the device."""
         if len(self.flying) == self.depth:
             return False
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(draws)
         self.scheduler.check()
         if plan is None:
             return False
+        self.groups += plan.draws > 1
         broken = fails or state_lost
         error = RuntimeError("dispatch")
         result = self.device.fail(plan, error, state_lost=state_lost) if broken else self.device.execute(plan)

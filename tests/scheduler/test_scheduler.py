@@ -148,7 +148,7 @@ def test_a_failed_step_fails_its_requests_and_spares_the_others() -> None:
     plan = driver.plan()
     driver.scheduler.add(request("b", prompt=8, first=70))
     broken = RuntimeError("boom")
-    updates = driver.scheduler.apply(StepResult(plan, np.zeros(1, np.int32), broken))
+    updates = driver.scheduler.apply(StepResult(plan, np.zeros((1, 1), np.int32), broken))
     assert [(update.request_id, update.finish_reason, update.error) for update in updates] == [("a", "error", broken)]
     assert driver.run_out() == {"b": continuation(list(range(70, 78)), 4)}
     driver.assert_empty()
@@ -161,8 +161,8 @@ def test_what_a_failed_step_was_to_write_is_not_found_by_others() -> None:
     driver.scheduler.add(request("b", prompt=9))
     follower = driver.plan()
     assert follower.prefill[0].start == 8  # it counts on the pages of the step in flight
-    driver.scheduler.apply(StepResult(failed, np.zeros(1, np.int32), RuntimeError("boom")))
-    assert driver.scheduler.apply(StepResult(follower, np.array([999], np.int32))) == []
+    driver.scheduler.apply(StepResult(failed, np.zeros((1, 1), np.int32), RuntimeError("boom")))
+    assert driver.scheduler.apply(StepResult(follower, np.array([[999]], np.int32))) == []
     assert driver.run_out() == {"b": continuation(list(range(2, 11)), 4)}
 
 

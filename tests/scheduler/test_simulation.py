@@ -17,7 +17,7 @@ PREFIXES = [(), tuple(range(2, 14)), tuple(range(2, 10)), tuple(range(102, 114))
 
 
 def limits(pages: int, slots: int, budget: int) -> RunnerLimits:
-    return RunnerLimits(pages, 4, slots, max(budget, slots), 40, prefill_quantum=4)
+    return RunnerLimits(pages, 4, slots, max(budget, slots), 40, prefill_quantum=4, max_draws=4)
 
 
 class Simulation(RuleBasedStateMachine):
@@ -46,11 +46,11 @@ class Simulation(RuleBasedStateMachine):
     def add(self, prefix: tuple[int, ...], tail: list[int], max_tokens: int, stops: bool, salt: str) -> str:
         return self.history.add([*prefix, *tail], max_tokens, stops=stops, salt=salt)
 
-    @rule(turns=st.lists(st.booleans(), min_size=1, max_size=16))
-    def run(self, turns: list[bool]) -> None:
-        for dispatches in turns:
-            if dispatches:
-                self.history.dispatch()
+    @rule(turns=st.lists(st.integers(0, 5), min_size=1, max_size=16))
+    def run(self, turns: list[int]) -> None:
+        for draws in turns:
+            if draws:
+                self.history.dispatch(draws=draws)
             else:
                 self.history.receive()
 
@@ -80,9 +80,10 @@ def dense_history(seed: int, reached: Counter[str]) -> None:
     rng = random.Random(seed)
     budget = rng.choice([4, 5, 8, 12, 24])
     history = History(limits(rng.randint(7, 16), rng.randint(2, 4), budget), depth=rng.randint(1, 4))
-    for _ in range(250):
+    for turn in range(300):
         chance = rng.random()
-        if chance < 0.2:
+        calm = turn // 50 % 3 == 2
+        if chance < (0.05 if calm else 0.2):
             tail = [rng.randrange(2, VOCAB) for _ in range(rng.randint(1, 10))]
             history.add([*rng.choice(PREFIXES), *tail], rng.randint(1, 20), stops=rng.random() < 0.2)
         elif chance < 0.23 and history.live:
@@ -90,13 +91,14 @@ def dense_history(seed: int, reached: Counter[str]) -> None:
         elif chance < 0.24:
             history.fail_at_read()
         elif chance < 0.65:
-            history.dispatch(fails=rng.random() < 0.06, state_lost=rng.random() < 0.02)
+            history.dispatch(draws=rng.randint(1, 4), fails=rng.random() < 0.06, state_lost=rng.random() < 0.02)
         else:
             history.receive()
     history.drain()
     statistics = history.scheduler.statistics()
     reached["preemptions"] += statistics.preemptions
     reached["hits"] += statistics.prefix_cache_hits
+    reached["groups"] += history.groups
     reached["spoiled"] += sum(map(len, history.device.read_garbage.values()))
 
 
@@ -108,3 +110,4 @@ def test_dense_histories_reach_what_matters_and_survive_it() -> None:
     assert reached["preemptions"] > 300
     assert reached["hits"] > 10_000
     assert reached["spoiled"] > 300
+    assert reached["groups"] > 300
