@@ -12,7 +12,7 @@ from asurge.errors import ConfigError
 from asurge.models.decoder import Decoder
 from asurge.models.layers import Int8Linear, Linear, PackedLinear
 from asurge.ops import native
-from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
+from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH, bit_patterns
 
 _log = logging.getLogger("asurge")
 
@@ -71,12 +71,15 @@ def _converted(layer: Linear, *, packed: bool, int8: bool) -> PackedLinear | Int
 
 
 def _convert_head(model: Decoder, *, packed: bool, int8: bool) -> None:
-    tied = model.lm_head is None
-    weight = model.embedding[...] if model.lm_head is None else model.lm_head[...]
+    tied, table = model.lm_head is None, model.embedding[...]
+    weight = table if model.lm_head is None else model.lm_head[...]
     model.head = PackedLinear(weight, None, int8=int8) if packed else Int8Linear(weight, None)
     jax.block_until_ready(nnx.state(model.head))
-    if tied and not int8:  # one packed table looks up and projects
-        model.embedding = model.head.weight
-    if not (tied and int8):
+    if not tied:
         weight.delete()
-    model.lm_head = None
+        model.lm_head = None
+    if packed:
+        # One packed bf16 table looks up and projects; beside an int8 head the table stays.
+        shared = tied and not int8
+        model.embedding = model.head.weight if shared else nnx.Param(bit_patterns(table).block_until_ready())
+        table.delete()

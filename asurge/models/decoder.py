@@ -122,8 +122,7 @@ class Decoder(nnx.Module):
         Args:
             live: a hint, int32 ``[tokens / 16]`` rounded up: where 0, 16 tokens only pad.
         """
-        table = self.embedding[...]
-        x = table[tokens] if table.ndim == 2 else take_rows(table, tokens)
+        x = take_rows(self.embedding[...], tokens)
         tables = self.rotary.tables(positions)
         for index, block in enumerate(self.layers):
             x = block(x, tables, attend, index, live)

@@ -33,10 +33,18 @@ def interleave(gate_up: jax.Array) -> jax.Array:
     return jnp.swapaxes(blocks, 0, 1).reshape(gate_up.shape)
 
 
-def take_rows(packed: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows ``[rows]`` of the bf16 matrix that was packed: an embedding lookup in a table that is also a head."""
-    taken = packed[rows // COLUMNS, :, :, rows % COLUMNS].reshape(rows.shape[0], -1)
-    return lax.bitcast_convert_type(taken, jnp.bfloat16)
+def take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """An embedding lookup: ``rows [tokens]`` of a matrix, in its dtype; or of a bf16 matrix as bit patterns or packed,
+    as a table is that also is a head."""
+    if table.dtype != jnp.uint16:
+        return table[rows]
+    taken = table[rows] if table.ndim == 2 else table[rows // COLUMNS, :, :, rows % COLUMNS]
+    return lax.bitcast_convert_type(taken.reshape(rows.shape[0], -1), jnp.bfloat16)
+
+
+def bit_patterns(table: jax.Array) -> jax.Array:
+    """A bf16 matrix for `take_rows` inside a loop, where XLA:CPU would widen all of it at each dispatch."""
+    return lax.bitcast_convert_type(table, jnp.uint16)
 
 
 def packed_linear(
