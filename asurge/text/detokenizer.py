@@ -42,6 +42,7 @@ class IncrementalDetokenizer:
         self._skip, self._spaces = skip_special_tokens, spaces_between_special_tokens
         self._window = self._context(prompt_token_ids)
         self._emitted = len(self._window)
+        self._before = self._decode(self._window)  # the text of what was emitted
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Text that has become final with these tokens."""
@@ -49,13 +50,13 @@ class IncrementalDetokenizer:
 
     def flush(self) -> str:
         """What was held back, at the end of the text; an unfinished character becomes U+FFFD."""
-        before, after = self._decode(self._window[: self._emitted]), self._decode(self._window)
-        self._window, self._emitted = [], 0
+        before, after = self._before, self._decode(self._window)
+        self._window, self._emitted, self._before = [], 0, ""
         return after[len(before) :]
 
     def _push(self, token: int) -> str:
         self._window.append(token)
-        before, after = self._decode(self._window[: self._emitted]), self._decode(self._window)
+        before, after = self._before, self._decode(self._window)
         waiting = len(self._window) - self._emitted
         unfinished = after.endswith(_REPLACEMENT) and waiting < _LONGEST_WAIT
         if unfinished:
@@ -68,6 +69,7 @@ class IncrementalDetokenizer:
         # From here on the piece just emitted is the context: it begins and ends with whole characters.
         self._window = self._window[self._emitted :]
         self._emitted = len(self._window)
+        self._before = self._decode(self._window)
         return after[len(before) :]
 
     def _context(self, prompt_token_ids: Sequence[int]) -> list[int]:
