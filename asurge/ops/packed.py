@@ -7,9 +7,12 @@ bf16 table to float32 before it looks anything up.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 COLUMNS = 16
@@ -114,8 +117,9 @@ def _call(
     gated: bool = False,
     candidates: int = 0,
 ) -> jax.Array:
-    def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-        return jnp.zeros((0,), dtype) if array is None else array
+    def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
+        # From numpy: tracing an operation for each of what is left out took a fifth of a warm start.
+        return np.zeros((0,), dtype) if array is None else array
 
     result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
         x,

@@ -49,7 +49,7 @@ class NativeAttention:
 
     def attend(self, heads: Heads, pages: LayerPages, rows: Rows, window: int | None) -> tuple[jax.Array, LayerPages]:
         shape, (tokens, _, head_dim) = self._shape, heads.qkv.shape
-        none = jnp.zeros((0,), jnp.bfloat16)
+        none = np.zeros((0,), jnp.bfloat16)
         keys, values = pages
         call = jax.ffi.ffi_call(
             "asurge_attention",
