@@ -15,6 +15,7 @@ constexpr int kSpan = 256;             // context tokens between two looks at th
 constexpr int kQueries = 2 * kRows;    // query rows computed together
 constexpr int kMaxHeadDim = 256;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896341f;
 
 // One head of one token: normalised and rotated, as the reference rounds it.
 void load_head(const Attention& a, int token, int head, const uint16_t* norm, uint16_t* to) {
@@ -56,8 +57,15 @@ void write_token(const Attention& a, int row, int index) {
     uint32_t* keys = reinterpret_cast<uint32_t*>(a.keys + page) + offset / 16 * (dim / 2) * 16 + offset % 16;
     for (int pair = 0; pair < dim / 2; ++pair) keys[pair * 16] = key[pair];
     const uint16_t* value = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + a.heads + a.kv_heads + head) * dim;
-    uint16_t* values = a.values + page + size_t(offset / 32) * 32 * dim + offset % 32 / 2 * 32 + offset % 2;
-    for (int d = 0; d < dim; ++d) values[d / 16 * (kTile / 2) + d % 16 * 2] = value[d];
+    uint16_t* values = a.values + page + size_t(offset / 32) * 32 * dim + offset % 32 / 2 * 32;
+    for (int d = 0; d < dim; d += 16, values += kTile / 2) {
+      const __m512i lanes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(value + d)));
+      if (offset % 2) {  // each token of a pair leaves the other's lanes alone: another thread may be writing them
+        _mm512_mask_storeu_epi16(values, 0xAAAAAAAAu, _mm512_slli_epi32(lanes, 16));
+      } else {
+        _mm512_mask_storeu_epi16(values, 0x55555555u, lanes);
+      }
+    }
   }
 }
 
@@ -72,8 +80,10 @@ struct Workspace {
   alignas(64) float mixed[kQueries][kMaxHeadDim];
   alignas(64) uint8_t queries[2 * kMaxHeadDim / 32 * kTile];
   alignas(64) uint8_t weights[2 * kSpan / 32 * kTile];
-  alignas(64) uint16_t masked[32 * kMaxHeadDim];
-  float best[kQueries], total[kQueries];
+  // Values of the first and of the last 32 tokens of a span.
+  alignas(64) uint16_t masked[2][32 * kMaxHeadDim];
+  // Of scores times scale times log2(e).
+  float best[kQueries], total[kQueries], shrink[kQueries];
 };
 
 // Not inlined: each use of a thread-local variable would look it up again.
@@ -126,118 +136,123 @@ class Attender {
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
     for (int t = 0; t < tokens; t += 32) {
-      const uint8_t* keys = reinterpret_cast<const uint8_t*>(
-          a_.keys + page_offset(a_, unit_.row, at + t, unit_.kv_head) + size_t((at + t) % a_.page_size) * a_.head_dim);
+      const uint8_t* keys = reinterpret_cast<const uint8_t*>(block(a_.keys, at + t));
       prefetch(a_.values, at + t);
       if (at + t + a_.page_size < end_) prefetch(a_.keys, at + t + a_.page_size);
+      const auto b = [&](int k) { return keys + k * kTile; };
       float* out = &work_.scores[0][t];
       if (two_) {
-        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, keys, strip, depth, kTile, kTile, out, kSpan);
+        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, keys, strip, depth, kTile, kTile, out, kSpan);
+        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan);
       }
     }
   }
 
+  // 32 tokens' keys or values.
+  const uint16_t* block(const uint16_t* pages, int at) const {
+    return pages + page_offset(a_, unit_.row, at, unit_.kv_head) + size_t(at % a_.page_size) * a_.head_dim;
+  }
+
   // Pages lie anywhere, and the processor's own prefetching starts anew at each: ask for 32 tokens' worth early.
   void prefetch(const uint16_t* pages, int at) {
-    const char* from = reinterpret_cast<const char*>(pages + page_offset(a_, unit_.row, at, unit_.kv_head) +
-                                                     size_t(at % a_.page_size) * a_.head_dim);
+    const char* from = reinterpret_cast<const char*>(block(pages, at));
     for (int byte = 0; byte < 32 * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
   }
 
   // Scores to weights against the largest score so far; what was mixed before shrinks accordingly.
   void weigh(int at, int tokens) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512 nothing = _mm512_set1_ps(kNothing), scale = _mm512_set1_ps(a_.scale);
     for (int line = 0; line < unit_.count; ++line) {
       const int position = start_ + (unit_.first + line) / group_;
-      const __m512i from = _mm512_set1_epi32(seen_from(position) - at), to = _mm512_set1_epi32(position - at);
-      float* scores = work_.scores[line];
-      __m512 most = nothing;
-      for (int t = 0; t < tokens; t += 16) {
-        const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(t));
-        const __mmask16 seen = _mm512_cmpge_epi32_mask(index, from) & _mm512_cmple_epi32_mask(index, to);
-        const __m512 value = _mm512_mask_mul_ps(nothing, seen, _mm512_load_ps(scores + t), scale);
-        _mm512_store_ps(scores + t, value);
-        most = _mm512_max_ps(most, value);
+      const int from = seen_from(position) - at, to = position - at;
+      if (from > 0 || to < tokens - 1) hide(work_.scores[line], tokens, from, to);
+      weigh_line(line, tokens);
+    }
+  }
+
+  // Scores of what a query does not see, before `from` and behind `to`, become -inf.
+  void hide(float* scores, int tokens, int from, int to) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i low = _mm512_set1_epi32(from), high = _mm512_set1_epi32(to);
+    const auto hide_lanes = [&](int t) {
+      const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(t));
+      const __mmask16 seen = _mm512_cmpge_epi32_mask(index, low) & _mm512_cmple_epi32_mask(index, high);
+      const __m512 value = _mm512_mask_mov_ps(_mm512_set1_ps(kNothing), seen, _mm512_load_ps(scores + t));
+      _mm512_store_ps(scores + t, value);
+    };
+    for (int t = 0; t < std::min(from, tokens); t += 16) hide_lanes(t);
+    for (int t = std::max(0, to + 1) / 16 * 16; t < tokens; t += 16) hide_lanes(t);
+  }
+
+  void weigh_line(int line, int tokens) {
+    const float* scores = work_.scores[line];
+    uint8_t* row = work_.weights + line / kRows * (kSpan / 32) * kTile + line % kRows * 64;
+    __m512 most = _mm512_max_ps(_mm512_load_ps(scores), _mm512_load_ps(scores + 16));
+    for (int t = 32; t < tokens; t += 32) {
+      most = _mm512_max_ps(most, _mm512_max_ps(_mm512_load_ps(scores + t), _mm512_load_ps(scores + t + 16)));
+    }
+    const float factor = a_.scale * kLog2E, before = work_.best[line];
+    const float best = std::max(before, _mm512_reduce_max_ps(most) * factor);
+    if (best == kNothing) {  // none of this span is seen
+      for (int t = 0; t < tokens; t += 32) std::memset(row + t / 32 * kTile, 0, 64);
+      work_.shrink[line] = 0.0f;
+      return;
+    }
+    const __m512 scale = _mm512_set1_ps(factor), shift = _mm512_set1_ps(best);
+    __m512 sum = _mm512_setzero_ps();
+    for (int t = 0; t < tokens; t += 32) {
+      const __m512 low = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t), scale, shift));
+      const __m512 high = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t + 16), scale, shift));
+      sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
+      store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile), low);
+      store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile) + 16, high);
+    }
+    const float shrink = before == kNothing ? 0.0f : std::exp2(before - best);
+    work_.total[line] = work_.total[line] * shrink + _mm512_reduce_add_ps(sum);
+    work_.best[line] = best;
+    work_.shrink[line] = shrink;
+  }
+
+  void mix(int at, int tokens) {
+    const uint8_t* blocks[kSpan / 32];
+    int masked = 0;
+    for (int t = 0; t < tokens; t += 32) {
+      const uint16_t* values = block(a_.values, at + t);
+      if (at + t < begin_ || at + t + 32 > end_) values = mask_values(values, at + t, work_.masked[masked++]);
+      blocks[t / 32] = reinterpret_cast<const uint8_t*>(values);
+    }
+    const size_t strip = kSpan / 32 * kTile;
+    float* out = &work_.product[0][0];
+    for (int d = 0; d < a_.head_dim; d += 32) {
+      const auto b = [&](int k) { return blocks[k] + d / 16 * kTile; };
+      if (two_) {
+        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries);
+      } else {
+        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries);
       }
-      const float before = work_.best[line], best = std::max(before, _mm512_reduce_max_ps(most));
-      uint8_t* row = work_.weights + line / kRows * (kSpan / 32) * kTile + line % kRows * 64;
-      if (best == kNothing) {  // none of this span is seen
-        for (int t = 0; t < tokens; t += 32) std::memset(row + t / 32 * kTile, 0, 64);
-        continue;
-      }
-      const __m512 shift = _mm512_set1_ps(best);
-      __m512 sum = _mm512_setzero_ps();
-      for (int t = 0; t < tokens; t += 16) {
-        const __m512 value = _mm512_load_ps(scores + t);
-        const __mmask16 seen = _mm512_cmp_ps_mask(value, nothing, _CMP_NEQ_UQ);
-        const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(value, shift)));
-        sum = _mm512_add_ps(sum, weight);
-        store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile) + t % 32, weight);
-      }
-      const float shrink = before == kNothing ? 0.0f : std::exp(before - best);
-      work_.total[line] = work_.total[line] * shrink + _mm512_reduce_add_ps(sum);
-      work_.best[line] = best;
-      if (shrink != 1.0f) {
-        for (int d = 0; d < a_.head_dim; d += 16) {
-          float* mixed = work_.mixed[line] + d;
-          _mm512_store_ps(mixed, _mm512_mul_ps(_mm512_load_ps(mixed), _mm512_set1_ps(shrink)));
+      for (int line = 0; line < unit_.count; ++line) {
+        const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
+        for (int part = 0; part < 32; part += 16) {
+          float* mixed = work_.mixed[line] + d + part;
+          const __m512 fresh = _mm512_load_ps(&work_.product[line][part]);
+          _mm512_store_ps(mixed, _mm512_fmadd_ps(_mm512_load_ps(mixed), shrink, fresh));
         }
       }
     }
   }
 
-  void mix(int at, int tokens) {
-    // A page is the longest run of values in one place; a tile pair of dims at a time stays in registers over it.
-    for (int t = 0; t < tokens;) {
-      const int offset = (at + t) % a_.page_size;
-      int run = std::min(tokens - t, a_.page_size - offset);
-      const uint16_t* values = a_.values + page_offset(a_, unit_.row, at + t, unit_.kv_head) + size_t(offset) * a_.head_dim;
-      if (at + t < begin_ || at + t + 32 > end_) {
-        run = 32;
-        values = mask_values(values, at + t);
-      } else if (at + t + run > end_) {
-        run -= 32;  // the last block is masked by itself
-      }
-      mix_run(values, t, run);
-      t += run;
-    }
-  }
-
   // A copy of 32 tokens' values without those nobody sees: leftovers may be NaN, which zero weights do not remove.
-  const uint16_t* mask_values(const uint16_t* values, int at) {
+  const uint16_t* mask_values(const uint16_t* values, int at, uint16_t* to) {
     for (int pair = 0; pair < 16; ++pair) {
       const int token = at + 2 * pair;
       const bool even = token >= begin_ && token < end_, odd = token + 1 >= begin_ && token + 1 < end_;
       const __mmask32 keep = (even ? 0x55555555u : 0u) | (odd ? 0xAAAAAAAAu : 0u);
       for (int tile = 0; tile < a_.head_dim / 16; ++tile) {
         const size_t line = size_t(tile) * (kTile / 2) + 32 * pair;
-        _mm512_store_si512(work_.masked + line, _mm512_maskz_loadu_epi16(keep, values + line));
+        _mm512_store_si512(to + line, _mm512_maskz_loadu_epi16(keep, values + line));
       }
     }
-    return work_.masked;
-  }
-
-  void mix_run(const uint16_t* values, int t, int run) {
-    const size_t step = size_t(32) * a_.head_dim * 2, weight_strip = kSpan / 32 * kTile;
-    const uint8_t* weights = work_.weights + t / 32 * kTile;
-    float* out = &work_.product[0][0];
-    for (int d = 0; d < a_.head_dim; d += 32) {
-      const uint8_t* from = reinterpret_cast<const uint8_t*>(values) + d / 16 * kTile;
-      if (two_) {
-        multiply<Depth::kBf16, 2, 2>(weights, weight_strip, from, kTile, run / 32, kTile, step, out, kQueries);
-      } else {
-        multiply<Depth::kBf16, 1, 2>(weights, weight_strip, from, kTile, run / 32, kTile, step, out, kQueries);
-      }
-      for (int line = 0; line < unit_.count; ++line) {
-        for (int part = 0; part < 32; part += 16) {
-          float* mixed = work_.mixed[line] + d + part;
-          _mm512_store_ps(mixed, _mm512_add_ps(_mm512_load_ps(mixed), _mm512_load_ps(&work_.product[line][part])));
-        }
-      }
-    }
+    return to;
   }
 
   void store() {

@@ -188,16 +188,17 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
     const bool two = tile + 1 < tiles;
     const int ahead = tile == 0 ? kAhead : 0;
     float* out = &block.values[0][0];
+    const auto b = [&](int k) { return weight + size_t(k) * kTile; };
     if (columns == kPanel) {
       if (two) {
-        multiply<depth, 2, 2>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
+        multiply<depth, 2, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, ahead);
       } else {
-        multiply<depth, 1, 2>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
+        multiply<depth, 1, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, ahead);
       }
     } else if (two) {
-      multiply<depth, 2, 1>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
+      multiply<depth, 2, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, ahead);
     } else {
-      multiply<depth, 1, 1>(a, strip, weight, strip, x.depth_tiles, kTile, kTile, out, kPanel, ahead);
+      multiply<depth, 1, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, ahead);
     }
     for (int part = 0; part <= static_cast<int>(two); ++part) {
       const int row = x.live[tile + part] * kRows, rows = std::min(kRows, linear.rows - row);

@@ -64,16 +64,17 @@ enum class Depth { kBf16, kInt8 };
     }                                         \
   } while (0)
 
-// C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` = sum over `depth_tiles` of A x B.
-template <Depth depth, int kA, int kB>
-inline void multiply(const uint8_t* a, size_t a_stride, const uint8_t* b, size_t b_stride, int depth_tiles,
-                     size_t a_step, size_t b_step, float* out, int out_columns, int ahead = 0) {
+// C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` = sum over `depth_tiles` of A x B. `b(k)` is where the
+// k-th tiles of B are, `b_stride` apart.
+template <Depth depth, int kA, int kB, typename B>
+inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
+                     int out_columns, int ahead = 0) {
   _tile_zero(0);
   if constexpr (kB == 2) _tile_zero(1);
   if constexpr (kA == 2) _tile_zero(2);
   if constexpr (kA == 2 && kB == 2) _tile_zero(3);
   for (int k = 0; k < depth_tiles; ++k) {
-    const uint8_t* b0 = b + k * b_step;
+    const uint8_t* b0 = b(k);
     if (ahead) {
       for (int line = 0; line < 16; ++line) {
         _mm_prefetch(reinterpret_cast<const char*>(b0 + ahead + 64 * line), _MM_HINT_T0);
@@ -82,7 +83,7 @@ inline void multiply(const uint8_t* a, size_t a_stride, const uint8_t* b, size_t
         }
       }
     }
-    _tile_loadd(4, a + k * a_step, 64);
+    _tile_loadd(4, a + k * kTile, 64);
     _tile_loadd(6, b0, 64);
     ASURGE_MULTIPLY(depth, 0, 4, 6);
     if constexpr (kB == 2) {
@@ -90,7 +91,7 @@ inline void multiply(const uint8_t* a, size_t a_stride, const uint8_t* b, size_t
       ASURGE_MULTIPLY(depth, 1, 4, 7);
     }
     if constexpr (kA == 2) {
-      _tile_loadd(5, a + a_stride + k * a_step, 64);
+      _tile_loadd(5, a + a_stride + k * kTile, 64);
       ASURGE_MULTIPLY(depth, 2, 5, 6);
       if constexpr (kB == 2) ASURGE_MULTIPLY(depth, 3, 5, 7);
     }
@@ -114,20 +115,21 @@ inline void store_bf16(uint16_t* to, __m512 value) {
 }
 inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
 
-// e^x to about 2 ulp for x <= 0: 2^n by exponent, the rest by a polynomial (Cephes).
-inline __m512 exponential(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  x = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), x);
-  __m512 y = _mm512_set1_ps(1.9875691500e-4f);
-  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.3981999507e-3f));
-  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(8.3334519073e-3f));
-  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(4.1665795894e-2f));
-  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.6666665459e-1f));
-  y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(5.0000001201e-1f));
-  y = _mm512_fmadd_ps(y, _mm512_mul_ps(x, x), _mm512_add_ps(x, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(y, n);
+// 2^x for x <= 0, to 3e-6: 2^n by exponent, the rest by a minimax polynomial. Below 2^-125 it is 0: a denormal result
+// costs more than a hundred cycles.
+inline __m512 power_of_two(__m512 x) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_GT_OQ);
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, n);
+  __m512 y = _mm512_set1_ps(9.6181291e-3f);
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5504109e-2f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+  return _mm512_maskz_scalef_ps(normal, y, n);
 }
+
+// e^x for x <= 0.
+inline __m512 exponential(__m512 x) { return power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f))); }
 
 }  // namespace asurge
