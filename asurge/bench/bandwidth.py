@@ -7,6 +7,7 @@ process that is measured, nor the threads part of its load.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,7 +32,9 @@ def measure_bandwidth() -> float:
     """
     command = [sys.executable, "-m", "asurge.bench.bandwidth"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S)
+        # numpy would ask for huge pages, which read a quarter faster; weights lie in ordinary ones.
+        environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S, env=environment)
         return float(json.loads(done.stdout)["bytes_per_s"])
     except (subprocess.SubprocessError, ValueError, KeyError) as error:
         detail = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
