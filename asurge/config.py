@@ -20,7 +20,8 @@ class EngineConfig:
         tokenizer: folder or repository of the tokenizer; default: the model's.
         dtype: of weights, activations and KV pages.
         quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); None: none.
-        kernels: ``"native"`` for the CPU kernels, ``"xla"`` for plain JAX, ``"auto"`` for the best that can serve the model.
+        kernels: ``"native"`` for the CPU kernels, ``"pallas"`` for those of GPUs and TPUs, ``"xla"`` for plain JAX,
+            ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
         max_num_seqs: sequences running at once (device slots).
         max_num_batched_tokens: token budget of one step; None chooses by platform.
@@ -52,7 +53,7 @@ class EngineConfig:
     name: str | None = None
     dtype: str = "bfloat16"
     quantization: Literal["int8"] | None = None
-    kernels: Literal["auto", "native", "xla"] = "auto"
+    kernels: Literal["auto", "native", "pallas", "xla"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
@@ -82,8 +83,8 @@ class EngineConfig:
             raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if self.quantization not in (None, "int8"):
             raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
-        if self.kernels not in ("auto", "native", "xla"):
-            raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native' or 'xla'")
+        if self.kernels not in ("auto", "native", "pallas", "xla"):
+            raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native', 'pallas' or 'xla'")
         for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes"):
             value = getattr(self, field)
             if value is not None:

@@ -1,18 +1,22 @@
 """Attention over pages, one backend per kind of device."""
 
 from asurge.ops.attention.choice import choose_attention
+from asurge.ops.attention.gpu import GpuAttention
 from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows, any_of
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.attention.reference import dense_attention
+from asurge.ops.attention.tpu import TpuAttention
 from asurge.ops.attention.xla import XlaAttention
 
 __all__ = [
     "AttentionBackend",
     "AttentionShape",
+    "GpuAttention",
     "Heads",
     "LayerPages",
     "NativeAttention",
     "Rows",
+    "TpuAttention",
     "XlaAttention",
     "any_of",
     "choose_attention",

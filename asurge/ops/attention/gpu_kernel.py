@@ -48,6 +48,7 @@ class _Plan:
     """What the kernel knows when it is compiled."""
 
     width: int
+    heads: int
     group: int
     head_dim: int
     page_size: int
@@ -138,7 +139,7 @@ def _plan(
         most = min(tuning.most_splits, -(-columns * page_size // block_tokens))
         splits = max(1, min(most, tuning.programs // (rows * kv_heads)))
     return _Plan(
-        width, group, head_dim, page_size, lanes, min(lanes // group, width), block_tokens, splits, window, scale
+        width, heads, group, head_dim, page_size, lanes, min(lanes // group, width), block_tokens, splits, window, scale
     )
 
 
@@ -167,6 +168,7 @@ def _kernel(
     query = first_query + lax.div(lane, plan.group)
     head = kv_head * plan.group + lax.rem(lane, plan.group)
     used = (lane < plan.queries * plan.group) & (query < plan.width)
+    head = jnp.where(used, head, plan.heads)  # no unused lane shares a place with a used one
     dim = jnp.arange(plan.head_dim, dtype=jnp.int32)
 
     # The tile's real queries see [begin, end). Without any, end is 0 and nothing is read.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from asurge.ops.norm import rms_norm
 from asurge.ops.rotary import apply_rotary
 
-LayerPages = tuple[jax.Array, jax.Array]
-"""Keys and values of one layer; what is inside is the backend's own."""
+LayerPages = tuple[jax.Array, ...]
+"""Keys and values of one layer; how many arrays and what is inside is the backend's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

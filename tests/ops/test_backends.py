@@ -1,0 +1,72 @@
+"""What every attention backend promises, whatever its pages look like. GPU kernels are interpreted here."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asurge.ops.attention import AttentionShape
+from tests.ops.backends import BACKENDS, Served
+
+everywhere = pytest.mark.parametrize("name", BACKENDS)
+
+
+def shape_for(
+    name: str, heads: int = 8, kv_heads: int = 2, head_dim: int = 64, *, page_size: int = 32, dtype: str | None = None
+) -> AttentionShape:
+    dtype = dtype or ("bfloat16" if name == "native" else "float32")
+    return AttentionShape(heads, kv_heads, head_dim, page_size, jnp.dtype(dtype))
+
+
+@everywhere
+@pytest.mark.parametrize("window", [None, 40])
+def test_sequences_in_chunks_then_token_by_token(name: str, window: int | None) -> None:
+    """Chunks and decode rows together, chunks cut anywhere, chunks over two rows, ends on page boundaries, padding."""
+    shape = shape_for(name)
+    served = Served(BACKENDS[name](shape), shape, [70, 33, 66, 1], window=window)
+    served.step([(0, 0, 0), (3, 0, 1)], [(0, 0, 16), (0, 16, 16), (1, 0, 11), (0, 0, 0)], 16)
+    served.step([(0, 0, 0), (0, 0, 0)], [(0, 32, 16), (0, 48, 9), (1, 11, 16), (2, 0, 16)], 16)
+    served.step([(0, 57, 1), (0, 0, 0)], [(1, 27, 5), (2, 16, 16), (2, 32, 16), (2, 48, 16)], 16)
+    for token in range(2):
+        served.step([(0, 58 + token, 1), (0, 0, 0), (2, 64 + token, 1), (1, 32, 1 - token)])
+
+
+@everywhere
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 128), (8, 2, 64), (8, 1, 128)])
+def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
+    shape = shape_for(name, heads, kv_heads, head_dim)
+    served = Served(BACKENDS[name](shape), shape, [37, 20])
+    served.step([(0, 0, 0)], [(0, 0, 32), (1, 0, 19)], 32)
+    served.step([(1, 19, 1)], [(0, 32, 5), (0, 0, 0)], 32)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("xla", "bfloat16"), ("gpu", "bfloat16"), ("gpu", "float16")])
+def test_sixteen_bits_lose_only_their_own_precision(name: str, dtype: str) -> None:
+    shape = shape_for(name, dtype=dtype)
+    served = Served(BACKENDS[name](shape), shape, [37, 20])
+    served.step([(0, 0, 0)], [(0, 0, 32), (1, 0, 19)], 32)
+    served.step([(1, 19, 1)], [(0, 32, 5), (0, 0, 0)], 32)
+
+
+@pytest.mark.parametrize("name", ["xla", "gpu", "tpu"])
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    group=st.sampled_from([1, 3, 5]),
+    page_size=st.sampled_from([1, 4, 16]),
+    window=st.sampled_from([None, 1, 7]),
+    width=st.sampled_from([1, 8]),
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=2),
+    cut=st.integers(1, 8),
+)
+def test_any_shape(
+    name: str, group: int, page_size: int, window: int | None, width: int, lengths: list[int], cut: int
+) -> None:
+    shape = shape_for(name, 2 * group, 2, 16, page_size=page_size)
+    served = Served(BACKENDS[name](shape), shape, lengths, window=window)
+    cut, done = min(cut, width), [0, 0]
+    while any(at < n for at, n in zip(done, lengths, strict=True)):
+        spans = [(row, at, min(cut, n - at)) for row, (at, n) in enumerate(zip(done, lengths, strict=True))]
+        served.step([(0, 0, 0)], spans, width)
+        done = [at + span[2] for at, span in zip(done, spans, strict=True)]
