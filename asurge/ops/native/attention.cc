@@ -42,8 +42,9 @@ void load_head(const Attention& a, int token, int head, const uint16_t* norm, ui
   }
 }
 
+// What lies behind the table goes to its last page, as in the reference.
 size_t page_offset(const Attention& a, int row, int position, int kv_head) {
-  const int page = a.page_table[size_t(row) * a.columns + position / a.page_size];
+  const int page = a.page_table[size_t(row) * a.columns + std::min(position / a.page_size, a.columns - 1)];
   return (size_t(page) * a.kv_heads + kv_head) * a.page_size * a.head_dim;
 }
 

@@ -13,7 +13,9 @@ namespace {
 
 constexpr int kPanel = 32;         // output columns computed together
 constexpr int kSmallInput = 8192;  // elements of x that one thread prepares faster than a team
-constexpr int kAhead = 4096;       // bytes of weights fetched ahead while few rows wait for memory
+// Bytes of weights fetched ahead while few rows wait for memory, of two streams and of four.
+constexpr int kAhead = 4096;
+constexpr int kAheadWide = 2048;
 
 // The live rows of x as A tiles: [live tiles][depth tiles][16][64 bytes]; for int8 also one scale per row of these.
 struct Prepared {
@@ -57,11 +59,16 @@ void prepare_bf16(const Linear& linear, const Prepared& to, int row, int at) {
 void prepare_int8(const Linear& linear, const Prepared& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
   const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
+  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
   __m512 most = _mm512_setzero_ps();
+  __mmask16 lost = 0;  // no steps of 8 bits hold what is not finite, and a maximum forgets NaN
   for (int k = 0; k < linear.depth; k += 16) {
-    most = _mm512_max_ps(most, _mm512_abs_ps(load_input(linear, x, k, factor)));
+    const __m512 size = _mm512_abs_ps(load_input(linear, x, k, factor));
+    lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
+    most = _mm512_max_ps(most, size);
   }
-  const float scale = std::max(_mm512_reduce_max_ps(most), 1e-30f) / 127.0f;
+  const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
+  const float scale = std::max(largest, 1e-30f) / 127.0f;
   to.scales[at] = scale;
   const __m512 inverse = _mm512_set1_ps(1.0f / scale);
   uint8_t* tile = to.line(at);
@@ -208,6 +215,26 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
   }
 }
 
+// Two panels at once, where all live rows fit one tile.
+template <Depth depth, Output output>
+void compute_pair(const Linear& linear, const Prepared& x, int column, Best* best) {
+  Block left, right;
+  const size_t strip = size_t(x.depth_tiles) * kTile;
+  const uint8_t* weight = linear.weight + column / 16 * strip;
+  const auto b = [&](int k) { return weight + size_t(k) * kTile; };
+  multiply_wide<depth>(x.tiles, b, strip, x.depth_tiles, &left.values[0][0], &right.values[0][0], kPanel, kAheadWide);
+  const int row = x.live[0] * kRows, rows = std::min(kRows, linear.rows - row);
+  finish<depth, output>(linear, left.values, x.scales, row, rows, column, kPanel, best);
+  finish<depth, output>(linear, right.values, x.scales, row, rows, column + kPanel, kPanel, best);
+}
+
+// Columns computed at a time. Where one tile holds all rows, memory is the limit and more streams read faster; narrow
+// products go in halves of panels, so that no member waits for the last one long.
+int width_of(const Linear& linear, int tiles, int members) {
+  if (tiles == 1 && linear.columns % (2 * kPanel) == 0 && linear.columns / (2 * kPanel) >= 4 * members) return 2 * kPanel;
+  return !linear.gated && linear.columns / kPanel < 4 * members ? kRows : kPanel;
+}
+
 Prepared allocate(const Linear& linear, int depth_of_tile) {
   thread_local Scratch scratch;
   Prepared x;
@@ -245,13 +272,13 @@ template <Depth depth, Output output>
 void run_as(const Linear& linear) {
   const Prepared x = allocate(linear, depth == Depth::kBf16 ? 32 : 64);
   const int tiles = static_cast<int>(x.live.size()), members = Pool::get().size();
-  const bool small = tiles * kRows * linear.depth <= kSmallInput || linear.rows * linear.depth <= kSmallInput;
+  const size_t rows = std::min(tiles * kRows, linear.rows);
+  const bool small = rows * linear.depth <= kSmallInput;
   if (small) {
     for (int tile = 0; tile < tiles; ++tile) prepare<depth>(linear, x, tile);
   }
   std::vector<Best> bests(output == Output::kArgmax ? members : 0, Best(linear.rows));
-  // Narrow products in halves of panels, so that no member waits for the last one long.
-  const int width = !linear.gated && linear.columns / kPanel < 4 * members ? 16 : kPanel;
+  const int width = width_of(linear, tiles, members);
   Tickets inputs(small ? 0 : tiles), panels(tiles ? (linear.columns + width - 1) / width : 0);
   Pool::get().run([&](int member, Team& team) {
     int index;
@@ -263,9 +290,13 @@ void run_as(const Linear& linear) {
     Best* best = output == Output::kArgmax ? &bests[member] : nullptr;
     while (panels.take(index)) {
       const int column = index * width;
+      if (width > kPanel) {
+        compute_pair<depth, output>(linear, x, column, best);
+        continue;
+      }
       compute_panel<depth, output>(linear, x, column, std::min(width, linear.columns - column), best);
     }
-  });
+  }, members);
   if (output == Output::kArgmax) merge(linear, bests);
 }
 

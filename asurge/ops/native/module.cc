@@ -16,6 +16,11 @@ T* data_or_null(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
 }
 
+// Whether an operand is left out or has as many elements as it takes: the kernels look at no size again.
+bool fits(const ffi::AnyBuffer& buffer, size_t elements) {
+  return buffer.element_count() == 0 || buffer.element_count() == elements;
+}
+
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
                   ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live,
                   ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, int32_t candidates) {
@@ -40,6 +45,20 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   }
   call.live = data_or_null<int32_t>(live);
   call.candidates = candidates;
+  const size_t rows = x_shape[0], columns = call.columns, width = gated ? columns / 2 : columns;
+  const bool argmax = out->element_type() == ffi::S32, int8 = weight.element_type() == ffi::S8;
+  if (!fits(norm, call.depth) || !fits(bias, columns) || !fits(residual, rows * columns) ||
+      !fits(live, (rows + 15) / 16) || !fits(scale, columns) || out->element_count() != (argmax ? rows : rows * width)) {
+    return ffi::Error::InvalidArgument("an operand of linear has the wrong size");
+  }
+  if (int8 != (call.scale != nullptr) || weight_shape[2] != 16 || weight_shape[3] != 16 ||
+      weight_shape[4] != (int8 ? 4 : 2)) {
+    return ffi::Error::InvalidArgument("int8 weights, and only they, are packed by four and have scales");
+  }
+  if (candidates < 0 || candidates > call.columns || (gated && (columns % 32 || call.residual)) ||
+      (call.residual && out->element_type() != ffi::BF16) || (gated && out->element_type() != ffi::BF16)) {
+    return ffi::Error::InvalidArgument("linear does not combine these");
+  }
   if (out->element_type() == ffi::F32) {
     call.out_f32 = static_cast<float*>(out->untyped_data());
   } else if (out->element_type() == ffi::S32) {
@@ -86,6 +105,17 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.page_size = static_cast<int>(pages[2]);
   call.scale = scale;
   call.window = window;
+  const size_t angles = size_t(call.tokens) * call.head_dim / 2, rows = call.rows;
+  if (cosine.element_count() != angles || sine.element_count() != angles || !fits(q_norm, call.head_dim) ||
+      !fits(k_norm, call.head_dim) || !call.q_norm != !call.k_norm || start.element_count() != rows ||
+      length.element_count() != rows || first.element_count() != rows || pages[3] != call.head_dim ||
+      values.element_count() != keys.element_count()) {
+    return ffi::Error::InvalidArgument("an operand of attention has the wrong size");
+  }
+  if (call.heads <= 0 || call.heads % call.kv_heads || call.head_dim % 32 || call.head_dim > 256 ||
+      call.page_size % 32) {
+    return ffi::Error::InvalidArgument("attention does not serve this shape");
+  }
   asurge::run(call);
   return ffi::Error::Success();
 }

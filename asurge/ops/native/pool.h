@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -14,8 +15,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 namespace asurge {
 
@@ -81,19 +82,22 @@ class Pool {
     return *pool;
   }
 
-  // Runs body once per member, the caller being member 0. When another caller has the team, body runs alone.
-  void run(const Body& body) {
+  // Runs body once per member, of which there are at most `most`, the caller being member 0. When another caller has the
+  // team, body runs alone.
+  void run(const Body& body, int most = kMostMembers) {
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || size_ == 1) {
+    const int size = lock.owns_lock() ? std::min<int>(size_, most) : 1;
+    if (size == 1) {
       Team alone(1);
       body(0, alone);
       return;
     }
-    Team team(size_);
+    Team team(size);
     body_ = &body;
     team_ = &team;
-    running_.store(size_ - 1, std::memory_order_relaxed);
-    region_.fetch_add(1, std::memory_order_seq_cst);
+    running_.store(size - 1, std::memory_order_relaxed);
+    const uint32_t count = region_.load(std::memory_order_relaxed) / kRegion + 1;
+    region_.store(count * kRegion + static_cast<uint32_t>(size), std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) region_.notify_all();
     body(0, team);
     Spinner spinner;
@@ -102,33 +106,42 @@ class Pool {
 
   int size() const { return size_; }
 
+  // As many as the system gives threads for.
   void resize(int size) {
     std::lock_guard<std::mutex> lock(mutex_);
-    while (static_cast<int>(members_.size()) + 1 < size) {
-      const int member = static_cast<int>(members_.size()) + 1;
-      members_.emplace_back([this, member, seen = region_.load()] { serve(member, seen); });
-      members_.back().detach();
+    size = std::clamp(size, 1, kMostMembers);
+    try {
+      for (; threads_ + 1 < size; ++threads_) {
+        std::thread([this, member = threads_ + 1, seen = region_.load()] { serve(member, seen); }).detach();
+      }
+    } catch (const std::system_error&) {
     }
-    size_ = size;
+    size_ = std::min(size, threads_ + 1);
   }
 
  private:
+  static constexpr int kMostMembers = 1023;
+  static constexpr uint32_t kRegion = kMostMembers + 1;
+
   Pool() = default;
 
   void serve(int member, uint32_t seen) {
+    bool took_part = true;
     for (;;) {
-      wait(seen);
+      wait(seen, took_part ? kSpin : std::chrono::microseconds{0});
+      // Who is left out may see a later region than the one it woke for, but none that waits for it is ever over.
       seen = region_.load(std::memory_order_acquire);
-      if (member < size_) {
+      took_part = member < static_cast<int>(seen % kRegion);
+      if (took_part) {
         (*body_)(member, *team_);
         running_.fetch_sub(1, std::memory_order_release);
       }
     }
   }
 
-  void wait(uint32_t seen) {
+  void wait(uint32_t seen, std::chrono::microseconds spin) {
     using Clock = std::chrono::steady_clock;
-    const auto until = Clock::now() + kSpin;
+    const auto until = Clock::now() + spin;
     Spinner spinner;
     for (unsigned looks = 1; region_.load(std::memory_order_acquire) == seen; ++looks) {
       spinner.once();
@@ -143,10 +156,12 @@ class Pool {
 
   static constexpr std::chrono::microseconds kSpin{200};
   std::mutex mutex_;
-  std::vector<std::thread> members_;
-  std::atomic<int> size_{1};  // read by members that a region leaves out
+  int threads_ = 0;  // besides the callers
+  std::atomic<int> size_{1};
   const Body* body_ = nullptr;
   Team* team_ = nullptr;
+  // How many there have been, and in the lowest bits the members of this one: a member that wakes late must not take the
+  // pool's size, which may have changed since, for that of a region that was over without it.
   std::atomic<uint32_t> region_{0};
   std::atomic<int> running_{0};
   std::atomic<int> sleeping_{0};
