@@ -1,0 +1,180 @@
+"""The team of threads behind the CPU kernels: any size, any number of callers, idle when nothing is to be done."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from asurge.ops import native
+from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from asurge.ops.packed import pack, packed_argmax, packed_linear
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+
+Product = Callable[[], npt.NDArray[np.float32]]
+
+
+@pytest.fixture
+def resize() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads the kernels use; restored behind the test."""
+    library = ctypes.CDLL(str(native.LIBRARY))
+    yield library.asurge_set_threads
+    library.asurge_set_threads(len(os.sched_getaffinity(0)))
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
+
+
+def product(seed: int, rows: int = 64, depth: int = 256, columns: int = 560) -> Product:
+    """Big enough that several members prepare and multiply."""
+    x, norm, weight = draw(seed, rows, depth), draw(seed, depth), pack(draw(seed + 1, columns, depth))
+    call = jax.jit(partial(packed_linear, epsilon=1e-5)).lower(x, weight, norm=norm).compile()
+    return lambda: np.asarray(call(x, weight, norm=norm).astype(jnp.float32))
+
+
+def largest(seed: int, columns: int = 960) -> Product:
+    x, weight = draw(seed, 40, 64), pack(draw(seed + 1, columns, 64))
+    call = jax.jit(partial(packed_argmax, candidates=columns)).lower(x, weight).compile()
+    return lambda: np.asarray(call(x, weight))
+
+
+def attention(seed: int) -> Product:
+    backend = NativeAttention(AttentionShape(4, 2, 32, 32, jnp.dtype(jnp.bfloat16)))
+    start, length = jnp.asarray([9, 40, 0, 32], jnp.int32), jnp.asarray([1, 0, 32, 20], jnp.int32)
+    rows = Rows(2, 2, 32, start, length, jnp.arange(8, dtype=jnp.int32).reshape(4, 2))
+    angle = draw(seed, rows.tokens, 1, 16).astype(jnp.float32)
+    heads = Heads(draw(seed + 1, rows.tokens, 8, 32), 4, 2, jnp.cos(angle), jnp.sin(angle))
+
+    def run() -> tuple[jax.Array, jax.Array, jax.Array]:
+        out, (keys, values) = backend.attend(heads, backend.allocate(8), rows, None)
+        return out.astype(jnp.float32), keys, values
+
+    call = jax.jit(run).lower().compile()
+    return lambda: np.concatenate([np.asarray(part, np.float32).ravel() for part in call()])
+
+
+EVERY = pytest.mark.parametrize("make", [product, largest, attention])
+
+
+@EVERY
+def test_any_number_of_threads_gives_the_same(make: Callable[[int], Product], resize: Callable[[int], None]) -> None:
+    run = make(1)
+    resize(1)
+    alone = run()
+    for size in (2, 4, 3, 1, 4, 2):
+        resize(size)
+        for _ in range(5):
+            np.testing.assert_array_equal(run(), alone)
+
+
+def test_a_size_that_makes_no_sense_is_the_nearest_that_does(resize: Callable[[int], None]) -> None:
+    run = product(1)
+    resize(1)
+    alone = run()
+    for size in (0, -3):
+        resize(size)
+        np.testing.assert_array_equal(run(), alone)
+
+
+def test_several_callers_at_once_get_their_own_results(resize: Callable[[int], None]) -> None:
+    """Whoever finds the team taken works alone."""
+    runs = [product(1), product(5, rows=17), largest(9), attention(13)]
+    alone = [run() for run in runs]
+    resize(4)
+
+    def caller(index: int) -> None:
+        for _ in range(40):
+            np.testing.assert_array_equal(runs[index % 4](), alone[index % 4])
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(caller, index) for index in range(6)]:
+            done.result(timeout=120)
+
+
+def test_the_team_changes_size_while_others_call(resize: Callable[[int], None]) -> None:
+    """A member that wakes late must not take part in a region that is over, nor one come that no result is kept for."""
+    runs = [largest(1), product(5, columns=320)]
+    alone = [run() for run in runs]
+    over = threading.Event()
+
+    def caller(index: int) -> None:
+        while not over.is_set():
+            np.testing.assert_array_equal(runs[index](), alone[index])
+
+    with ThreadPoolExecutor(2) as pool:
+        callers = [pool.submit(caller, index) for index in range(2)]
+        try:
+            for step in range(500):
+                resize(1 + step % 4)
+                time.sleep(0.001)
+        finally:
+            over.set()
+        for done in callers:
+            done.result(timeout=120)
+
+
+def test_an_idle_team_sleeps(resize: Callable[[int], None]) -> None:
+    run = product(1)
+    for size in (4, 2):
+        resize(size)
+        run()
+        time.sleep(0.05)
+        before_s = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before_s < 0.1
+
+
+def test_a_team_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> None:
+    """Threads that many regions have left out take part in the next that is for them."""
+    run = product(1, rows=16, columns=112)
+    resize(4)
+    run()
+    resize(2)
+    alone = run()
+    for _ in range(50):
+        np.testing.assert_array_equal(run(), alone)
+    resize(4)
+    np.testing.assert_array_equal(run(), alone)
+
+
+SPAWNED = """
+import multiprocessing, sys
+import jax.numpy as jnp
+from asurge.ops import native
+from asurge.ops.packed import pack, packed_linear
+
+def total(seed):
+    assert native.unavailable() is None
+    weight = (jnp.arange(560 * 256).reshape(560, 256) % (7 + seed)).astype(jnp.bfloat16)
+    return float(packed_linear(jnp.ones((64, 256), jnp.bfloat16), pack(weight)).astype(jnp.float32).sum())
+
+if __name__ == "__main__":
+    here = total(1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(total, [1]) == [here], here
+    print("equal")
+"""
+
+
+def test_a_process_of_its_own_has_a_team_of_its_own(tmp_path: os.PathLike[str]) -> None:
+    script = os.path.join(tmp_path, "spawned.py")
+    with open(script, "w") as file:
+        file.write(SPAWNED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "equal"

@@ -1,0 +1,364 @@
+"""Products over packed weights against plain JAX: the same roundings, whatever surrounds the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from asurge.ops import native
+from asurge.ops.linear import linear, linear_int8, quantize_int8
+from asurge.ops.norm import rms_norm, silu_gate
+from asurge.ops.packed import bit_patterns, interleave, pack, packed_argmax, packed_linear, take_rows
+
+EPSILON = 1e-5
+Floats = npt.NDArray[np.float32]
+kernels = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+both_widths = pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+
+
+class Layer:
+    """Random operands of one product: what is not wanted is None."""
+
+    def __init__(
+        self,
+        rows: int,
+        depth: int,
+        columns: int,
+        *,
+        norm: bool = False,
+        bias: bool = False,
+        residual: bool = False,
+        gated: bool = False,
+        int8: bool = False,
+        seed: int = 0,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+
+        def draw(*shape: int) -> jax.Array:
+            return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+
+        self.x, self.weight = draw(rows, depth), draw(columns, depth)
+        self.norm = draw(depth) if norm else None
+        self.bias = draw(columns) if bias else None
+        self.residual = draw(rows, columns) if residual else None
+        self.gated, self.int8 = gated, int8
+
+    def kernel(self, **options: Any) -> jax.Array:
+        packed, scale = self.packed()
+        bias = self.bias if self.bias is None or not self.gated else interleave(self.bias)
+        call = partial(packed_linear, epsilon=EPSILON, gated=self.gated, **options)
+        return jax.jit(call)(self.x, packed, scale, norm=self.norm, bias=bias, residual=self.residual)
+
+    def packed(self) -> tuple[jax.Array, jax.Array | None]:
+        weight = interleave(self.weight) if self.gated else self.weight
+        if not self.int8:
+            return pack(weight), None
+        weight, scale = quantize_int8(weight)
+        return pack(weight), jnp.pad(scale, (0, -len(scale) % 16))
+
+    def plain(self, dtype: jnp.dtype | None = None) -> jax.Array:
+        def run(
+            x: jax.Array,
+            weight: jax.Array,
+            norm: jax.Array | None,
+            bias: jax.Array | None,
+            residual: jax.Array | None,
+        ) -> jax.Array:
+            x = x if norm is None else rms_norm(x, norm, EPSILON)
+            out = linear_int8(x, *quantize_int8(weight), bias, dtype) if self.int8 else linear(x, weight, bias, dtype)
+            out = silu_gate(out) if self.gated else out
+            return out if residual is None else residual + out
+
+        exact = {"xla_allow_excess_precision": False}  # otherwise XLA leaves roundings out
+        return jax.jit(run, compiler_options=exact)(self.x, self.weight, self.norm, self.bias, self.residual)
+
+    def check(self, dtype: Any = jnp.bfloat16) -> None:
+        ours, theirs = wide(self.kernel(dtype=dtype)), wide(self.plain(dtype))
+        assert ours.shape == theirs.shape
+        size = np.abs(theirs) if self.residual is None else np.maximum(np.abs(theirs), np.abs(wide(self.residual)))
+        # One unit in the last place, of the summand where one was added; and float32's own where a sum cancels.
+        slack = size * 2.0 ** (-7 if dtype == jnp.bfloat16 else -18) + 1e-5 * np.abs(theirs).max()
+        if self.int8:  # a quotient on the edge between two steps may go to either
+            slack += np.abs(theirs).max() * 2.0**-7
+        assert (np.abs(ours - theirs) <= slack).all()
+        if dtype == jnp.bfloat16:
+            assert (ours == theirs).mean() > (0.9 if self.int8 else 0.98)
+
+
+def wide(x: jax.Array) -> Floats:
+    return np.asarray(x.astype(jnp.float32))
+
+
+SHAPES = [(1, 0, 0), (16, 1, 1), (17, 0, 2), (33, 1, 2), (100, 1, 1)]
+"""Rows, and which depth and columns."""
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
+def test_a_product_rounds_where_plain_jax_rounds(output: str, norm: bool, bias: bool, int8: bool) -> None:
+    gated = output == "gated"
+    depths, columns = ((64, 192) if int8 else (32, 96)), ((32, 96, 224) if gated else (16, 48, 112))
+    # A shape for each combination takes its turn; hypothesis takes the others.
+    turn = norm + 2 * bias + 4 * int8
+    for rows, depth, column in (SHAPES[turn % 5], SHAPES[(turn + 2) % 5]):
+        layer = Layer(
+            rows, depths[depth], columns[column],
+            norm=norm, bias=bias, residual=output == "residual", gated=gated, int8=int8, seed=turn,
+        )  # fmt: skip
+        layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
+
+
+@kernels
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 100),
+    depth=st.integers(1, 5),
+    columns=st.integers(1, 9),
+    output=st.sampled_from(["bfloat16", "residual", "gated", "float32"]),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    seed=st.integers(0, 9),
+)
+@example(rows=32, depth=5, columns=9, output="residual", flags=(True, True, True), seed=0)
+@example(rows=31, depth=1, columns=8, output="gated", flags=(True, False, False), seed=1)
+def test_any_shape(rows: int, depth: int, columns: int, output: str, flags: tuple[bool, bool, bool], seed: int) -> None:
+    norm, bias, int8 = flags
+    gated = output == "gated"
+    layer = Layer(
+        rows, depth * (64 if int8 else 32), columns * (32 if gated else 16),
+        norm=norm, bias=bias, residual=output == "residual", gated=gated, int8=int8, seed=seed,
+    )  # fmt: skip
+    layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
+
+
+@kernels
+@both_widths
+def test_inputs_that_a_team_prepares(int8: bool) -> None:
+    """More than one thread prepares: all members meet before they multiply."""
+    Layer(64, 384, 144, norm=True, residual=True, int8=int8).check()
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize("rows", [16, 40, 100])
+@pytest.mark.parametrize("which", ["none", "first", "last", "every other", "all"])
+def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
+    layer = Layer(rows, 192, 48, norm=True, residual=True, int8=int8)
+    tiles = -(-rows // 16)
+    live = np.zeros(tiles, np.int32)
+    live[{"none": [], "first": [0], "last": [-1], "every other": slice(0, None, 2), "all": slice(None)}[which]] = 1
+    whole, part = layer.kernel(), layer.kernel(live=jnp.asarray(live))
+    matters = np.repeat(live, 16)[:rows] > 0
+    np.testing.assert_array_equal(wide(part)[matters], wide(whole)[matters])
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
+    layer = Layer(37, 192, 48, norm=True, bias=True, residual=True, int8=int8)
+    before = wide(layer.kernel())
+    for row, depth in ((0, 0), (18, 191), (36, 64)):
+        layer.x = layer.x.at[row, depth].set(value)
+    after = wide(layer.kernel())
+    others = np.setdiff1d(np.arange(37), (0, 18, 36))
+    np.testing.assert_array_equal(after[others], before[others])
+    assert np.isfinite(before).all()
+    assert np.isnan(after[[0, 18, 36]]).all()
+
+
+# The largest of a row.
+
+
+def argmax(layer: Layer, candidates: int, **options: Any) -> npt.NDArray[np.int32]:
+    weight, scale = layer.packed()
+    call = partial(packed_argmax, epsilon=EPSILON, candidates=candidates, **options)
+    return np.asarray(jax.jit(call)(layer.x, weight, scale, norm=layer.norm))
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize(("rows", "columns", "candidates"), [(1, 16, 16), (17, 48, 33), (40, 1008, 1008), (3, 250, 250), (33, 250, 7)])  # fmt: skip
+def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, candidates: int, int8: bool) -> None:
+    layer = Layer(rows, 64, columns, norm=True, int8=int8)
+    stored = wide(layer.kernel(dtype=jnp.float32))[:, :candidates]
+    np.testing.assert_array_equal(argmax(layer, candidates), stored.argmax(axis=1))
+
+
+@kernels
+@both_widths
+def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
+    layer = Layer(20, 64, 640, int8=int8)
+    layer.weight = jnp.tile(layer.weight[:128], (5, 1))
+    layer.weight = layer.weight.at[90].set(layer.weight[7])
+    found = argmax(layer, 640)
+    assert found.max() < 128
+    np.testing.assert_array_equal(found, wide(layer.kernel(dtype=jnp.float32)).argmax(axis=1))
+    layer.weight = jnp.zeros_like(layer.weight)
+    assert not argmax(layer, 640).any()
+
+
+@kernels
+def test_nan_and_minus_infinity_win_only_against_nothing() -> None:
+    layer = Layer(18, 32, 96)
+    layer.x = jnp.abs(layer.x)
+    weights = np.full((96, 32), -np.inf, np.float32)
+    weights[::2] = np.nan
+    layer.weight = jnp.asarray(weights, jnp.bfloat16)
+    assert ((argmax(layer, 96) >= 0) & (argmax(layer, 96) < 96)).all()
+    weights[77] = -1e30  # the least that is a number
+    layer.weight = jnp.asarray(weights, jnp.bfloat16)
+    assert (argmax(layer, 96) == 77).all()
+    assert (argmax(layer, 77) < 77).all()
+
+
+@kernels
+def test_all_minus_infinity_takes_the_first() -> None:
+    layer = Layer(2, 32, 96)
+    layer.x, layer.weight = jnp.abs(layer.x), jnp.full_like(layer.weight, -jnp.inf)
+    assert not argmax(layer, 96).any()
+
+
+@kernels
+@both_widths
+def test_dead_rows_have_no_largest(int8: bool) -> None:
+    layer = Layer(40, 64, 112, norm=True, int8=int8)
+    part = argmax(layer, 100, live=jnp.asarray([0, 1, 0]))
+    np.testing.assert_array_equal(part[16:32], argmax(layer, 100)[16:32])
+    assert ((part >= 0) & (part < 100)).all()
+    assert argmax(layer, 100, live=jnp.zeros(3, jnp.int32)).shape == (40,)
+
+
+# Operands that do not fit together: the kernel would read beyond their ends.
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("norm", lambda x: x[:-1]),
+        ("bias", lambda x: x[:-1]),
+        ("residual", lambda x: x[:, :-1]),
+        ("residual", lambda x: x[:-1]),
+        ("x", lambda x: x[:, :32]),
+    ],
+)
+def test_operands_of_the_wrong_size_are_refused(name: str, change: Callable[[jax.Array], jax.Array]) -> None:
+    layer = Layer(17, 64, 48, norm=True, bias=True, residual=True)
+    setattr(layer, name, change(getattr(layer, name)))
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        layer.kernel().block_until_ready()
+
+
+@kernels
+def test_what_the_kernel_cannot_do_is_refused() -> None:
+    layer = Layer(17, 64, 64, gated=True)
+    layer.residual = jnp.zeros((17, 32), jnp.bfloat16)
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        layer.kernel().block_until_ready()
+    layer = Layer(17, 64, 48, int8=True)
+    weight, _ = layer.packed()
+    for scale in (None, jnp.ones(16)):
+        with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+            packed_linear(layer.x, weight, scale).block_until_ready()
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        packed_linear(layer.x, pack(layer.weight), live=jnp.ones(1, jnp.int32)).block_until_ready()
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        packed_argmax(layer.x, pack(layer.weight), candidates=49).block_until_ready()
+
+
+# Layouts.
+
+
+@pytest.mark.parametrize(("columns", "depth", "dtype"), [(16, 32, "bfloat16"), (50, 96, "bfloat16"), (50, 192, "int8")])
+def test_packed_weights_are_where_the_tiles_are_read(columns: int, depth: int, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    weight = jnp.asarray(rng.integers(-120, 120, (columns, depth)), dtype)
+    packed = pack(weight)
+    group = 4 if dtype == "int8" else 2
+    assert packed.shape == (-(-columns // 16), depth // (16 * group), 16, 16, group)
+    assert packed.dtype == ("int8" if dtype == "int8" else "uint16")
+    tiles = np.asarray(packed.view(dtype)).astype(np.float32)
+    column, at = np.meshgrid(np.arange(columns), np.arange(depth), indexing="ij")
+    tile, inside = np.divmod(at, 16 * group)
+    unpacked = tiles[column // 16, tile, inside // group, column % 16, inside % group]
+    np.testing.assert_array_equal(unpacked, np.asarray(weight).astype(np.float32))
+    assert not tiles.transpose(0, 3, 1, 2, 4).reshape(-1, depth)[columns:].any()
+
+
+def test_gate_and_up_alternate_in_blocks() -> None:
+    rows = np.arange(96)
+    mixed = np.asarray(interleave(jnp.asarray(rows)))
+    blocks = mixed.reshape(3, 2, 16)
+    np.testing.assert_array_equal(blocks[:, 0].reshape(-1), rows[:48])
+    np.testing.assert_array_equal(blocks[:, 1].reshape(-1), rows[48:])
+    both = jnp.asarray(np.random.default_rng(0).normal(size=(96, 5)))
+    np.testing.assert_array_equal(interleave(both), both[mixed])
+
+
+def test_an_embedding_is_looked_up_in_each_of_its_forms() -> None:
+    table = Layer(1, 32, 50).weight
+    rows = jnp.asarray([0, 49, 17, 17, 15, 16])
+    assert bit_patterns(table).dtype == jnp.uint16
+    for form in (table, bit_patterns(table), pack(table)):
+        taken = take_rows(form, rows)
+        assert taken.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(wide(taken), wide(table[rows]))
+    single = table.astype(jnp.float32)
+    np.testing.assert_array_equal(take_rows(single, rows), single[rows])
+
+
+# Eight bits.
+
+
+def exact_and_bound(layer: Layer) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """A product in float64, and how far half a step of each operand can take it from that."""
+    x, weight = (np.asarray(part.astype(jnp.float32), np.float64) for part in (layer.x, layer.weight))
+    x_step, step = (np.abs(part).max(axis=1) / 127 for part in (x, weight))
+    bound = np.abs(x).sum(axis=1)[:, None] * step / 2 + x_step[:, None] / 2 * np.abs(weight).sum(axis=1)
+    bound += x.shape[1] * x_step[:, None] * step / 4
+    return x @ weight.T, bound
+
+
+@pytest.mark.parametrize(("x_size", "size"), [(1.0, 1.0), (1e-25, 1.0), (1e-20, 1e30), (1e20, 1e-28), (1e3, 1e33)])
+def test_eight_bits_err_by_half_a_step(x_size: float, size: float) -> None:
+    layer = Layer(9, 192, 48, int8=True)
+    layer.x, layer.weight = layer.x * x_size, layer.weight * size
+    exact, bound = exact_and_bound(layer)
+    outs = [layer.plain(jnp.float32)]
+    if native.unavailable() is None:
+        outs.append(layer.kernel(dtype=jnp.float32))
+    for out in outs:
+        assert (np.abs(np.asarray(out, np.float64) - exact) <= 1.001 * bound).all()
+
+
+def test_quantised_weights_are_the_nearest_steps() -> None:
+    weight = Layer(1, 64, 48).weight.astype(jnp.float32) * jnp.logspace(-20, 20, 48)[:, None]
+    quantized, scale = quantize_int8(weight)
+    assert (np.abs(np.asarray(quantized)).max(axis=1) == 127).all()
+    error = np.abs(np.asarray(quantized, np.float64) * np.asarray(scale)[:, None] - np.asarray(weight))
+    assert (error <= 0.5001 * np.asarray(scale)[:, None]).all()
+
+
+def test_rows_of_zeros_in_eight_bits_give_zeros() -> None:
+    layer = Layer(9, 192, 48, int8=True)
+    layer.x, layer.weight = layer.x.at[3].set(0), layer.weight.at[20:40].set(0)
+    outs = [layer.plain(jnp.float32)]
+    if native.unavailable() is None:
+        outs.append(layer.kernel(dtype=jnp.float32))
+    for out in outs:
+        assert not wide(out)[3].any()
+        assert not wide(out)[:, 20:40].any()
+        assert np.isfinite(wide(out)).all()
+        assert wide(out)[4, 0] != 0
