@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_product_rounds_where_plain_jax_rounds(output: str, norm: bool, bias: 
 
 
 @kernels
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 100),
     depth=st.integers(1, 5),
@@ -151,7 +152,22 @@ def test_inputs_that_a_team_prepares(int8: bool) -> None:
 
 @kernels
 @both_widths
-@pytest.mark.parametrize("rows", [16, 40, 100])
+@pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
+def test_few_rows_of_many_columns(output: str, int8: bool) -> None:
+    """One tile of rows reads weights in more streams at a time."""
+    columns = 256 * len(os.sched_getaffinity(0))
+    layer = Layer(
+        5, 64, columns, norm=True, residual=output == "residual", gated=output == "gated", int8=int8
+    )  # fmt: skip
+    layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
+    layer = Layer(50, 64, columns, residual=output == "residual", gated=output == "gated", int8=int8)
+    whole, part = layer.kernel(), layer.kernel(live=jnp.asarray([0, 0, 1, 0]))
+    np.testing.assert_array_equal(wide(part)[32:48], wide(whole)[32:48])
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize("rows", [40, 100])
 @pytest.mark.parametrize("which", ["none", "first", "last", "every other", "all"])
 def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
     layer = Layer(rows, 192, 48, norm=True, residual=True, int8=int8)
@@ -189,7 +205,7 @@ def argmax(layer: Layer, candidates: int, **options: Any) -> npt.NDArray[np.int3
 
 @kernels
 @both_widths
-@pytest.mark.parametrize(("rows", "columns", "candidates"), [(1, 16, 16), (17, 48, 33), (40, 1008, 1008), (3, 250, 250), (33, 250, 7)])  # fmt: skip
+@pytest.mark.parametrize(("rows", "columns", "candidates"), [(1, 16, 16), (17, 48, 33), (40, 1008, 1008), (3, 250, 250), (33, 250, 7), (9, 2048, 2041)])  # fmt: skip
 def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, candidates: int, int8: bool) -> None:
     layer = Layer(rows, 64, columns, norm=True, int8=int8)
     stored = wide(layer.kernel(dtype=jnp.float32))[:, :candidates]

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, load_model
 from asurge.plan import PlanRow, RowSampling, StepPlan, StepResult
 from asurge.runner import DeviceRunner
-from asurge.runner.lattice import Lattice, StepShape, place
 from asurge.runner.memory import num_pages
 from tests.conftest import TINY
 from tests.models.test_parity import forward
@@ -154,36 +151,6 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     assert steps[1].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
     assert runner._generation == generation
-
-
-@given(
-    seqs=st.sampled_from([1, 2, 4, 7, 64]),
-    budget=st.sampled_from([16, 32, 100, 512]),
-    data=st.data(),
-)
-def test_the_lattice_holds_whatever_fits_the_budget(seqs: int, budget: int, data: st.DataObject) -> None:
-    lattice = Lattice(seqs, budget, 16)
-    decode = data.draw(st.integers(0, seqs))
-    chunks, left = [], (budget - decode) // 16 * 16
-    while left > 0 and len(chunks) < seqs - decode and data.draw(st.booleans()):
-        chunks.append(data.draw(st.integers(1, left)))
-        left -= -(-chunks[-1] // 16) * 16
-    plan = StepPlan(
-        0,
-        tuple(row(0, 9, None, True, range(1, 2)) for _ in range(decode)),
-        tuple(row(0, 0, list(range(n)), True, range(1, 2)) for n in chunks),
-    )
-    shape = lattice.pick(plan)
-    placed = place(plan, shape)
-    assert len({part.index for part in placed}) == len(placed)
-    assert max((part.index for part in placed), default=0) < shape.rows
-    assert sum(part.length for part in placed) == decode + sum(chunks)
-    assert [part.row for part in placed if part.last] == list(plan.rows)
-
-
-def test_the_lattice_is_small() -> None:
-    assert len(Lattice(64, 512, 16).shapes) <= 10
-    assert Lattice(64, 512, 16).shapes[0] == StepShape(2)
 
 
 def test_page_counts() -> None:

@@ -1,0 +1,220 @@
+"""Models whose products run in the CPU kernels or in eight bits, beside the same models in plain JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flax import nnx
+
+from asurge.config import EngineConfig
+from asurge.errors import ConfigError
+from asurge.models import Decoder, load_model
+from asurge.models.conversion import convert
+from asurge.models.layers import Int8Linear, Linear, PackedLinear
+from asurge.ops import native
+from asurge.runner import DeviceRunner
+from tests.checkpoints import write_tiny
+from tests.models.test_parity import forward
+from tests.runner.test_runner import row, run
+
+Floats = npt.NDArray[np.float32]
+kernels = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+
+SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, head_dim=32)
+CASES: dict[str, dict[str, Any]] = {
+    "llama, tied": dict(vocab_size=400),
+    "qwen3, untied, odd vocabulary": dict(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", tie_word_embeddings=False, vocab_size=391
+    ),
+    "qwen2, biases, tied, odd vocabulary": dict(
+        architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=397, hidden_size=128
+    ),
+}
+TOKENS = np.random.default_rng(5).integers(4, 390, 40).astype(np.int32)
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {case: write_tiny(tmp_path_factory.mktemp("model"), **SIZES | CASES[case]) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def expected(folders: dict[str, Path]) -> dict[str, Floats]:
+    """Logits of plain JAX in bf16."""
+    return {case: logits(load(folders[case]))[0] for case in CASES}
+
+
+def load(folder: Path, dtype: str = "bfloat16") -> Decoder:
+    return load_model(folder, dtype=dtype, progress=False)
+
+
+def logits(model: Decoder) -> tuple[Floats, npt.NDArray[np.int32]]:
+    """And what `Decoder.greedy` finds in the same hidden states."""
+    graph, state = nnx.split(model)
+    size = model.config.vocab_size
+    out = np.asarray(forward(model)(TOKENS))
+    assert out.dtype == np.float32
+
+    @jax.jit
+    def greedy(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        module = nnx.merge(graph, state)
+        return module.logits(hidden), module.greedy(hidden)
+
+    hidden = jnp.asarray(np.random.default_rng(6).normal(size=(40, model.config.hidden_size)), jnp.bfloat16)
+    stored, found = greedy(hidden)
+    np.testing.assert_array_equal(found, np.asarray(stored)[:, :size].argmax(axis=1))
+    return out[:, :size], np.asarray(found)
+
+
+def cosines(ours: Floats, theirs: Floats) -> Floats:
+    one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (ours, theirs))
+    cosine: Floats = (one * other).sum(axis=1)
+    return cosine
+
+
+def linears(model: Decoder) -> Iterator[Linear | PackedLinear | Int8Linear]:
+    for block in model.layers:
+        yield from (block.attention.qkv_proj, block.attention.o_proj, block.mlp.gate_up_proj, block.mlp.down_proj)
+
+
+@kernels
+@every_case
+def test_the_kernels_give_the_logits_of_plain_jax(
+    case: str, folders: dict[str, Path], expected: dict[str, Floats]
+) -> None:
+    model = load(folders[case])
+    assert convert(model, kernels="auto", quantization=None) is None
+    assert all(isinstance(layer, PackedLinear) for layer in linears(model))
+    assert model.skips_padding
+    ours, _ = logits(model)
+    assert cosines(ours, expected[case]).min() > 0.9995
+    assert np.abs(ours - expected[case]).max() < 0.03 * np.abs(expected[case]).max()
+
+
+@pytest.mark.parametrize("chosen", [pytest.param("native", marks=kernels), "xla"])
+@every_case
+def test_eight_bits_stay_close(case: str, chosen: str, folders: dict[str, Path], expected: dict[str, Floats]) -> None:
+    model = load(folders[case])
+    assert convert(model, kernels=chosen, quantization="int8") is None
+    assert all(isinstance(layer, PackedLinear if chosen == "native" else Int8Linear) for layer in linears(model))
+    ours, _ = logits(model)
+    assert cosines(ours, expected[case]).min() > 0.99
+
+
+# What cannot be converted.
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "quantization", "reason"),
+    [
+        ({}, "float32", None, "dtype=float32 is not bfloat16"),
+        (dict(hidden_size=48), "bfloat16", None, "hidden_size=48 is not a multiple of 32"),
+        (dict(intermediate_size=80), "bfloat16", None, "intermediate_size=80 is not a multiple of 32"),
+        (dict(head_dim=12), "bfloat16", None, "num_attention_heads * head_dim=48 is not a multiple of 32"),
+        (dict(hidden_size=96), "bfloat16", "int8", "hidden_size=96 is not a multiple of 64"),
+    ],
+)
+def test_a_model_the_kernels_cannot_take_stays_in_plain_jax_and_says_why(
+    changes: dict[str, Any], dtype: str, quantization: str | None, reason: str, tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path, **SIZES | dict(num_hidden_layers=1) | changes), dtype)
+    with pytest.raises(ConfigError) as refused:
+        convert(model, kernels="native", quantization=quantization)
+    assert reason in str(refused.value)
+    assert convert(model, kernels="auto", quantization=quantization) == reason
+    assert all(isinstance(layer, Int8Linear if quantization else Linear) for layer in linears(model))
+    assert not model.skips_padding
+    assert np.isfinite(logits(model)[0]).all()
+
+
+def test_without_the_kernels_a_model_says_why(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "unavailable", lambda: "there are none")
+    model = load(folders["llama, tied"])
+    with pytest.raises(ConfigError, match="there are none"):
+        convert(model, kernels="native", quantization=None)
+    assert convert(model, kernels="auto", quantization=None) == "there are none"
+    assert convert(model, kernels="xla", quantization=None) is None
+    assert all(isinstance(layer, Linear) for layer in linears(model))
+
+
+# Memory.
+
+
+@every_case
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("chosen", [pytest.param("native", marks=kernels), "xla"])
+def test_what_was_converted_is_freed(
+    chosen: str, quantization: str | None, case: str, folders: dict[str, Path]
+) -> None:
+    model = load(folders[case])
+    layers = [layer.weight[...] for layer in linears(model)]
+    table, head = model.embedding[...], None if model.lm_head is None else model.lm_head[...]
+    convert(model, kernels=chosen, quantization=quantization)
+    converted = chosen == "native" or quantization is not None
+    assert [weight.is_deleted() for weight in layers] == [converted] * len(layers)
+    assert table.is_deleted() == (chosen == "native")
+    if head is not None:
+        assert head.is_deleted() == converted
+        assert (model.lm_head is None) == converted
+    # Nothing of what is left was freed.
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(model)))
+    if chosen == "native" and head is None:
+        assert isinstance(model.head, PackedLinear)
+        shared = model.embedding[...] is model.head.weight[...]
+        assert shared == (quantization is None)
+
+
+# Through pages.
+
+PROMPTS = [[int(token) for token in np.random.default_rng(seed).integers(4, 390, 37 - seed)] for seed in range(8)]
+STEPS = 5
+SMALL: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=32, silent_mode=True)
+
+
+def served(folder: Path, chosen: Any, quantization: Any) -> list[list[int]]:
+    """Greedy tokens: each prompt in two chunks, then one token after another, once beside another row's prompt."""
+    model = load(folder)
+    convert(model, kernels=chosen, quantization=quantization)
+    config = EngineConfig(kernels=chosen, quantization=quantization, **SMALL)
+    runner = DeviceRunner(model, config, max_model_len=96)
+    pages, others = range(1, 4), range(4, 7)
+    texts = []
+    for prompt in PROMPTS:
+        run(runner, [], [row(0, 0, prompt[:21], False, pages)])
+        results = [run(runner, [], [row(0, 21, prompt[21:], True, pages)])]
+        for step in range(STEPS):
+            beside = [row(1, 0, PROMPTS[0][:9], False, others)] if step == 2 else []
+            results.append(run(runner, [row(0, len(prompt) + step, None, True, pages)], beside))
+        texts.append([int(result.token_ids[0, 0]) for result in results])
+    runner.shutdown()
+    return texts
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("case", "quantization", "margin"),
+    [("qwen3, untied, odd vocabulary", None, 0.01), ("qwen2, biases, tied, odd vocabulary", "int8", 0.04)],
+)
+def test_pages_and_kernels_draw_what_plain_jax_draws(
+    case: str, quantization: str | None, margin: float, folders: dict[str, Path]
+) -> None:
+    """Up to the first token of a text that is near another one: there, rounding decides."""
+    ours, theirs = (served(folders[case], chosen, quantization) for chosen in ("native", "xla"))
+    plain, compared = forward(load(folders[case])), 0
+    for prompt, mine, its in zip(PROMPTS, ours, theirs, strict=True):
+        whole = np.zeros(len(PROMPTS[0]) + STEPS, np.int32)
+        whole[: len(prompt) + STEPS] = [*prompt, *its[:-1]]
+        scores = np.sort(np.asarray(plain(whole))[len(prompt) - 1 :][: STEPS + 1], axis=1)
+        near = scores[:, -1] - scores[:, -2] < margin * scores[:, -1]
+        clear = int(near.argmax()) if near.any() else len(near)
+        assert mine[:clear] == its[:clear]
+        compared += clear
+    assert compared >= 2 * len(PROMPTS)
