@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ class NativeBuildHook(BuildHookInterface):
             return
         try:
             build(Path(self.root) / FOLDER, library, compiler)
-        except (subprocess.CalledProcessError, ImportError) as error:
+        except (subprocess.CalledProcessError, ImportError, OSError) as error:
             if wanted == "1":
                 raise
             self.app.display_warning(f"the CPU kernels do not build ({error}): plain JAX will serve")
@@ -58,12 +59,12 @@ def build(folder: Path, library: Path, compiler: str) -> None:
         for source in sorted(folder.glob("*.cc")):
             objects.append(str(Path(scratch) / f"{source.stem}.o"))
             flags = COMMON if source.stem == "module" else COMMON + KERNELS
-            command = [compiler, *flags, include, "-c", str(source), "-o", objects[-1]]
+            command = [*shlex.split(compiler), *flags, include, "-c", str(source), "-o", objects[-1]]
             running.append((command, subprocess.Popen(command)))
         failed = [(command, process.returncode) for command, process in running if process.wait()]
         if failed:
             raise subprocess.CalledProcessError(failed[0][1], failed[0][0])
-        subprocess.run([compiler, "-shared", *objects, "-o", str(library), "-lpthread"], check=True)
+        subprocess.run([*shlex.split(compiler), "-shared", *objects, "-o", str(library), "-lpthread"], check=True)
 
 
 if __name__ == "__main__":
