@@ -15,7 +15,6 @@ constexpr int kSpan = 256;             // context tokens between two looks at th
 constexpr int kQueries = 2 * kRows;    // query rows computed together
 constexpr int kMaxHeadDim = 256;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504088896341f;
 
 // One head of one token: normalised and rotated, as the reference rounds it.
 void load_head(const Attention& a, int token, int head, const uint16_t* norm, uint16_t* to) {

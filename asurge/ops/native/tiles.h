@@ -147,8 +147,10 @@ inline void store_bf16(uint16_t* to, __m512 value) {
 }
 inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
 
-// 2^x for x <= 0, to 3e-6: 2^n by exponent, the rest by a minimax polynomial. Below 2^-125 it is 0: a denormal result
-// costs more than a hundred cycles.
+constexpr float kLog2E = 1.44269504088896341f;
+
+// 2^x for x up to 127, to 3e-6: 2^n by exponent, the rest by a minimax polynomial. Below 2^-125 it is 0: a denormal
+// result costs more than a hundred cycles.
 inline __m512 power_of_two(__m512 x) {
   const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_GT_OQ);
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -160,8 +162,5 @@ inline __m512 power_of_two(__m512 x) {
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
   return _mm512_maskz_scalef_ps(normal, y, n);
 }
-
-// e^x for x <= 0.
-inline __m512 exponential(__m512 x) { return power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f))); }
 
 }  // namespace asurge
