@@ -14,6 +14,7 @@ namespace {
 constexpr int kSpan = 256;             // context tokens between two looks at the running maximum
 constexpr int kQueries = 2 * kRows;    // query rows computed together
 constexpr int kMaxHeadDim = 256;
+constexpr int kMostUnits = 4;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // One head of one token: normalised and rotated, as the reference rounds it.
@@ -94,8 +95,9 @@ __attribute__((noinline)) Workspace& own_workspace() {
 
 class Attender {
  public:
-  Attender(const Attention& a, const Unit& unit, Workspace& work)
-      : a_(a), unit_(unit), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows) {
+  // `next` is what the same member attends to after this, or null.
+  Attender(const Attention& a, const Unit& unit, const Unit* next, Workspace& work)
+      : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows) {
     start_ = a.start[unit.row];
     const int last = start_ + (unit.first + unit.count - 1) / group_;
     begin_ = seen_from(start_ + unit.first / group_);
@@ -103,6 +105,11 @@ class Attender {
   }
 
   void run() {
+    if (next_) {
+      const int begin = seen_from(a_.start[next_->row] + next_->first / group_);
+      prefetch(a_.keys, *next_, begin / 32 * 32);
+      prefetch(a_.values, *next_, begin / 32 * 32);
+    }
     load_queries();
     std::fill_n(work_.best, unit_.count, kNothing);
     std::fill_n(work_.total, unit_.count, 0.0f);
@@ -136,9 +143,9 @@ class Attender {
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
     for (int t = 0; t < tokens; t += 32) {
-      const uint8_t* keys = reinterpret_cast<const uint8_t*>(block(a_.keys, at + t));
-      prefetch(a_.values, at + t);
-      if (at + t + a_.page_size < end_) prefetch(a_.keys, at + t + a_.page_size);
+      const uint8_t* keys = reinterpret_cast<const uint8_t*>(block(a_.keys, unit_, at + t));
+      prefetch(a_.values, unit_, at + t);
+      if (at + t + a_.page_size < end_) prefetch(a_.keys, unit_, at + t + a_.page_size);
       const auto b = [&](int k) { return keys + k * kTile; };
       float* out = &work_.scores[0][t];
       if (two_) {
@@ -150,13 +157,13 @@ class Attender {
   }
 
   // 32 tokens' keys or values.
-  const uint16_t* block(const uint16_t* pages, int at) const {
-    return pages + page_offset(a_, unit_.row, at, unit_.kv_head) + size_t(at % a_.page_size) * a_.head_dim;
+  const uint16_t* block(const uint16_t* pages, const Unit& unit, int at) const {
+    return pages + page_offset(a_, unit.row, at, unit.kv_head) + size_t(at % a_.page_size) * a_.head_dim;
   }
 
   // Pages lie anywhere, and the processor's own prefetching starts anew at each: ask for 32 tokens' worth early.
-  void prefetch(const uint16_t* pages, int at) {
-    const char* from = reinterpret_cast<const char*>(block(pages, at));
+  void prefetch(const uint16_t* pages, const Unit& unit, int at) {
+    const char* from = reinterpret_cast<const char*>(block(pages, unit, at));
     for (int byte = 0; byte < 32 * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
   }
 
@@ -217,7 +224,7 @@ class Attender {
     const uint8_t* blocks[kSpan / 32];
     int masked = 0;
     for (int t = 0; t < tokens; t += 32) {
-      const uint16_t* values = block(a_.values, at + t);
+      const uint16_t* values = block(a_.values, unit_, at + t);
       if (at + t < begin_ || at + t + 32 > end_) values = mask_values(values, at + t, work_.masked[masked++]);
       blocks[t / 32] = reinterpret_cast<const uint8_t*>(values);
     }
@@ -269,6 +276,7 @@ class Attender {
 
   const Attention& a_;
   const Unit& unit_;
+  const Unit* next_;
   Workspace& work_;
   const int group_;
   const bool two_;
@@ -297,7 +305,10 @@ void run(const Attention& a) {
   // Padding is read by the next product: it must hold numbers.
   if (static_cast<int>(tokens.size()) < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
   constexpr int kTokens = 4;
-  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(static_cast<int>(units.size()));
+  // Some units at a time, so that one's memory comes while another is attended to; few enough that all members end together.
+  const int share = std::clamp(static_cast<int>(units.size()) / (8 * Pool::get().size()), 1, kMostUnits);
+  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens);
+  Tickets attends((static_cast<int>(units.size()) + share - 1) / share);
   Pool::get().run([&](int, Team& team) {
     int index;
     while (writes.take(index)) {
@@ -307,7 +318,12 @@ void run(const Attention& a) {
     team.barrier();
     TileScope tiles;
     Workspace& work = own_workspace();
-    while (attends.take(index)) Attender(a, units[index], work).run();
+    while (attends.take(index)) {
+      const size_t end = std::min(units.size(), size_t(index + 1) * share);
+      for (size_t at = size_t(index) * share; at < end; ++at) {
+        Attender(a, units[at], at + 1 < end ? &units[at + 1] : nullptr, work).run();
+      }
+    }
   });
 }
 
