@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asurge.plan import PlanRow, RowSampling, StepPlan
@@ -19,6 +19,7 @@ def plan_of(decode: int, chunks: list[int]) -> StepPlan:
     return StepPlan(0, tuple(row(None) for _ in range(decode)), tuple(row(chunk) for chunk in chunks))
 
 
+@settings(deadline=None)
 @given(
     seqs=st.sampled_from([1, 2, 4, 7, 64]),
     budget=st.sampled_from([16, 32, 100, 512]),
@@ -47,6 +48,7 @@ def test_the_lattice_holds_whatever_fits_the_budget(
     assert [part.row for part in placed if part.last] == list(plan.rows)
 
 
+@settings(deadline=None)
 @given(
     decode=st.integers(0, 40),
     chunks=st.lists(st.integers(1, 300), max_size=6),
