@@ -27,12 +27,14 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
         ConfigError: the kernels asked for by name cannot serve the model.
     """
     int8 = quantization == "int8"
-    reason = None if kernels == "xla" else unable(model, int8=int8)
+    # On accelerators XLA's own products are what is wanted.
+    wanted = kernels == "native" or (kernels == "auto" and jax.default_backend() == "cpu")
+    reason = unable(model, int8=int8) if wanted else None
     if reason is not None:
         if kernels == "native":
             raise ConfigError(f"kernels='native' cannot serve this model: {reason}; use kernels='auto' or 'xla'")
         _log.warning("matrix products run in plain XLA: %s", reason)
-    packed = kernels != "xla" and reason is None
+    packed = wanted and reason is None
     if packed or int8:
         for block in model.layers:
             for owner, name in ((block.attention, "qkv_proj"), (block.attention, "o_proj"), (block.mlp, "gate_up_proj"), (block.mlp, "down_proj")):  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GROUP_S = 0.02
+GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
 _SMOOTHING = 0.2
