@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import convert, load_model, read_config, resolve_checkpoint
+from asurge.models import convert, load_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.runner import DeviceRunner
 from asurge.scheduler import Scheduler
@@ -18,12 +18,18 @@ DEFAULT_MAX_MODEL_LEN = 8192
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parts:
-    """The pieces of a started engine. ``vocab_size`` is the model's: ids at or beyond it are refused."""
+    """The pieces of a started engine.
+
+    Attributes:
+        vocab_size: the model's: ids at or beyond it are refused.
+        fallbacks: what runs in plain XLA although kernels were wanted, and why.
+    """
 
     tokenizer: Tokenizer
     scheduler: Scheduler
     runner: Runner
     vocab_size: int
+    fallbacks: tuple[str, ...] = ()
 
 
 def assemble(config: EngineConfig) -> Parts:
@@ -37,9 +43,8 @@ def assemble(config: EngineConfig) -> Parts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)
-        raw = read_config(folder)
         model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
-        convert(model, kernels=config.kernels, quantization=config.quantization)
+        reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
         runner = DeviceRunner(model, config, max_model_len=max_model_len)
         scheduler = Scheduler(
@@ -47,8 +52,9 @@ def assemble(config: EngineConfig) -> Parts:
             enable_prefix_caching=config.enable_prefix_caching,
             max_queued_requests=config.max_queued_requests,
         )
-        del raw
-        return Parts(tokenizer.result(), scheduler, runner, model.config.vocab_size)
+        reasons = {"matrix products": reason, "attention": runner.fallback}
+        fallbacks = tuple(f"{what}: {why}" for what, why in reasons.items() if why is not None)
+        return Parts(tokenizer.result(), scheduler, runner, model.config.vocab_size, fallbacks)
 
 
 def _max_model_len(config: EngineConfig, model_limit: int) -> int:

@@ -271,7 +271,17 @@ class Engine:
             "active_requests": waiting + running,
             "queue_size": waiting,
             "running_requests": running,
+            "fallbacks": len(parts.fallbacks),
         }
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What runs in plain XLA although faster kernels were wanted, and why; empty where all is as it should be.
+
+        Raises:
+            EngineNotRunningError: the engine has not started.
+        """
+        return self._started().fallbacks
 
     def _started(self) -> Parts:
         if self._parts is None:

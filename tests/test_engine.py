@@ -291,6 +291,18 @@ async def test_starting_and_stopping_in_different_tasks(tiny_folder: Path) -> No
     assert not engine.is_running
 
 
+async def test_what_runs_in_plain_xla_is_told_with_its_reason(tiny: Engine) -> None:
+    products, attention = tiny.fallbacks
+    assert products.startswith("matrix products: dtype=float32")
+    assert attention.startswith("attention: dtype=float32")
+    assert tiny.get_metrics_summary()["fallbacks"] == 2
+
+
+async def test_plain_xla_by_choice_is_no_fallback(tiny_folder: Path) -> None:
+    async with Engine(str(tiny_folder), **{**TINY, "kernels": "xla", "max_num_seqs": 2}) as engine:
+        assert engine.fallbacks == ()
+
+
 async def test_figures(tiny: Engine) -> None:
     before = tiny.get_metrics_summary()
     await tiny.generate(["a", "b"], GREEDY, use_tqdm=False)
