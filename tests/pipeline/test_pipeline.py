@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from asurge.errors import EngineDeadError, RequestFailedError
 from asurge.outputs import RequestOutput
 from asurge.pipeline import Generation, Pipeline
+from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Request, Scheduler
+from asurge.scheduler import Request, Scheduler, Update
 from asurge.text import StopMatcher
 from tests.fakes import FakeRunner, continuation
 
@@ -130,6 +132,33 @@ async def test_many_requests_each_get_their_own_text() -> None:
         assert [output.get_text() for output in outputs] == [spelled(continuation(prompt, 6)) for prompt in prompts]
         assert scheduler.statistics().pages_available == 32
         scheduler.check()
+
+
+async def test_other_tasks_have_a_turn_among_many_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "DELIVERIES_A_TURN", 4)
+    runner = FakeRunner(RunnerLimits(65, 4, 16, 128, 64, prefill_quantum=4))
+    turns: list[str] = []
+
+    async def other() -> None:
+        while True:
+            turns.append("other")
+            await asyncio.sleep(0)
+
+    async with serving(runner) as (pipeline, _, _):
+        deliver = pipeline._deliver
+
+        def delivering(update: Update) -> None:
+            turns.append("delivery")
+            deliver(update)
+
+        monkeypatch.setattr(pipeline, "_deliver", delivering)
+        generations = [submit(pipeline, f"r{at}") for at in range(16)]
+        task = asyncio.get_running_loop().create_task(other())
+        await asyncio.gather(*map(read, generations))
+        task.cancel()
+    runs = [len(list(run)) for kind, run in groupby(turns) if kind == "delivery"]
+    assert sum(runs) == 16 * 6
+    assert max(runs) == 4
 
 
 async def test_a_slow_reader_gets_everything_merged() -> None:
