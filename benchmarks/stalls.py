@@ -1,4 +1,4 @@
-"""Virtual machines stand still now and then, for tens of seconds. What was measured meanwhile says nothing about an engine."""
+"""Machines may be suspended, and processes stopped. What was measured meanwhile says nothing about an engine."""
 
 from __future__ import annotations
 

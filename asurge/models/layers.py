@@ -22,49 +22,14 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.weight[...], self.eps)
 
 
-class Linear(nnx.Module):
-    """``residual + act(norm(x) @ weight.T + bias)``; the weight is ``[out, in]`` as checkpoints have it.
+class _Composed(nnx.Module):
+    """``residual + act(norm(x) @ weight.T + bias)``, put together from its parts by plain JAX.
 
     Attributes:
         gated: the outputs are gate and up; the result is ``silu(gate) * up`` (SwiGLU; Shazeer, 2020).
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, gated: bool = False
-    ) -> None:
-        init = nnx.initializers.normal(0.02)
-        self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
-        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
-        self.gated = gated
-
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        norm: RMSNorm | None = None,
-        residual: jax.Array | None = None,
-        live: jax.Array | None = None,
-    ) -> jax.Array:
-        """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated.
-
-        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that kernels take to leave padding out.
-        """
-        out = self.product(x if norm is None else norm(x))
-        out = silu_gate(out) if self.gated else out
-        return out if residual is None else residual + out
-
-    def product(self, x: jax.Array) -> jax.Array:
-        """``x @ weight.T + bias``."""
-        return linear(x, self.weight[...], _value(self.bias))
-
-
-class Int8Linear(nnx.Module):
-    """A `Linear` in 8 bits: weights per output channel, activations per token as they come (W8A8, dynamic)."""
-
-    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, gated: bool = False) -> None:
-        quantized, scale = quantize_int8(weight)
-        self.weight, self.scale, self.bias = nnx.Param(quantized), nnx.Param(scale), bias
-        self.gated = gated
+    gated: bool
 
     def __call__(
         self,
@@ -75,10 +40,44 @@ class Int8Linear(nnx.Module):
         live: jax.Array | None = None,
         dtype: jnp.dtype | None = None,
     ) -> jax.Array:
-        x = x if norm is None else norm(x)
-        out = linear_int8(x, self.weight[...], self.scale[...], _value(self.bias), dtype)
+        """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated.
+
+        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that kernels take to leave padding out.
+        """
+        out = self.product(x if norm is None else norm(x), dtype)
         out = silu_gate(out) if self.gated else out
         return out if residual is None else residual + out
+
+    def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+        """``x @ weight.T + bias`` in ``dtype`` (default: that of ``x``)."""
+        raise NotImplementedError
+
+
+class Linear(_Composed):
+    """A linear layer whose weight is ``[out, in]``, as checkpoints have it."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, gated: bool = False
+    ) -> None:
+        init = nnx.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
+        self.gated = gated
+
+    def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+        return linear(x, self.weight[...], _value(self.bias), dtype)
+
+
+class Int8Linear(_Composed):
+    """A `Linear` in 8 bits: weights per output channel, activations per token as they come (W8A8, dynamic)."""
+
+    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, gated: bool = False) -> None:
+        quantized, scale = quantize_int8(weight)
+        self.weight, self.scale, self.bias = nnx.Param(quantized), nnx.Param(scale), bias
+        self.gated = gated
+
+    def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+        return linear_int8(x, self.weight[...], self.scale[...], _value(self.bias), dtype)
 
 
 class PackedLinear(nnx.Module):

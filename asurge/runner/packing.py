@@ -25,8 +25,8 @@ FIELDS = _STOPS + DEVICE_STOPS
 class StepInputs:
     """A packed step, unpacked on the device. Rows that only pad have length 0 and the scratch slot.
 
-    ``slot`` is where the row's draw is written: the scratch slot where it does not count; ``source`` is
-    where a decode row takes its token from, which is the same slot. ``stops`` is ``[DEVICE_STOPS, rows]``.
+    ``slot`` is where the row's draw is written, the scratch slot where it does not count, and where a decode row
+    takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``.
     """
 
     slot: jax.Array

@@ -72,12 +72,9 @@ class GpuAttention:
         page_ids, offsets = page_slots(rows, self._shape.page_size)
         keys, values = (_write(old, new, page_ids, offsets) for old, new in zip(pages, (k, v), strict=True))
         tunings = (self._decode or default_decode(self._shape), self._prefill or Tuning())
-        parts, at = [], 0
-        for (part, width), tuning in zip(rows.sections, tunings, strict=False):
-            table, start, length = rows.page_table[part], rows.start[part], rows.length[part]
-            size = table.shape[0] * width
-            out = paged_attention(
-                q[at : at + size].reshape(-1, width, *q.shape[1:]),
+        parts = [
+            paged_attention(
+                queries,
                 keys,
                 values,
                 table,
@@ -88,9 +85,9 @@ class GpuAttention:
                 tuning=tuning,
                 interpret=self._interpret,
             )
-            parts.append(out.reshape(size, *q.shape[1:]))
-            at += size
-        return jnp.concatenate(parts), (keys, values)
+            for (queries, table, start, length), tuning in zip(rows.split(q), tunings, strict=False)
+        ]
+        return jnp.concatenate([part.reshape(-1, *q.shape[1:]) for part in parts]), (keys, values)
 
 
 def default_decode(shape: AttentionShape) -> Tuning:

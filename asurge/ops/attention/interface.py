@@ -94,6 +94,18 @@ class Rows:
         decode = (slice(0, self.decode), 1)
         return (decode, (slice(self.decode, None), self.prefill_len)) if self.prefill else (decode,)
 
+    def split(self, q: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
+        """By section: queries ``[rows, width, heads, head_dim]`` of ``q [tokens, heads, head_dim]``, page table, start and
+        length. What comes of them, flattened and in this order, is flat tokens again."""
+        parts, at = [], 0
+        for rows, width in self.sections:
+            table = self.page_table[rows]
+            size = table.shape[0] * width
+            queries = q[at : at + size].reshape(-1, width, *q.shape[1:])
+            parts.append((queries, table, self.start[rows], self.length[rows]))
+            at += size
+        return parts
+
     @property
     def positions(self) -> jax.Array:
         """int32 ``[tokens]``; those of padding go on from the row's real ones."""

@@ -77,15 +77,12 @@ class XlaAttention:
         page_ids, offsets = page_slots(rows, self._shape.page_size)
         keys = write_pages(pages[0], k, page_ids, offsets)
         values = write_pages(pages[1], v, page_ids, offsets)
-        parts, at = [], 0
-        for part, width in rows.sections:
-            table, start, length = rows.page_table[part], rows.start[part], rows.length[part]
-            size = table.shape[0] * width
-            section = q[at : at + size].reshape(-1, width, *q.shape[1:])
-            out = paged_attention(section, keys, values, table, start, length, scale=self._shape.scale, window=window)
-            parts.append(out.reshape(size, *q.shape[1:]))
-            at += size
-        return jnp.concatenate(parts), (keys, values)
+        scale = self._shape.scale
+        parts = [
+            paged_attention(queries, keys, values, table, start, length, scale=scale, window=window)
+            for queries, table, start, length in rows.split(q)
+        ]
+        return jnp.concatenate([part.reshape(-1, *q.shape[1:]) for part in parts]), (keys, values)
 
 
 def page_slots(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
