@@ -46,7 +46,9 @@ def assemble(config: EngineConfig) -> Parts:
         model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
         reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
-        runner = DeviceRunner(model, config, max_model_len=max_model_len)
+        runner = DeviceRunner(
+            model, config, max_model_len=max_model_len, logits_processors=tuple(config.logits_processors.values())
+        )
         scheduler = Scheduler(
             runner.limits,
             enable_prefix_caching=config.enable_prefix_caching,

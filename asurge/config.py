@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from asurge.errors import ConfigError
@@ -41,6 +42,9 @@ class EngineConfig:
         max_decode_steps: decode steps that one dispatch may run when nothing waits and they are short; 1 never groups.
         step_timeout_s: a step that takes longer means a hung device: the engine declares itself dead.
         extra_eos_token_ids: more tokens that end a text.
+        logits_processors: by name, pure JAX functions of one row's logits, float32 ``[vocab]``, and a scalar that the request
+            gives, which return the logits to draw from. They are compiled into the step.
+        sampling_params_callback: sees the parameters of each request before it is admitted, and may return others.
         compilation_cache_dir: JAX's persistent cache; None: the user's cache folder; "" turns it off.
         silent_mode: no progress bars.
 
@@ -73,6 +77,8 @@ class EngineConfig:
     max_decode_steps: int = 8
     step_timeout_s: float = 300.0
     extra_eos_token_ids: tuple[int, ...] = ()
+    logits_processors: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    sampling_params_callback: Callable[..., Any] | None = None
     compilation_cache_dir: str | None = None
     silent_mode: bool = False
 

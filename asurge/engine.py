@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -25,6 +25,7 @@ from asurge.stream import TokenStream
 
 T = TypeVar("T")
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
+ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | None]
 Tool = Mapping[str, Any]  # OpenAI's tool definitions: JSON
 
 
@@ -61,6 +62,7 @@ class Engine:
 
     def _prepare(self, config: EngineConfig) -> None:
         self.config = config
+        self._callback: ParamsCallback | None = config.sampling_params_callback
         self._state: Literal["new", "starting", "running", "stopped"] = "new"
         self._parts: Parts | None = None
         self._pipeline: Pipeline | None = None
@@ -131,10 +133,10 @@ class Engine:
 
         async def submit() -> Generation:
             pipeline, intake = self._running()
-            admitted = await intake.prepare(name, prompt, sampling_params or SamplingParams(), pipeline.clock)
+            admitted = await intake.prepare(name, prompt, self._params(name, prompt, sampling_params), pipeline.clock)
             pipeline, _ = self._running()
-            pipeline.submit(*admitted)
-            return admitted[1]
+            pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
+            return admitted.generation
 
         return TokenStream(name, submit, self.abort_request)
 
@@ -282,6 +284,17 @@ class Engine:
             EngineNotRunningError: the engine has not started.
         """
         return self._started().fallbacks
+
+    def set_sampling_params_callback(self, callback: ParamsCallback | None) -> None:
+        """Let a function see the parameters of each request, with ``{"request_id", "prompt", "engine"}``, before it is
+        admitted; what it returns is used instead, unless that is None."""
+        self._callback = callback
+
+    def _params(self, request_id: str, prompt: Prompt, params: SamplingParams | None) -> SamplingParams:
+        params = params or SamplingParams()
+        if self._callback is None:
+            return params
+        return self._callback(params, {"request_id": request_id, "prompt": prompt, "engine": self}) or params
 
     def _started(self) -> Parts:
         if self._parts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,9 @@ from anyio import CapacityLimiter, to_thread
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
 from asurge.errors import InvalidRequestError
-from asurge.params import SamplingParams
-from asurge.pipeline import Generation
-from asurge.plan import RowSampling
+from asurge.params import MAX_SEED, SamplingParams
+from asurge.pipeline import Choice, Constraint, Generation, LogprobTeller, PromptFacts, PromptLogprobs
+from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
 from asurge.text import FittedPrompt, IncrementalDetokenizer, StopMatcher, fit_prompt, render_chat
 
@@ -29,6 +30,15 @@ class RenderedChat(str):
     """A prompt that already holds its special tokens."""
 
     __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admission:
+    """A request as the pipeline takes it: the generation its texts grow in, and a sequence for each of them."""
+
+    generation: Generation
+    requests: Sequence[Request]
+    constraints: Sequence[Constraint | None] = ()
 
 
 class Intake:
@@ -59,29 +69,56 @@ class Intake:
 
     async def prepare(
         self, request_id: str, prompt: Prompt, params: SamplingParams, clock: Callable[[], float]
-    ) -> tuple[Request, Generation]:
-        """A request ready for the scheduler, and the generation its text will grow in."""
+    ) -> Admission:
+        """All that the pipeline takes of a request."""
         arrival_s = clock()
         if isinstance(prompt, str) and len(prompt) > _BLOCKING_CHARACTERS:
             fitted = await to_thread.run_sync(self._fit, prompt, params, limiter=self._threads)
         else:
             fitted = self._fit(prompt, params)
+        count = params.best_of or params.n
+        names = [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        sampling = RowSampling(
-            temperature=params.temperature,
-            top_k=max(params.top_k, 0),
-            top_p=params.top_p,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
+        shaping = self._shaping(params)
+        requests = [
+            Request(
+                request_id=name,
+                prompt_token_ids=list(fitted.token_ids),
+                max_tokens=fitted.max_tokens,
+                sampling=_sampling(params, shaping, index),
+                stop_token_ids=ends,
+                prompt_logprobs=params.prompt_logprobs is not None and index == 0,
+                arrival_s=arrival_s,
+            )
+            for index, name in enumerate(names)
+        ]
+        return Admission(self._generation(request_id, requests, prompt, params, fitted, clock), requests)
+
+    def _shaping(self, params: SamplingParams) -> Shaping | None:
+        """What a request asks for beyond what the model's own step draws; None if nothing."""
+        for field in ("logit_bias", "stop_token_ids"):
+            for token in getattr(params, field):
+                self._check_token(token, field)
+        shaping = Shaping(
+            typical_p=params.typical_p,
+            repetition_penalty=params.repetition_penalty,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            logit_bias=tuple(params.logit_bias.items()),
+            processors=tuple((self._processor(name), float(at)) for name, at in params.logits_processors.items()),
+            logprobs=0 if params.logprobs is None and _ranks(params) else params.logprobs,
         )
-        request = Request(
-            request_id=request_id,
-            prompt_token_ids=list(fitted.token_ids),
-            max_tokens=fitted.max_tokens,
-            sampling=sampling,
-            stop_token_ids=ends,
-            arrival_s=arrival_s,
-        )
-        return request, self._generation(request, prompt, params, fitted, clock)
+        return None if shaping == Shaping() else shaping
+
+    def _processor(self, name: str) -> int:
+        """The index of a logits processor."""
+        names = list(self._config.logits_processors)
+        if name not in names:
+            known = ", ".join(names) or "none: pass logits_processors=... to the engine"
+            raise InvalidRequestError(
+                f"logits_processors names {name!r}, and the engine has {known}", param="logits_processors"
+            )
+        return names.index(name)
 
     def _fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         config = self._config
@@ -104,32 +141,75 @@ class Intake:
 
     def _checked(self, prompt: Sequence[int]) -> list[int]:
         for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
-                raise InvalidRequestError(
-                    f"prompt holds the token id {token!r}: ids must be integers in [0, {self._vocab_size})",
-                    param="prompt",
-                )
+            self._check_token(token, "prompt")
         return list(prompt)
 
+    def _check_token(self, token: int, param: str) -> None:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
+            raise InvalidRequestError(
+                f"{param} holds the token id {token!r}: ids must be integers in [0, {self._vocab_size})", param=param
+            )
+
     def _generation(
-        self, request: Request, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt, clock: Callable[[], float]
+        self,
+        request_id: str,
+        requests: Sequence[Request],
+        prompt: Prompt,
+        params: SamplingParams,
+        fitted: FittedPrompt,
+        clock: Callable[[], float],
     ) -> Generation:
-        detokenizer = IncrementalDetokenizer(
-            self._tokenizer,
-            request.prompt_token_ids,
+        ids = list(fitted.token_ids)
+        logprobs = None
+        if params.prompt_logprobs is not None:
+            logprobs = PromptLogprobs(ids, LogprobTeller(params.prompt_logprobs, self._decode_token))
+        return Generation(
+            request_id,
+            PromptFacts(prompt if isinstance(prompt, str) else None, ids, fitted.truncated, logprobs),
+            [self._choice(index, request, params) for index, request in enumerate(requests)],
+            kept=params.n,
+            output_kind=params.output_kind,
+            arrival_s=requests[0].arrival_s,
+            clock=clock,
+        )
+
+    def _choice(self, index: int, request: Request, params: SamplingParams) -> Choice:
+        detokenizer = None
+        if params.detokenize:
+            detokenizer = IncrementalDetokenizer(
+                self._tokenizer,
+                request.prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+        stops, told = params.stop_strings, 0 if params.logprobs is None and _ranks(params) else params.logprobs
+        return Choice(
+            request.request_id,
+            index,
+            detokenizer=detokenizer,
+            stops=StopMatcher(stops, params.include_stop_str_in_output) if stops else None,
+            teller=None if told is None else LogprobTeller(told, self._decode_token),
+            silent_token_ids=request.stop_token_ids,
+            echoed=self._decode(request.prompt_token_ids, params) if params.echo and params.detokenize else "",
+        )
+
+    def _decode(self, token_ids: Sequence[int], params: SamplingParams) -> str:
+        return self._tokenizer.decode(
+            token_ids,
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
-        stops = params.stop_strings
-        return Generation(
-            request.request_id,
-            prompt if isinstance(prompt, str) else None,
-            list(request.prompt_token_ids),
-            detokenizer=detokenizer,
-            stops=StopMatcher(stops, params.include_stop_str_in_output) if stops else None,
-            silent_token_ids=request.stop_token_ids,
-            output_kind=params.output_kind,
-            num_truncated_tokens=fitted.truncated,
-            arrival_s=request.arrival_s,
-            clock=clock,
-        )
+
+    def _decode_token(self, token: int) -> str:
+        return self._tokenizer.decode([token], skip_special_tokens=False)
+
+
+def _ranks(params: SamplingParams) -> bool:
+    """Whether completions have to be told apart by how likely they are."""
+    return params.best_of is not None and params.best_of > params.n
+
+
+def _sampling(params: SamplingParams, shaping: Shaping | None, index: int) -> RowSampling:
+    """How one of a request's completions is drawn; each has a seed of its own."""
+    seed = secrets.randbits(63) if params.seed is None else (params.seed + index) & MAX_SEED
+    return RowSampling(params.temperature, max(params.top_k, 0), params.top_p, params.min_p, seed, shaping)

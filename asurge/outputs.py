@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error", "tool_calls"]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely the model itself found a token, before temperature and all that a request asked for.
+
+    Attributes:
+        logprob: natural logarithm of its probability.
+        rank: among all tokens; 1 is the likeliest.
+        decoded_token: its text alone.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 @dataclasses.dataclass(slots=True)
 class CompletionOutput:
-    """One completion of a request. ``finish_reason`` is None while it grows."""
+    """One completion of a request. ``finish_reason`` is None while it grows.
+
+    Attributes:
+        cumulative_logprob: the sum over all its tokens, if logprobs were asked for.
+        logprobs: by token, the likeliest tokens in its place and itself, by token id.
+    """
 
     index: int
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[dict[int, float]] | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or token that ended the text, if one did."""
@@ -27,8 +48,9 @@ class RequestOutput:
     """A request's state at one moment of its stream, or its end. All times are in seconds.
 
     Attributes:
-        delta_text: text that is new since the output before this one.
-        accumulated_text: all text so far.
+        prompt_logprobs: by prompt token, as ``CompletionOutput.logprobs``, if asked for; the first has none.
+        delta_text: text of the first completion that is new since the output before this one.
+        accumulated_text: all text of the first completion so far.
         first_token_time: from arrival to the first token, or None before it.
         time_spent_generating: from the first token to now.
         processing_time: from arrival to now, waiting included.
@@ -41,6 +63,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool = False
+    prompt_logprobs: Sequence[Mapping[int, Logprob] | None] | None = None
     metrics: dict[str, Any] | None = None
     accumulated_text: str = ""
     delta_text: str = ""

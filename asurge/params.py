@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from asurge.errors import InvalidRequestError
+from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS
 
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64
+MAX_CHOICES = 64
 MAX_SEED = 2**63 - 1
 
 
@@ -18,15 +20,31 @@ MAX_SEED = 2**63 - 1
 class SamplingParams:
     """How one request is sampled, and when it ends. Checked when made.
 
+    Logits are changed in this order: penalties, bias, logits processors, typical_p; then temperature,
+    top_k, top_p and min_p. A request that uses none of penalties, bias, logprobs, processors or typical_p
+    draws within the model's own step; the others in a step behind it.
+
     Attributes:
+        n: completions of one prompt, which share the pages of its beginning.
+        best_of: draw so many, and give back the ``n`` likeliest, at the end.
         max_tokens: new tokens at most (``max_new_tokens`` is an alias); None means as many as fit the context.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2019).
+        min_p: keep tokens at least this share as likely as the likeliest (Nguyen et al., 2024); 0 keeps all.
+        typical_p: keep the tokens of most typical surprise whose probability reaches p (Meister et al., 2022).
+        presence_penalty, frequency_penalty: subtracted from logits of tokens that were generated, once or for each time.
+        repetition_penalty: divides what speaks for tokens of prompt and answer (Keskar et al., 2019); 1 is neutral.
+        logit_bias: added to logits, by token id; in [-100, 100].
+        logits_processors: by name, functions that the engine was given, with the argument each one gets.
         seed: the same seed draws the same tokens in any company; None draws a fresh one.
+        logprobs: tell the logprob of each token and of the likeliest so many in its place.
+        prompt_logprobs: the same of the prompt's tokens.
+        echo: the text begins with that of the prompt.
         stop: strings that end the text (not part of it, unless ``include_stop_str_in_output``).
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: go on past the model's end tokens.
+        detokenize: make text of tokens; without, stop strings are refused.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.
         output_kind: what ``text`` of a streamed output holds: all so far, the news, or nothing before the end.
@@ -35,15 +53,28 @@ class SamplingParams:
         InvalidRequestError: a value is out of range; ``param`` names it.
     """
 
+    n: int = 1
+    best_of: int | None = None
     max_tokens: int | None = 128
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    logits_processors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     output_kind: OutputKind = "cumulative"
@@ -52,21 +83,47 @@ class SamplingParams:
     def __post_init__(self, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None:
             object.__setattr__(self, "max_tokens", max_new_tokens)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, None)
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _integer("top_k", self.top_k, -1, None)
-        _number("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise InvalidRequestError("top_p=0.0 keeps no token: use a value in (0, 1]", param="top_p")
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, MAX_SEED)
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        self._check_ends()
+        self._check_distribution()
+        for field, low, high in (
+            ("logprobs", 0, MAX_LOGPROBS),
+            ("prompt_logprobs", 0, MAX_LOGPROBS),
+            ("seed", 0, MAX_SEED),
+        ):
+            _optional_integer(field, getattr(self, field), low, high)
+        _integer("n", self.n, 1, MAX_CHOICES)
+        _optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
+        for field in ("echo", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"):  # fmt: skip
+            if not isinstance(getattr(self, field), bool):
+                raise InvalidRequestError(f"{field}={getattr(self, field)!r} must be True or False", param=field)
         if self.output_kind not in ("cumulative", "delta", "final"):
             raise InvalidRequestError(
                 f"output_kind={self.output_kind!r} must be 'cumulative', 'delta' or 'final'", param="output_kind"
             )
+
+    def _check_ends(self) -> None:
+        _optional_integer("max_tokens", self.max_tokens, 1, None)
+        object.__setattr__(self, "stop", _strings("stop", self.stop, MAX_STOP_STRINGS))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop needs text: leave it out, or set detokenize=True", param="stop")
+
+    def _check_distribution(self) -> None:
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _integer("top_k", self.top_k, -1, None)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        for field in ("top_p", "typical_p"):
+            _number(field, getattr(self, field), 0.0, 1.0)
+            if getattr(self, field) == 0.0:
+                raise InvalidRequestError(f"{field}=0.0 keeps no token: use a value in (0, 1]", param=field)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        if not isinstance(self.logits_processors, Mapping):
+            raise InvalidRequestError("logits_processors must map names to numbers", param="logits_processors")
+        for name, argument in self.logits_processors.items():
+            _number(f"logits_processors[{name!r}]", argument, -1e30, 1e30, param="logits_processors")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -74,11 +131,11 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def _number(name: str, value: Any, low: float, high: float) -> None:
+def _number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name}={value!r} must be a finite number", param=name)
+        raise InvalidRequestError(f"{name}={value!r} must be a finite number", param=param or name)
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name}={value!r} must be in [{low:g}, {high:g}]", param=name)
+        raise InvalidRequestError(f"{name}={value!r} must be in [{low:g}, {high:g}]", param=param or name)
 
 
 def _integer(name: str, value: Any, low: int, high: int | None) -> None:
@@ -89,20 +146,46 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> None:
         raise InvalidRequestError(f"{name}={value} must be at least {low}{upper}", param=name)
 
 
-def _stop_strings(stop: Any) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequestError(
-            f"stop has {len(strings)} strings: at most {MAX_STOP_STRINGS} are allowed", param="stop"
-        )
+def _optional_integer(name: str, value: Any, low: int, high: int | None) -> None:
+    if value is not None:
+        _integer(name, value, low, high)
+
+
+def _strings(name: str, given: Any, most: int) -> tuple[str, ...]:
+    if given is not None and not isinstance(given, str | Sequence):
+        raise InvalidRequestError(f"{name}={given!r} must be a string or a list of strings", param=name)
+    strings = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(strings) > most:
+        raise InvalidRequestError(f"{name} has {len(strings)} strings: at most {most} are allowed", param=name)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise InvalidRequestError(f"stop holds {string!r}: each must be a non-empty string", param="stop")
+            raise InvalidRequestError(f"{name} holds {string!r}: each must be a non-empty string", param=name)
     return strings
 
 
-def _token_ids(token_ids: Any) -> tuple[int, ...]:
-    ids = tuple(token_ids or ())
+def _token_ids(name: str, given: Any) -> tuple[int, ...]:
+    if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+        raise InvalidRequestError(f"{name}={given!r} must be a list of token ids", param=name)
+    ids = tuple(given or ())
     for token in ids:
-        _integer("stop_token_ids", token, 0, None)
+        _integer(name, token, 0, None)
     return ids
+
+
+def _logit_bias(given: Any) -> dict[int, float]:
+    """OpenAI's clients send the ids as strings."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise InvalidRequestError(f"logit_bias={given!r} must map token ids to numbers", param="logit_bias")
+    if len(given) > MAX_LOGIT_BIAS:
+        raise InvalidRequestError(
+            f"logit_bias has {len(given)} entries: at most {MAX_LOGIT_BIAS} are allowed", param="logit_bias"
+        )
+    bias: dict[int, float] = {}
+    for token, value in given.items():
+        if isinstance(token, str) and token.isascii() and token.isdigit():
+            token = int(token[:20])
+        _integer("logit_bias", token, 0, None)
+        _number("logit_bias", value, -100.0, 100.0)
+        bias[token] = float(value)
+    return bias

@@ -8,7 +8,7 @@ dispatched, so pages and slots freed after step N was planned may be given to an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,14 +21,60 @@ DEVICE_STOPS = 4
 """Stop tokens of a row that the device itself looks for."""
 
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens that a draw can tell of."""
+
+MAX_LOGIT_BIAS = 1024
+"""Tokens that one request can bias."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shaping:
+    """What is done to a row's logits before its draw, or told about them, beyond what every draw can do.
+
+    A step with such a row draws apart: the forward pass first, then all its draws in a dispatch of their own, which
+    may wait for what the host has to say (`StepHandle.draw`).
+
+    Attributes:
+        logit_bias: token ids and what is added to their logits.
+        processors: indices of the engine's logits processors, and the argument each one gets.
+        logprobs: likeliest tokens to tell of beside the drawn one; None tells nothing.
+        masked: a mask of allowed tokens comes with each draw.
+    """
+
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    masked: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which tokens occurred before."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowSampling:
-    """How one row's next token is drawn. Neutral values: temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+    """How one row's next token is drawn. Neutral values: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
+    shaping: Shaping | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class History:
+    """All tokens of a sequence, int32 ``[n]``; the first ``prompt`` of them are its prompt."""
+
+    token_ids: npt.NDArray[np.int32]
+    prompt: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +94,9 @@ class PlanRow:
         draws: tokens that a decode row draws one after another, unless one of them is a stop token.
         stop_token_ids: tokens that end the sequence; the device may look at `DEVICE_STOPS` of them only, and the
             draws behind another one are void.
+        history: of a chunk that draws and whose shaping counts tokens: what there is to count.
+        targets: of a chunk whose prompt is scored, int32 ``[n]``: the prompt token that follows each of its tokens, -1
+            where none is to be scored.
     """
 
     request_id: str
@@ -60,6 +109,8 @@ class PlanRow:
     sampling: RowSampling
     draws: int = 1
     stop_token_ids: frozenset[int] = frozenset()
+    history: History | None = None
+    targets: npt.NDArray[np.int32] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -85,6 +136,31 @@ class StepPlan:
         """Steps in the group: the most that a row draws."""
         return max((row.draws for row in self.decode), default=1)
 
+    @property
+    def draws_apart(self) -> bool:
+        """Whether the draws are a dispatch of their own."""
+        return any(row.samples and row.sampling.shaping is not None for row in self.rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TokenLogprobs:
+    """Natural logarithms of the probabilities that the model itself gives, before temperature and all shaping.
+
+    Attributes:
+        chosen: float32 ``[tokens]``.
+        rank: int32 ``[tokens]``, of the chosen token; 1 is the likeliest.
+        ids, values: ``[tokens, MAX_LOGPROBS]``, the likeliest tokens in order.
+    """
+
+    chosen: npt.NDArray[np.float32]
+    rank: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> TokenLogprobs:
+        """Those of some tokens."""
+        return TokenLogprobs(self.chosen[rows], self.rank[rows], self.ids[rows], self.values[rows])
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
@@ -96,6 +172,8 @@ class StepResult:
         error: why the step failed, or None. Then no token is valid.
         state_lost: the pages' contents are gone (the failure hit donated buffers): recompute everything.
         device_time_s: what the device took: from dispatch, or from the result before if that came later, to this one.
+        logprobs: of a step that draws apart and has a row that asks, ``[rows]``.
+        prompt_logprobs: by row, those of the prompt tokens it scored.
     """
 
     plan: StepPlan
@@ -103,10 +181,21 @@ class StepResult:
     error: BaseException | None = None
     state_lost: bool = False
     device_time_s: float = 0.0
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: Mapping[int, TokenLogprobs] = dataclasses.field(default_factory=dict)
 
 
 class StepHandle(Protocol):
     """A dispatched step."""
+
+    def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
+        """Send the draws of a step whose plan ``draws_apart``: once, and before the next dispatch. Never raises.
+
+        Args:
+            masks: uint32 ``[rows, vocab / 32]``, rounded up, in the order of ``plan.rows``: the tokens each may draw,
+                bit t % 32 of word t // 32 for token t; None allows all.
+        """
+        ...
 
     def wait(self) -> StepResult:
         """Block until the tokens are on the host. Never raises: failures are in the result."""
@@ -125,6 +214,7 @@ class RunnerLimits:
         max_model_len: longest sequence, in tokens.
         prefill_quantum: a prefill chunk of n tokens costs n rounded up to this many of the budget.
         max_draws: most steps in a group of decode steps.
+        vocab_size: token ids that can be drawn.
     """
 
     num_pages: int
@@ -134,6 +224,7 @@ class RunnerLimits:
     max_model_len: int
     prefill_quantum: int = 16
     max_draws: int = 1
+    vocab_size: int = 0
 
 
 class Runner(Protocol):

@@ -102,6 +102,7 @@ class FakeRunner:
         self.limits = limits
         self.device = PagedDevice(limits)
         self.events: list[tuple[str, int]] = []
+        self.masks: dict[int, np.ndarray | None] = {}
         self.on_dispatch = on_dispatch
         self.stopped = False
         self._overlapped_until = overlapped_until
@@ -142,6 +143,10 @@ class FakeRunner:
 class _FakeHandle:
     def __init__(self, runner: FakeRunner, result: StepResult) -> None:
         self._runner, self._result = runner, result
+
+    def draw(self, masks: np.ndarray | None = None) -> None:
+        self._runner.events.append(("draw", self._result.plan.step_id))
+        self._runner.masks[self._result.plan.step_id] = masks
 
     def wait(self) -> StepResult:
         return self._runner.wait(self._result)

@@ -133,10 +133,10 @@ class Decoder(nnx.Module):
         """Whether tokens that are not live cost next to nothing."""
         return isinstance(self.head, PackedLinear)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
         """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""
         if self.head is not None:
-            return self.head(hidden, norm=self.norm, dtype=jnp.float32)
+            return self.head(hidden, norm=self.norm, live=live, dtype=jnp.float32)
         head = self.embedding if self.lm_head is None else self.lm_head
         return linear(self.norm(hidden), head[...], dtype=jnp.float32)
 

@@ -1,6 +1,18 @@
 """The coroutines between a request and its tokens, and the channels that join them."""
 
-from asurge.pipeline.generation import Generation
+from asurge.pipeline.choice import Choice
+from asurge.pipeline.generation import Generation, PromptFacts
+from asurge.pipeline.logprobs import LogprobTeller, PromptLogprobs
+from asurge.pipeline.masks import Constraint
 from asurge.pipeline.pipeline import Pipeline, PipelineStatistics
 
-__all__ = ["Generation", "Pipeline", "PipelineStatistics"]
+__all__ = [
+    "Choice",
+    "Constraint",
+    "Generation",
+    "LogprobTeller",
+    "Pipeline",
+    "PipelineStatistics",
+    "PromptFacts",
+    "PromptLogprobs",
+]

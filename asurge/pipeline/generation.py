@@ -1,122 +1,78 @@
-"""One request's text as it grows, and the mailbox its reader takes it from."""
+"""A request's completions, and the mailbox their reader takes them from."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import anyio
 
-from asurge.outputs import CompletionOutput, FinishReason, RequestOutput
+from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
+from asurge.pipeline.choice import Choice
+from asurge.pipeline.logprobs import PromptLogprobs
 
 
-class Detokenizer(Protocol):
-    """Turns token ids into text, a few at a time (`asurge.text.IncrementalDetokenizer`)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """What outputs tell of a prompt."""
 
-    def push(self, token_ids: Sequence[int], /) -> str: ...
-
-    def flush(self) -> str: ...
-
-
-class StopScan(Protocol):
-    """What a stop matcher says of a piece of text."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def matched(self) -> str | None: ...
-
-
-class StopMatcher(Protocol):
-    """Holds back what may become a stop string (`asurge.text.StopMatcher`)."""
-
-    def push(self, delta: str, /) -> StopScan: ...
-
-    def flush(self) -> str: ...
+    text: str | None
+    token_ids: list[int]
+    num_truncated_tokens: int = 0
+    logprobs: PromptLogprobs | None = None
 
 
 class Generation:
-    """The engine's side writes with `extend`, `finish` and `fail`; the reader waits with `wait_output`.
+    """The engine writes through the `Choice`s and `fail`; the reader waits with `wait_output`.
 
-    A reader that falls behind finds what it missed merged into its next output, so memory is bounded by
-    the text itself and nobody waits for a slow reader. After the first `finish` or `fail` all writes are void:
-    every request ends exactly once.
+    A reader that falls behind finds what it missed merged into its next output, so memory is bounded by the texts
+    themselves and nobody waits for a slow reader. Every request ends exactly once.
+
+    Args:
+        choices: its completions. If more than ``kept`` (OpenAI's best_of), nothing is told before the end, and then the
+            likeliest.
     """
 
     def __init__(
         self,
         request_id: str,
-        prompt: str | None,
-        prompt_token_ids: list[int],
+        prompt: PromptFacts,
+        choices: Sequence[Choice],
         *,
-        detokenizer: Detokenizer | None,
-        stops: StopMatcher | None,
-        silent_token_ids: frozenset[int],
-        output_kind: OutputKind,
-        num_truncated_tokens: int,
+        kept: int | None = None,
+        output_kind: OutputKind = "cumulative",
         arrival_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self.request_id = request_id
+        self.request_id, self.prompt, self.choices = request_id, prompt, tuple(choices)
         self.arrival_s = arrival_s
-        self.first_token_s: float | None = None
-        self.last_token_s = arrival_s
-        self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
-        self.token_ids: list[int] = []
-        self._prompt, self._prompt_token_ids = prompt, prompt_token_ids
-        self._detokenizer, self._stops, self._silent = detokenizer, stops, silent_token_ids
-        self._kind, self._clock = output_kind, clock
-        self._truncated, self._cached = num_truncated_tokens, 0
-        self._stop_reason: str | int | None = None
-        self._text = ""
-        self._taken_text, self._taken_tokens = 0, 0
-        self._updates, self._deltas = 0, 0
+        self._kept = len(self.choices) if kept is None else kept
+        self._kind: OutputKind = "final" if self._kept < len(self.choices) else output_kind
+        self._clock = clock
         self._news = anyio.Event()
+        for choice in self.choices:
+            choice.publish = self._publish
 
     @property
     def finished(self) -> bool:
-        return self.finish_reason is not None
+        return self.error is not None or all(choice.finished for choice in self.choices)
 
-    def extend(self, token_ids: Sequence[int], num_cached_tokens: int) -> str | None:
-        """Append sampled tokens. Returns the stop string they complete, if any; the caller then finishes."""
-        if self.finished or not token_ids:
-            return None
-        now = self._clock()
-        self.first_token_s = now if self.first_token_s is None else self.first_token_s
-        self.last_token_s, self._cached = now, num_cached_tokens
-        matched = self._take(token_ids)
-        self._publish()
-        return matched
+    @property
+    def first_token_s(self) -> float | None:
+        """When the first token of any completion came."""
+        return min((one.first_token_s for one in self.choices if one.first_token_s is not None), default=None)
 
-    def _take(self, token_ids: Sequence[int]) -> str | None:
-        """Tokens behind the one that completes a stop string are void."""
-        if self._stops is None or self._detokenizer is None:
-            self.token_ids.extend(token_ids)
-            if self._detokenizer is not None:
-                self._append(self._detokenizer.push([token for token in token_ids if token not in self._silent]))
-            return None
-        for token in token_ids:
-            self.token_ids.append(token)
-            if token not in self._silent and (matched := self._append(self._detokenizer.push([token]))) is not None:
-                return matched
-        return None
-
-    def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End the request; the first end counts."""
-        if self.finished:
-            return
-        if reason == "length" or (reason == "stop" and not isinstance(stop_reason, str)):
-            stop_reason, reason = self._release(reason, stop_reason)
-        self.finish_reason, self._stop_reason = reason, stop_reason
-        self._publish()
+    @property
+    def last_token_s(self) -> float:
+        """When the last one came; the arrival if none did."""
+        return max((one.last_token_s for one in self.choices if one.last_token_s is not None), default=self.arrival_s)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which the reader gets raised."""
         if not self.finished:
-            self.finish_reason, self.error = "error", error
+            self.error = error
             self._publish()
 
     async def wait_output(self) -> RequestOutput:
@@ -135,61 +91,44 @@ class Generation:
         if self.finished:
             return True
         self._news = anyio.Event() if self._news.is_set() else self._news
-        return self._kind != "final" and len(self.token_ids) > self._taken_tokens
-
-    def _append(self, piece: str) -> str | None:
-        matched = None
-        if self._stops is not None and piece:
-            scan = self._stops.push(piece)
-            piece, matched = scan.text, scan.matched
-        self._deltas += bool(piece)
-        self._text += piece
-        return matched
-
-    def _release(self, reason: FinishReason, stop_reason: str | int | None) -> tuple[str | int | None, FinishReason]:
-        """Give out what was held back: an unfinished character, the beginning of a stop string."""
-        if self._detokenizer is not None:
-            matched = self._append(self._detokenizer.flush())
-            if matched is not None:
-                return matched, "stop"
-            if self._stops is not None:
-                self._text += self._stops.flush()
-        return stop_reason, reason
+        return self._kind != "final" and any(choice.has_news for choice in self.choices)
 
     def _publish(self) -> None:
-        self._updates += 1
         self._news.set()
 
+    def _best(self) -> list[Choice]:
+        if self._kept == len(self.choices):
+            return list(self.choices)
+        ranked = sorted(self.choices, key=lambda choice: -(choice.cumulative_logprob or 0.0))[: self._kept]
+        for index, choice in enumerate(ranked):
+            choice.index = index
+        return ranked
+
     def _snapshot(self) -> RequestOutput:
-        now = self.last_token_s if self.finished else self._clock()
-        count, begun = len(self.token_ids), self.first_token_s
-        generating = 0.0 if begun is None else max(self.last_token_s - begun, 0.0)
-        delta_text, delta_ids = self._text[self._taken_text :], self.token_ids[self._taken_tokens :]
-        self._taken_text, self._taken_tokens = len(self._text), count
-        delta = self._kind == "delta"
-        completion = CompletionOutput(
-            index=0,
-            text=delta_text if delta else self._text,
-            token_ids=delta_ids if delta else list(self.token_ids),
-            finish_reason=self.finish_reason,
-            stop_reason=self._stop_reason,
-        )
+        choices = self._best()
+        begun, last_s = self.first_token_s, self.last_token_s
+        now = last_s if self.finished else self._clock()
+        generating = 0.0 if begun is None else max(last_s - begun, 0.0)
+        count = sum(len(choice.token_ids) for choice in choices)
+        firsts = sum(bool(choice.token_ids) for choice in choices)
+        taken = [choice.take(delta=self._kind == "delta") for choice in choices]
         return RequestOutput(
             request_id=self.request_id,
-            prompt=self._prompt,
-            prompt_token_ids=self._prompt_token_ids,
-            outputs=[completion],
+            prompt=self.prompt.text,
+            prompt_token_ids=self.prompt.token_ids,
+            prompt_logprobs=self.prompt.logprobs,
+            outputs=[output for output, _ in taken],
             finished=self.finished,
-            accumulated_text=self._text,
-            delta_text=delta_text,
+            accumulated_text=choices[0].text,
+            delta_text=taken[0][1],
             # The first token belongs to the prompt's step, so the rate is over the ones after it.
-            tokens_per_second=(count - 1) / generating if generating > 0 else 0.0,
+            tokens_per_second=(count - firsts) / generating if generating > 0 else 0.0,
             num_generated_tokens=count,
-            num_cached_tokens=self._cached,
-            num_truncated_tokens=self._truncated,
+            num_cached_tokens=choices[0].num_cached_tokens,
+            num_truncated_tokens=self.prompt.num_truncated_tokens,
             time_spent_generating=generating,
             first_token_time=None if begun is None else begun - self.arrival_s,
             processing_time=now - self.arrival_s,
-            update_seq=self._updates,
-            delta_seq=self._deltas,
+            update_seq=sum(choice.updates for choice in self.choices),
+            delta_seq=sum(choice.deltas for choice in self.choices),
         )

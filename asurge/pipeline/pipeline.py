@@ -10,41 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from asurge.errors import EngineDeadError, RequestFailedError
+from asurge.errors import AsurgeError, EngineDeadError, RequestFailedError
 from asurge.outputs import FinishReason
+from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation
+from asurge.pipeline.masks import Constraint, Masks
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
-from asurge.scheduler import Request, Scheduler, Update
+from asurge.scheduler import Request, Scheduler, Update, duplicate
 
 DELIVERIES_A_TURN = 32
 """Requests that get their text before the loop's other tasks have a turn: about a millisecond."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class PipelineStatistics:
     """Totals since the start; times in seconds."""
 
-    completed: int
-    failed: int
-    aborted: int
-    generated_tokens: int
-    steps: int
-    device_time_s: float
-    latency_sum_s: float
-    ttft_sum_s: float
-    generating_sum_s: float
-
-
-@dataclasses.dataclass(slots=True)
-class _Totals:
     completed: int = 0
     failed: int = 0
     aborted: int = 0
@@ -75,13 +64,18 @@ class Pipeline:
         self._depth, self._step_timeout_s = depth, step_timeout_s
         self._pacer = pacer or Pacer()
         self._generations: dict[str, Generation] = {}
-        self._totals = _Totals()
+        self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
+        self._masks = Masks(runner.limits.vocab_size)
+        self._applied, self._newly_applied = -1, anyio.Event()
+        self._totals = PipelineStatistics()
         self._wake = anyio.Event()
         # Device calls have threads of their own: they must never queue behind a host's other thread work.
         self._dispatching, self._reading = CapacityLimiter(1), CapacityLimiter(1)
 
-    def submit(self, request: Request, generation: Generation) -> None:
-        """Admit a request.
+    def submit(
+        self, generation: Generation, requests: Sequence[Request], constraints: Sequence[Constraint | None] = ()
+    ) -> None:
+        """Admit a request: a sequence for each of its choices, and what constrains each (with ``shaping.masked``).
 
         Raises:
             DuplicateRequestError, EngineOverloadedError, InvalidRequestError: nothing was queued.
@@ -89,8 +83,21 @@ class Pipeline:
         """
         if self.failure is not None:
             raise self.failure
-        self._scheduler.add(request)
-        self._generations[request.request_id] = generation
+        if generation.request_id in self._generations:
+            raise duplicate(generation.request_id)
+        for index, request in enumerate(requests):
+            try:
+                self._scheduler.add(request)
+            except AsurgeError:
+                for added in requests[:index]:
+                    self._scheduler.finish(added.request_id, "abort")
+                raise
+        self._generations[generation.request_id] = generation
+        for choice in generation.choices:
+            self._choices[choice.sequence_id] = choice, generation
+        for request, constraint in zip(requests, constraints, strict=False):
+            if constraint is not None:
+                self._masks.add(request.request_id, constraint)
         self._wake.set()
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> bool:
@@ -98,8 +105,10 @@ class Pipeline:
         generation = self._generations.get(request_id)
         if generation is None:
             return False
-        self._scheduler.finish(request_id, reason)
-        self._end(generation, reason)
+        for choice in generation.choices:
+            if not choice.finished:
+                self._scheduler.finish(choice.sequence_id, reason)
+                self._end(choice, generation, reason)
         self._wake.set()
         return True
 
@@ -109,7 +118,7 @@ class Pipeline:
             self.abort(request_id)
 
     def statistics(self) -> PipelineStatistics:
-        return PipelineStatistics(**dataclasses.asdict(self._totals))
+        return dataclasses.replace(self._totals)
 
     async def run(self) -> None:
         """Serve until cancelled. A failure ends all requests with `EngineDeadError`; it is never raised here,
@@ -121,9 +130,7 @@ class Pipeline:
             self.failure = EngineDeadError(f"the engine failed ({cause!r}): restart it")
             self.failure.__cause__ = cause
             for generation in list(self._generations.values()):
-                self._generations.pop(generation.request_id, None)
-                generation.fail(self.failure)
-                self._totals.failed += 1
+                self._drop(generation, self.failure)
 
     async def _serve(self) -> None:
         plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)
@@ -154,7 +161,25 @@ class Pipeline:
         async with plans, handles:
             async for plan in plans:
                 handle = await to_thread.run_sync(self._runner.dispatch, plan, limiter=self._dispatching)
+                if plan.draws_apart:
+                    await self._draw(plan, handle)
                 await handles.send(handle)
+
+    async def _draw(self, plan: StepPlan, handle: StepHandle) -> None:
+        """Send the draws behind a forward pass that is running. Masks depend on all tokens drawn before, which come while
+        it runs, and are filled while it runs."""
+        if not self._masks.wanted(plan):
+            await to_thread.run_sync(handle.draw, limiter=self._dispatching)
+            return
+        while self._applied < plan.step_id - 1:
+            await self._newly_applied.wait()
+
+        def fill_and_draw() -> dict[str, Exception]:
+            masks, failed = self._masks.fill(plan)
+            handle.draw(masks)
+            return failed
+
+        self._fail_all(await to_thread.run_sync(fill_and_draw, limiter=self._dispatching))
 
     async def _collect(
         self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[list[Update]]
@@ -167,6 +192,10 @@ class Pipeline:
                 self._pacer.see(result.plan.draws, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 news = self._scheduler.apply(result)
+                self._fail_all(self._masks.accept(news))
+                self._applied = result.plan.step_id
+                self._newly_applied.set()
+                self._newly_applied = anyio.Event()
                 self._wake.set()
                 await updates.send(news)
 
@@ -179,37 +208,67 @@ class Pipeline:
                         await checkpoint()
 
     def _deliver(self, update: Update) -> None:
-        generation = self._generations.get(update.request_id)
-        if generation is None:  # aborted since
+        choice, generation = self._choices.get(update.request_id, (None, None))
+        if choice is None or generation is None:  # aborted since
             return
         self._totals.generated_tokens += len(update.token_ids)
+        if update.prompt_logprobs is not None and choice.index == 0 and generation.prompt.logprobs is not None:
+            generation.prompt.logprobs.extend(update.prompt_logprobs)
         try:
-            matched = generation.extend(update.token_ids, update.num_cached_tokens)
+            matched = choice.extend(update, self.clock())
         except Exception as error:  # a tokenizer that cannot decode must fail this request only
-            self._scheduler.finish(update.request_id, "error")
             self._fail(generation, error)
             return
-        if matched is not None:
-            self._scheduler.finish(update.request_id, "stop")
-            self._wake.set()
-            self._end(generation, "stop", matched)
-        elif update.finish_reason == "error":
+        if update.finish_reason == "error":
             self._fail(generation, update.error)
+        elif matched is not None:
+            self._stop(choice, generation, matched)
         elif update.finish_reason is not None:
-            self._end(generation, update.finish_reason, update.stop_reason)
+            self._end(choice, generation, update.finish_reason, update.stop_reason)
+        elif self._masks.finished(update.request_id):
+            self._stop(choice, generation)
+
+    def _stop(self, choice: Choice, generation: Generation, stop_reason: str | None = None) -> None:
+        """End a sequence that the scheduler does not know the end of."""
+        self._scheduler.finish(choice.sequence_id, "stop")
+        self._wake.set()
+        self._end(choice, generation, "stop", stop_reason)
+
+    def _fail_all(self, failed: Mapping[str, Exception]) -> None:
+        for sequence_id, error in failed.items():
+            if sequence_id in self._choices:
+                self._fail(self._choices[sequence_id][1], error)
 
     def _fail(self, generation: Generation, cause: BaseException | None) -> None:
+        """Fail a request with all its choices."""
         error = RequestFailedError(
             f"request {generation.request_id!r} failed ({cause!r}); the engine goes on: try again"
         )
         error.__cause__ = cause
+        for choice in generation.choices:
+            self._scheduler.finish(choice.sequence_id, "error")
+        self._wake.set()
+        self._drop(generation, error)
+
+    def _drop(self, generation: Generation, error: AsurgeError) -> None:
+        for choice in generation.choices:
+            self._forget(choice)
         del self._generations[generation.request_id]
         self._totals.failed += 1
         generation.fail(error)
 
-    def _end(self, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None) -> None:
+    def _forget(self, choice: Choice) -> None:
+        self._choices.pop(choice.sequence_id, None)
+        self._masks.discard(choice.sequence_id)
+
+    def _end(
+        self, choice: Choice, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None
+    ) -> None:
+        self._forget(choice)
+        choice.finish(reason, stop_reason)
+        if not generation.finished:
+            return
         del self._generations[generation.request_id]
-        generation.finish(reason, stop_reason)
         totals = self._totals
         if reason == "abort":
             totals.aborted += 1

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from jax.stages import Compiled, Lowered
 from tqdm import tqdm
 
 from asurge.errors import CompilationError
-from asurge.runner.lattice import StepShape
 
+K = TypeVar("K", bound=Hashable)
 _STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
 
 
@@ -32,26 +33,24 @@ def use_persistent_cache(directory: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_all(
-    shapes: tuple[StepShape, ...], lower: Callable[[StepShape], Lowered], *, silent: bool
-) -> Mapping[StepShape, Compiled]:
+def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, silent: bool) -> dict[K, Compiled]:
     """Lower one after another (tracing holds the interpreter) and compile in a pool.
 
     Raises:
-        CompilationError: a shape does not compile; the cause is chained.
+        CompilationError: a program does not compile; the cause is chained.
     """
-    compiled: dict[StepShape, Compiled] = {}
+    compiled: dict[K, Compiled] = {}
     previous = threading.stack_size(_STACK_BYTES)
     try:
         pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="asurge-compile")
-        with pool, tqdm(total=len(shapes), desc="Compiling steps", unit="step", disable=silent, leave=False) as bar:
-            waiting = {pool.submit(lower(shape).compile): shape for shape in shapes}
+        with pool, tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent, leave=False) as bar:
+            waiting = {pool.submit(lower().compile): shape for shape, lower in programs.items()}
             for future in as_completed(waiting):
                 shape = waiting[future]
                 try:
                     compiled[shape] = future.result()
                 except Exception as error:
-                    raise CompilationError(f"the step {shape} does not compile: {error}") from error
+                    raise CompilationError(f"{shape} does not compile: {error}") from error
                 bar.update()
     finally:
         threading.stack_size(previous)

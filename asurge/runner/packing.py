@@ -1,7 +1,7 @@
 """One step's inputs as one int32 array: one upload, whatever the step holds.
 
-Layout: twelve fields of ``[rows]``, then page tables ``[rows, columns]``, then prefill tokens
-``[prefill_rows * prefill_len]``. Floats travel as their bit patterns.
+Layout: fields of ``[rows]``, then page tables ``[rows, columns]``, then prefill tokens ``[prefill_rows * prefill_len]``,
+and at last whether the step draws apart. Floats travel as their bit patterns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 from asurge.plan import DEVICE_STOPS, StepPlan
 from asurge.runner.lattice import PlacedRow, StepShape, place
 
-_SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _DRAWS, _STOPS = range(9)
+_SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED, _DRAWS, _STOPS = range(10)
 FIELDS = _STOPS + DEVICE_STOPS
 
 
@@ -26,7 +26,7 @@ class StepInputs:
     """A packed step, unpacked on the device. Rows that only pad have length 0 and the scratch slot.
 
     ``slot`` is where the row's draw is written, the scratch slot where it does not count, and where a decode row
-    takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``.
+    takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``. ``draws_apart`` is a scalar.
     """
 
     slot: jax.Array
@@ -35,16 +35,18 @@ class StepInputs:
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
+    min_p: jax.Array
     seed: jax.Array
     draws: jax.Array
     stops: jax.Array
     page_table: jax.Array
     tokens: jax.Array
+    draws_apart: jax.Array
 
 
 def packed_size(shape: StepShape, columns: int) -> int:
     """Elements of a packed step whose page tables have ``columns`` entries."""
-    return shape.rows * (FIELDS + columns) + shape.prefill_rows * shape.prefill_len
+    return shape.rows * (FIELDS + columns) + shape.prefill_rows * shape.prefill_len + 1
 
 
 def pack(
@@ -57,7 +59,8 @@ def pack(
     floats = fields.view(np.float32)
     table_end = rows * (FIELDS + columns)
     tables = packed[rows * FIELDS : table_end].reshape(rows, columns)
-    tokens = packed[table_end:].reshape(shape.prefill_rows, shape.prefill_len)
+    tokens = packed[table_end:-1].reshape(shape.prefill_rows, shape.prefill_len)
+    packed[-1] = plan.draws_apart
     fields[_SLOT] = scratch_slot
     fields[_STOPS:] = -1
     floats[_TOP_P] = 1.0
@@ -93,7 +96,13 @@ def _fill(
         floats[_TEMPERATURE, index] = sampling.temperature
         fields[_TOP_K, index] = sampling.top_k
         floats[_TOP_P, index] = sampling.top_p
-        fields.view(np.uint32)[_SEED, index] = (sampling.seed ^ (sampling.seed >> 32)) & 0xFFFFFFFF
+        floats[_MIN_P, index] = sampling.min_p
+        fields.view(np.uint32)[_SEED, index] = fold_seed(sampling.seed)
+
+
+def fold_seed(seed: int) -> int:
+    """A seed of 64 bits in the 32 that a draw takes."""
+    return (seed ^ (seed >> 32)) & 0xFFFFFFFF
 
 
 def unpack(packed: jax.Array, shape: StepShape, columns: int) -> StepInputs:
@@ -108,9 +117,11 @@ def unpack(packed: jax.Array, shape: StepShape, columns: int) -> StepInputs:
         temperature=lax.bitcast_convert_type(fields[_TEMPERATURE], jnp.float32),
         top_k=fields[_TOP_K],
         top_p=lax.bitcast_convert_type(fields[_TOP_P], jnp.float32),
+        min_p=lax.bitcast_convert_type(fields[_MIN_P], jnp.float32),
         seed=lax.bitcast_convert_type(fields[_SEED], jnp.uint32),
         draws=fields[_DRAWS],
         stops=fields[_STOPS:],
         page_table=packed[rows * FIELDS : table_end].reshape(rows, columns),
-        tokens=packed[table_end:],
+        tokens=packed[table_end:-1],
+        draws_apart=packed[-1],
     )

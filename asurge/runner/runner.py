@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,12 +15,15 @@ from asurge.config import EngineConfig
 from asurge.errors import CompilationError
 from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, choose_attention
+from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compile_all, use_persistent_cache
+from asurge.runner.draw import Drawer, DrawSpec
 from asurge.runner.lattice import Lattice, StepShape
 from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.packing import pack, packed_size
-from asurge.runner.step import Pages, StepSpec, make_step, split_model
+from asurge.runner.score import Scorer, Scores
+from asurge.runner.step import HiddenStates, Pages, StepSpec, make_step, split_model
 
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 2048
@@ -31,26 +34,37 @@ SKIPPING_QUANTUM = 32
 
 
 class _Dispatched:
-    """A step whose tokens are on their way to the host."""
+    """A step whose tokens are on their way to the host, or still to be drawn."""
 
     def __init__(
-        self,
-        plan: StepPlan,
-        drawn: jax.Array,
-        drawn_at: npt.NDArray[np.int32],
-        on_failure: Callable[[], None],
-        took: Callable[[float], float],
-    ) -> None:
-        self._plan, self._drawn, self._drawn_at = plan, drawn, drawn_at
-        self._on_failure, self._took, self._began_s = on_failure, took, time.monotonic()
+        self, runner: DeviceRunner, plan: StepPlan, drawn: jax.Array, drawn_at: npt.NDArray[np.int32], hidden: HiddenStates, scores: Scores | None
+    ) -> None:  # fmt: skip
+        self._runner, self._plan, self._drawn, self._drawn_at = runner, plan, drawn, drawn_at
+        self._hidden, self._scores = hidden, scores
+        self._error: Exception | None = None
+        self._generation, self._began_s = runner.generation, time.monotonic()
+
+    def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
+        try:
+            self._drawn = self._runner.draw(self._plan, self._drawn_at, masks, self._hidden.last)
+        except Exception as error:
+            self._error = error
 
     def wait(self) -> StepResult:
+        plan, runner = self._plan, self._runner
+        if self._error is not None:
+            return _failed(plan, self._error, state_lost=runner.is_state_lost())
         try:
-            tokens = np.asarray(self._drawn)[self._drawn_at, : self._plan.draws]
+            if plan.draws_apart:
+                tokens, logprobs = runner.drawer.read(plan, self._drawn)
+            else:
+                tokens, logprobs = np.asarray(self._drawn)[self._drawn_at, : plan.draws], None
+            scores = {} if self._scores is None else self._scores.read()
         except Exception as error:  # the device reports a failed step when its result is read
-            self._on_failure()
-            return _failed(self._plan, error, state_lost=True)
-        return StepResult(self._plan, tokens, device_time_s=self._took(self._began_s))
+            runner.spoil(self._generation)
+            return _failed(plan, error, state_lost=True)
+        took_s = runner.took(self._began_s)
+        return StepResult(plan, tokens, device_time_s=took_s, logprobs=logprobs, prompt_logprobs=scores)
 
 
 class _Failed:
@@ -58,6 +72,9 @@ class _Failed:
 
     def __init__(self, result: StepResult) -> None:
         self._result = result
+
+    def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
+        """There is nothing to draw from."""
 
     def wait(self) -> StepResult:
         return self._result
@@ -75,7 +92,14 @@ class DeviceRunner:
         CompilationError: a step does not compile.
     """
 
-    def __init__(self, model: Decoder, config: EngineConfig, *, max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        config: EngineConfig,
+        *,
+        max_model_len: int,
+        logits_processors: Sequence[LogitsProcessor] = (),
+    ) -> None:
         use_persistent_cache(config.compilation_cache_dir)
         self._device = jax.devices()[0]
         shape, dtype = model.config, jnp.dtype(config.dtype)
@@ -102,19 +126,24 @@ class DeviceRunner:
             max_model_len=max_model_len,
             prefill_quantum=quantum,
             max_draws=max_draws,
+            vocab_size=shape.vocab_size,
         )
         self._allocate = partial(attention.allocate, pages)
         self._layers = shape.num_layers
         self._leaves, rebuild = split_model(model)
         self._columns = -(-max_model_len // config.page_size)
-        self._spec = StepSpec(rebuild, attention, self._columns, max_draws)
         self._lattice = Lattice(
             config.max_num_seqs, self._limits.max_num_batched_tokens, quantum, skips_padding=skips_padding
         )
+        most_rows = max(one.rows for one in self._lattice.shapes)
+        most_tokens = max(one.tokens for one in self._lattice.shapes)
+        self._spec = StepSpec(rebuild, attention, self._columns, most_rows, most_tokens, max_draws)
+        self.drawer = Drawer(DrawSpec(rebuild, shape.vocab_size, config.max_num_seqs, tuple(logits_processors)))
+        self._scorer = Scorer(rebuild, shape.vocab_size)
         self._pages, self._last_token = self._fresh_state()
-        self._generation, self._spoilt = 0, -1
+        self.generation, self._spoilt = 0, -1
         self._done_s = 0.0
-        self._steps = compile_all(self._lattice.shapes, self._lower, silent=config.silent_mode)
+        self._compile(shape.hidden_size, dtype, silent=config.silent_mode)
         self._warm_up()
 
     @property
@@ -129,35 +158,71 @@ class DeviceRunner:
     def dispatch(self, plan: StepPlan) -> _Dispatched | _Failed:
         """Send a step to the device; its result is read by the handle. Never raises for a failing step."""
         try:
-            if self._state_is_lost():
+            if self.is_state_lost():
                 self._pages, self._last_token = self._fresh_state()
-                self._generation += 1
+                self.drawer.reset()
+                self.generation += 1
             shape = self._lattice.pick(plan)
             packed, drawn_at = pack(plan, shape, self._columns, self._limits.max_num_seqs)
-            drawn = self._run(shape, packed)
+            drawn, hidden = self._run(shape, packed)
+            scores = self._scorer.dispatch(plan, shape, self._leaves, hidden.flat)
         except Exception as error:
-            return _Failed(_failed(plan, error, state_lost=self._state_is_lost()))
-        return _Dispatched(plan, drawn, drawn_at, partial(self._spoil, self._generation), self._took)
+            return _Failed(_failed(plan, error, state_lost=self.is_state_lost()))
+        return _Dispatched(self, plan, drawn, drawn_at, hidden, scores)
+
+    def draw(
+        self,
+        plan: StepPlan,
+        drawn_at: npt.NDArray[np.int32],
+        masks: npt.NDArray[np.uint32] | None,
+        last: jax.Array,
+    ) -> jax.Array:
+        """Send the draws of the step dispatched last; see `Drawer.draw`."""
+        self._last_token, told = self.drawer.draw(plan, drawn_at, masks, self._leaves, last, self._last_token)
+        return told
 
     def shutdown(self) -> None:
         """Free weights and pages on the device."""
         for array in (*self._leaves, *jax.tree.leaves(self._pages), self._last_token):
             array.delete()
-        self._leaves, self._steps = (), {}
+        self.drawer.reset()
+        self._leaves = ()
+        self._steps.clear()
 
-    def _run(self, shape: StepShape, packed: npt.NDArray[np.int32]) -> jax.Array:
-        step = self._steps.get(shape)
-        if step is None:
-            raise CompilationError(f"the step {shape} was not compiled at start-up")
-        self._pages, self._last_token, drawn = step(self._leaves, self._pages, self._last_token, packed)
-        drawn.copy_to_host_async()
-        return drawn
+    def spoil(self, generation: int) -> None:
+        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in
+        flight behind it report the same loss; by then there may be fresh state, which they must not take away."""
+        self._spoilt = max(self._spoilt, generation)
 
-    def _took(self, began_s: float) -> float:
+    def is_state_lost(self) -> bool:
+        """Whether pages and slots have to be made anew."""
+        if self._spoilt == self.generation or self._last_token.is_deleted() or self.drawer.is_lost:
+            return True
+        return any(array.is_deleted() for array in jax.tree.leaves(self._pages))
+
+    def took(self, began_s: float) -> float:
         """Seconds the device had for a step that is done now: steps run one after another."""
         now = time.monotonic()
         took, self._done_s = now - max(began_s, self._done_s), now
         return took
+
+    def _run(self, shape: StepShape, packed: npt.NDArray[np.int32]) -> tuple[jax.Array, HiddenStates]:
+        step = self._steps.get(shape)
+        if step is None:
+            raise CompilationError(f"the step {shape} was not compiled at start-up")
+        self._pages, self._last_token, drawn, hidden = step(self._leaves, self._pages, self._last_token, packed)
+        drawn.copy_to_host_async()
+        return drawn, hidden
+
+    def _compile(self, hidden_size: int, dtype: jnp.dtype, *, silent: bool) -> None:
+        last = jax.ShapeDtypeStruct((self._spec.most_rows, hidden_size), dtype)
+        flat = jax.ShapeDtypeStruct((self._spec.most_tokens, hidden_size), dtype)
+        steps = {shape: partial(self._lower, shape) for shape in self._lattice.shapes}
+        draws = self.drawer.programs(self._leaves, last, self._last_token)
+        compiled = compile_all({**steps, **draws, **self._scorer.programs(self._leaves, flat)}, silent=silent)
+        self._steps = {shape: compiled[shape] for shape in steps}
+        self.drawer.use(compiled)
+        self._scorer.use(compiled)
 
     def _lower(self, shape: StepShape) -> jax.stages.Lowered:
         function = jax.jit(make_step(self._spec, shape), donate_argnums=(1, 2))
@@ -168,18 +233,12 @@ class DeviceRunner:
         pages = tuple(self._allocate() for _ in range(self._layers))
         return pages, jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)
 
-    def _spoil(self, generation: int) -> None:
-        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in
-        flight behind it report the same loss; by then there may be fresh state, which they must not take away."""
-        self._spoilt = max(self._spoilt, generation)
-
-    def _state_is_lost(self) -> bool:
-        if self._spoilt == self._generation or self._last_token.is_deleted():
-            return True
-        return any(array.is_deleted() for array in jax.tree.leaves(self._pages))
-
     def _warm_up(self) -> None:
         """Run each step once on padding alone: first calls allocate and bind what later ones reuse."""
         for shape in self._lattice.shapes:
             packed, _ = pack(StepPlan(0, (), ()), shape, self._columns, self._limits.max_num_seqs)
-            self._run(shape, packed).block_until_ready()
+            drawn, hidden = self._run(shape, packed)
+            drawn.block_until_ready()
+        assert hidden.flat is not None, "the largest shape takes prefill"
+        self._last_token = self.drawer.warm_up(self._leaves, hidden.last, self._last_token)
+        self._scorer.warm_up(self._leaves, hidden.flat)

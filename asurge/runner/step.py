@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,34 @@ from asurge.runner.lattice import StepShape
 from asurge.runner.packing import StepInputs, unpack
 
 Leaves = tuple[jax.Array, ...]
+Rebuild = Callable[[Leaves], Decoder]
 Pages = tuple[LayerPages, ...]
 """Per layer, keys and values."""
 
-StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.Array, jax.Array]]
+StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.Array, jax.Array, "HiddenStates"]]
+
+
+class HiddenStates(NamedTuple):
+    """What a step leaves for draws and scores apart, padded so that all shapes' look the same.
+
+    Attributes:
+        last: ``[StepSpec.most_rows, hidden]``, of each row's last token.
+        flat: ``[StepSpec.most_tokens, hidden]``, of all tokens of a step with prefill; None without.
+    """
+
+    last: jax.Array
+    flat: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """What all shapes of one engine's step have in common."""
 
-    rebuild: Callable[[Leaves], Decoder]
+    rebuild: Rebuild
     attention: AttentionBackend
     columns: int
+    most_rows: int
+    most_tokens: int
     max_draws: int = 1
 
 
@@ -48,80 +64,95 @@ class PagedAttend:
 
 
 def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
-    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows, draws])``.
+    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows, draws], hidden states)``.
 
     ``last_token`` holds each slot's last drawn token and a scratch slot at the end, so that the next step can be
-    dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for.
+    dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for. What a
+    step that draws apart draws here is void.
     """
 
     def step(
         leaves: Leaves, pages: Pages, last_token: jax.Array, packed: jax.Array
-    ) -> tuple[Pages, jax.Array, jax.Array]:
+    ) -> tuple[Pages, jax.Array, jax.Array, HiddenStates]:
         model = spec.rebuild(leaves)
         inputs = unpack(packed, shape, spec.columns)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
         if shape.prefill_rows or spec.max_draws == 1:
-            pages, drawn = _forward(spec, model, shape, inputs, pages, tokens)
-            return pages, last_token.at[inputs.slot].set(drawn), drawn[:, None]
-        pages, tokens, drawn = _decode_group(spec, model, shape, inputs, pages, tokens)
-        return pages, last_token.at[inputs.slot].set(tokens), drawn
+            pages, drawn, flat, last = _forward(spec, model, shape, inputs, pages, tokens)
+            tokens, drawn = drawn, drawn[:, None]
+        else:
+            pages, tokens, drawn, last = _decode_group(spec, model, shape, inputs, pages, tokens)
+        hidden = HiddenStates(
+            _padded(last, spec.most_rows), _padded(flat, spec.most_tokens) if shape.prefill_rows else None
+        )
+        return pages, last_token.at[inputs.slot].set(tokens), drawn, hidden
 
     return step
 
 
+def _padded(array: jax.Array, rows: int) -> jax.Array:
+    return jnp.pad(array, ((0, rows - array.shape[0]), (0, 0)))
+
+
 def _forward(
     spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
-) -> tuple[Pages, jax.Array]:
-    """One step: the pages written, and a draw for each row."""
+) -> tuple[Pages, jax.Array, jax.Array, jax.Array]:
+    """One step: the pages written, a draw for each row, and the hidden states of all tokens and of each row's last."""
     rows = Rows(
         shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, inputs.page_table
     )
     attend = PagedAttend(spec, model, rows, pages)
-    hidden = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
-    hidden = hidden[rows.first + jnp.maximum(inputs.length - 1, 0)]
+    flat = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
+    last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
 
     def draw() -> jax.Array:
         return sample(
-            model.logits(hidden),
+            model.logits(last),
             inputs.temperature,
             inputs.top_k,
             inputs.top_p,
+            inputs.min_p,
             inputs.seed,
             inputs.start + inputs.length,
             vocab_size=model.config.vocab_size,
         )
 
     def greedy() -> jax.Array:
-        return model.greedy(hidden, any_of(inputs.length > 0, LIVE_ROWS))
+        return model.greedy(last, any_of(inputs.length > 0, LIVE_ROWS))
 
-    return tuple(attend.pages), lax.cond(jnp.any(inputs.temperature > 0), draw, greedy)
+    def nothing() -> jax.Array:
+        return jnp.zeros(shape.rows, jnp.int32)
+
+    how = jnp.where(inputs.draws_apart > 0, 2, jnp.any(inputs.temperature > 0).astype(jnp.int32))
+    return tuple(attend.pages), lax.switch(how, (greedy, draw, nothing)), flat, last
 
 
-_Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array]
-"""Of a group of decode steps: steps done, pages, last tokens, rows that go on, and what was drawn."""
+_Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array, jax.Array]
+"""Of a group of decode steps: steps done, pages, last tokens, rows that go on, what was drawn, last hidden states."""
 
 
 def _decode_group(
     spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
-) -> tuple[Pages, jax.Array, jax.Array]:
+) -> tuple[Pages, jax.Array, jax.Array, jax.Array]:
     """Decode steps until each row has its draws or a stop token; -1 stands where a row drew nothing."""
 
     def body(group: _Group) -> _Group:
-        index, pages, tokens, going, drawn = group
+        index, pages, tokens, going, drawn, _ = group
         now = dataclasses.replace(inputs, start=inputs.start + index, length=going.astype(jnp.int32))
-        pages, fresh = _forward(spec, model, shape, now, pages, tokens)
+        pages, fresh, _, last = _forward(spec, model, shape, now, pages, tokens)
         drawn = lax.dynamic_update_index_in_dim(drawn, jnp.where(going, fresh, -1), index, axis=1)
         tokens = jnp.where(going, fresh, tokens)
         going &= (index + 1 < inputs.draws) & ~(inputs.stops == fresh[None, :]).any(axis=0)
-        return index + 1, pages, tokens, going, drawn
+        return index + 1, pages, tokens, going, drawn, last
 
     drawn = jnp.full((shape.rows, spec.max_draws), -1, jnp.int32)
-    start: _Group = (jnp.int32(0), pages, tokens, inputs.length > 0, drawn)
-    _, pages, tokens, _, drawn = lax.while_loop(lambda group: group[3].any(), body, start)
-    return pages, tokens, drawn
+    last = jnp.zeros((shape.rows, model.config.hidden_size), model.norm.weight[...].dtype)
+    start: _Group = (jnp.int32(0), pages, tokens, inputs.length > 0, drawn, last)
+    _, pages, tokens, _, drawn, last = lax.while_loop(lambda group: group[3].any(), body, start)
+    return pages, tokens, drawn, last
 
 
-def split_model(model: Decoder) -> tuple[Leaves, Callable[[Leaves], Decoder]]:
+def split_model(model: Decoder) -> tuple[Leaves, Rebuild]:
     """A model as the flat tuple of its arrays, and the way back inside a trace.
 
     `nnx.jit` walks the module on every call (17 ms for 28 layers); jit over a flat tuple takes 0.4 ms.

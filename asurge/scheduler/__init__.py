@@ -1,7 +1,7 @@
 """Who runs in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
 
-from asurge.scheduler.planner import Scheduler
+from asurge.scheduler.planner import Scheduler, duplicate
 from asurge.scheduler.reports import SchedulerStatistics, Update
 from asurge.scheduler.request import Request
 
-__all__ = ["Request", "Scheduler", "SchedulerStatistics", "Update"]
+__all__ = ["Request", "Scheduler", "SchedulerStatistics", "Update", "duplicate"]

@@ -17,6 +17,13 @@ from asurge.scheduler.request import Phase, Request, Sequence
 RETRY_AFTER_S = 1.0
 
 
+def duplicate(request_id: str) -> DuplicateRequestError:
+    """What a request gets whose id is in use."""
+    return DuplicateRequestError(
+        f"request_id={request_id!r} is still running: use another id, or wait for it to end", param="request_id"
+    )
+
+
 class Scheduler:
     """Plans steps and applies their results.
 
@@ -81,10 +88,7 @@ class Scheduler:
             InvalidRequestError: its prompt can never run here.
         """
         if request.request_id in self._sequences:
-            raise DuplicateRequestError(
-                f"request_id={request.request_id!r} is still running: use another id, or wait for it to end",
-                param="request_id",
-            )
+            raise duplicate(request.request_id)
         if len(self._waiting) >= self._max_queued:
             raise EngineOverloadedError(
                 f"{len(self._waiting)} requests wait already (max_queued_requests={self._max_queued}): try later",
@@ -145,7 +149,7 @@ class Scheduler:
     def _group(self, most: int) -> int:
         """How many steps decode rows may run in one go: one, unless nothing waits and there are pages for more."""
         most = min(most, self.limits.max_draws)
-        if most == 1 or self._waiting or not all(one.draws_next for one in self._running):
+        if most == 1 or self._waiting or not all(one.draws_next and not one.draws_apart for one in self._running):
             return 1
         size = self.limits.page_size
         needed = sum(-(-(one.scheduled + most) // size) - len(one.pages) for one in self._running)
@@ -178,7 +182,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the
         rest of what is known. Waiting sequences never preempt."""
-        shared = self._cache.lookup(sequence)
+        # A prompt that is scored is computed, whatever the cache holds of it.
+        shared = [] if sequence.request.prompt_logprobs else self._cache.lookup(sequence)
         size = self.limits.page_size
         fresh = -(-sequence.known // size) - len(shared)
         revived = sum(self._pool.is_unused(page) for page in shared)
@@ -241,9 +246,18 @@ class Scheduler:
         if result.error is not None:
             return self._apply_failure(result, result.error, sequences)
         updates = []
-        for sequence, row, tokens in zip(sequences, plan.rows, result.token_ids.tolist(), strict=True):
-            if row.samples and sequence.phase is not Phase.ENDED and row.epoch >= sequence.valid_epoch:
-                updates.append(self._append(sequence, tokens[: row.draws]))
+        for index, (sequence, tokens) in enumerate(zip(sequences, result.token_ids.tolist(), strict=True)):
+            row = plan.rows[index]
+            if sequence.phase is Phase.ENDED or row.epoch < sequence.valid_epoch:
+                continue
+            scores = result.prompt_logprobs.get(index)
+            sequence.told += 0 if scores is None else len(scores.chosen)
+            if row.samples:
+                update = self._append(sequence, tokens[: row.draws])
+                logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
+                updates.append(dataclasses.replace(update, logprobs=logprobs, prompt_logprobs=scores))
+            elif scores is not None:
+                updates.append(Update(sequence.request_id, (), None, None, sequence.cached, prompt_logprobs=scores))
         return updates
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> Update:

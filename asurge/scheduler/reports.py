@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from asurge.outputs import FinishReason
+from asurge.plan import TokenLogprobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Update:
-    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``."""
+    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``.
+
+    ``logprobs`` are those of a step that draws apart, of ``token_ids``; ``prompt_logprobs`` continue those before.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -17,6 +21,8 @@ class Update:
     stop_reason: int | None
     num_cached_tokens: int
     error: BaseException | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: TokenLogprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,12 +9,15 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from asurge.plan import PlanRow, RowSampling
+from asurge.plan import History, PlanRow, RowSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine admits. ``stop_token_ids`` holds the model's end tokens too, unless they are ignored."""
+    """What the engine admits. ``stop_token_ids`` holds the model's end tokens too, unless they are ignored.
+
+    ``prompt_logprobs`` asks for those of all prompt tokens behind the first.
+    """
 
     request_id: str
     prompt_token_ids: ImmutableSequence[int]
@@ -22,6 +25,7 @@ class Request:
     sampling: RowSampling
     stop_token_ids: frozenset[int] = frozenset()
     cache_salt: str = ""
+    prompt_logprobs: bool = False
     arrival_s: float = 0.0
 
 
@@ -43,8 +47,24 @@ class Sequence:
     """
 
     __slots__ = (
-        "_table", "arrival", "cached", "digests", "epoch", "in_slot", "max_length", "pages", "pending", "phase", "registered",
-        "request", "scheduled", "slot", "token_ids", "valid_epoch",
+        "_table",
+        "arrival",
+        "cached",
+        "digests",
+        "epoch",
+        "in_slot",
+        "max_length",
+        "pages",
+        "pending",
+        "phase",
+        "registered",
+        "request",
+        "scheduled",
+        "scored",
+        "slot",
+        "token_ids",
+        "told",
+        "valid_epoch",
     )  # fmt: skip
 
     def __init__(self, request: Request, arrival: int, longest: int) -> None:
@@ -60,6 +80,8 @@ class Sequence:
         self.scheduled = 0
         self.pending = 0
         self.cached = 0
+        self.told = 1  # prompt tokens whose logprobs are on the host; the first has none
+        self.scored = 1  # and those on their way
         self.pages: list[int] = []
         self.digests: list[bytes] = []
         self.registered = 0
@@ -83,6 +105,7 @@ class Sequence:
         """Disown all draws in flight: what they were computed from is gone."""
         self.valid_epoch = self.epoch
         self.pending = 0
+        self.scored = self.told
 
     @property
     def draws_next(self) -> bool:
@@ -90,6 +113,11 @@ class Sequence:
         device holds it, and another one may follow it."""
         length = len(self.token_ids) + self.pending
         return self.in_slot and self.scheduled == length - 1 and length < self.max_length
+
+    @property
+    def draws_apart(self) -> bool:
+        """Whether a step that draws for this sequence makes its draws a dispatch of their own."""
+        return self.request.sampling.shaping is not None
 
     def page_table(self) -> tuple[int, ...]:
         """The pages as an immutable value that plans may keep; rebuilt only when they changed."""
@@ -104,13 +132,37 @@ class Sequence:
     def plan_chunk(self, count: int) -> PlanRow:
         """A row of the next ``count`` known tokens; it draws if they are all there is."""
         tokens = np.asarray(self.token_ids[self.scheduled : self.scheduled + count], np.int32)
-        return self._row(tokens, count, draws=int(self.scheduled + count == self.length))
+        draws, shaping = self.scheduled + count == self.length, self.request.sampling.shaping
+        history = None
+        if draws and shaping is not None and shaping.counts:
+            history = History(np.asarray(self.token_ids, np.int32), len(self.request.prompt_token_ids))
+        targets = self._score(count) if self.request.prompt_logprobs else None
+        return self._row(tokens, count, draws=int(draws), history=history, targets=targets)
+
+    def _score(self, count: int) -> npt.NDArray[np.int32] | None:
+        """The prompt tokens behind each of the next ``count``, but for those that were scored before."""
+        prompt = self.request.prompt_token_ids
+        begin, end = max(self.scheduled + 1, self.scored), min(self.scheduled + count + 1, len(prompt))
+        if begin >= end:
+            return None
+        targets = np.full(count, -1, np.int32)
+        targets[begin - 1 - self.scheduled : end - 1 - self.scheduled] = prompt[begin:end]
+        self.scored = end
+        return targets
 
     def plan_decode(self, draws: int) -> PlanRow:
         """A row of the last drawn token and what is drawn from it, ``draws`` tokens in all."""
         return self._row(None, draws, draws=draws)
 
-    def _row(self, tokens: npt.NDArray[np.int32] | None, count: int, *, draws: int) -> PlanRow:
+    def _row(
+        self,
+        tokens: npt.NDArray[np.int32] | None,
+        count: int,
+        *,
+        draws: int,
+        history: History | None = None,
+        targets: npt.NDArray[np.int32] | None = None,
+    ) -> PlanRow:
         """Advances the sequence to where the step will leave it."""
         start = self.scheduled
         self.scheduled += count
@@ -127,4 +179,6 @@ class Sequence:
             sampling=self.request.sampling,
             draws=max(draws, 1),
             stop_token_ids=self.request.stop_token_ids,
+            history=history,
+            targets=targets,
         )

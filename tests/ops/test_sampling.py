@@ -14,8 +14,8 @@ import pytest
 from asurge.ops.sampling import BLOCK, CANDIDATES, sample
 
 VOCAB, PADDED, DRAWS = 300, 384, 8192
-Setting = tuple[float, int, float]
-"""Temperature, top-k, top-p."""
+Setting = tuple[float, int, float] | tuple[float, int, float, float]
+"""Temperature, top-k, top-p, and min-p where it is used."""
 
 PROGRAMS = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
 draw = jax.jit(sample, static_argnames="vocab_size")
@@ -28,7 +28,7 @@ def logits(seed: int = 0, spread: float = 2.0) -> np.ndarray:
 
 
 def draws(
-    row: np.ndarray, temperature: float, top_k: int, top_p: float, count: int = DRAWS, seed: int = 7
+    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0, count: int = DRAWS, seed: int = 7
 ) -> np.ndarray:
     """One row drawn at many positions."""
     return np.asarray(
@@ -37,6 +37,7 @@ def draws(
             jnp.full(count, temperature, jnp.float32),
             jnp.full(count, top_k, jnp.int32),
             jnp.full(count, top_p, jnp.float32),
+            jnp.full(count, min_p, jnp.float32),
             jnp.full(count, seed, jnp.uint32),
             jnp.arange(count, dtype=jnp.int32),
             vocab_size=VOCAB,
@@ -44,8 +45,8 @@ def draws(
     )
 
 
-def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """The distribution in float64: temperature, then top-k, then top-p over the rest."""
+def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> np.ndarray:
+    """The distribution in float64: temperature, then top-k, then top-p over the rest, then min-p."""
     size = VOCAB if len(row) == PADDED else len(row)
     scaled = row[:size].astype(np.float64) / temperature
     order = np.argsort(-scaled, kind="stable")
@@ -53,6 +54,7 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float) -> 
     weights = np.exp(scaled[kept] - scaled.max())
     weights /= weights.sum()
     kept = kept[: 1 + int((np.cumsum(weights)[:-1] < top_p).sum())] if top_p < 1 else kept
+    kept = kept[np.exp(scaled[kept] - scaled.max()) >= min_p]
     probabilities = np.zeros(size)
     probabilities[kept] = np.exp(scaled[kept] - scaled.max())
     return probabilities / probabilities.sum()
@@ -70,19 +72,21 @@ def chi_square(observed: np.ndarray, probabilities: np.ndarray) -> tuple[float, 
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
+    "setting",
     [
         (1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0),  # nothing cut: hierarchical sampling
         (1.0, 1, 1.0), (1.0, 5, 1.0), (2.0, 64, 1.0),  # inside the candidates
         (2.0, 65, 1.0), (3.0, 200, 1.0),  # top-k beyond them: bisection
         (1.0, 0, 0.3), (0.7, 0, 0.9), (3.0, 0, 0.95),  # a narrow and a wide nucleus
         (1.0, 10, 0.8), (3.0, 150, 0.9), (1.0, 0, 1e-6),
+        (1.0, 0, 1.0, 0.1), (3.0, 0, 1.0, 0.02), (1.0, 0, 1.0, 1.0),  # min-p inside the candidates, beyond, and all
+        (3.0, 200, 1.0, 0.02), (3.0, 0, 0.9, 0.05), (3.0, 0, 0.5, 0.2), (3.0, 100, 0.9, 0.3), (1.0, 8, 0.9, 0.2),
     ],
 )  # fmt: skip
-def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+def test_draws_follow_the_distribution(setting: Setting) -> None:
     row = logits()
-    probabilities = reference(row, temperature, top_k, top_p)
-    observed = draws(row, temperature, top_k, top_p)
+    probabilities = reference(row, *setting)
+    observed = draws(row, *setting)
     assert observed.max() < VOCAB
     assert probabilities[np.unique(observed)].min() > 0, "a token outside the kept set was drawn"
     statistic, freedom = chi_square(observed, probabilities)
@@ -104,7 +108,7 @@ def test_a_short_top_k_keeps_the_first_of_equals(top_k: int) -> None:
 
 def large(row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024) -> npt.NDArray[np.int32]:
     """Draws over a vocabulary of more blocks than candidates."""
-    settings = (jnp.ones(count), jnp.full(count, top_k, jnp.int32), jnp.full(count, top_p, jnp.float32))
+    settings = (jnp.ones(count), jnp.full(count, top_k, jnp.int32), jnp.full(count, top_p), jnp.zeros(count))
     seeds, positions = jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.int32)
     rows = jnp.broadcast_to(row, (count, len(row)))
     return np.asarray(draw(rows, *settings, seeds, positions, vocab_size=len(row)))
@@ -148,15 +152,16 @@ def test_masked_tokens_are_never_drawn(setting: Setting) -> None:
 @pytest.mark.parametrize(
     "setting", [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 60, 1.0), (1.0, 0, 0.5), (1.0, 2**31 - 1, 0.9)]
 )
-def test_small_vocabularies(vocab_size: int, setting: Setting) -> None:
+def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float]) -> None:
     count = 256
-    columns = (
-        jnp.full(count, value, kind) for value, kind in zip(setting, ("float32", "int32", "float32"), strict=True)
-    )
+    temperature, top_k, top_p = setting
     row = np.where(np.arange(PADDED) < vocab_size, 0.0, 99.0).astype(np.float32)
     tokens = draw(
         jnp.broadcast_to(row, (count, PADDED)),
-        *columns,
+        jnp.full(count, temperature),
+        jnp.full(count, top_k),
+        jnp.full(count, top_p),
+        jnp.zeros(count),
         jnp.zeros(count, jnp.uint32),
         jnp.arange(count),
         vocab_size=vocab_size,
@@ -181,7 +186,7 @@ def test_nothing_sorts_or_draws_noise_over_the_vocabulary() -> None:
     """Both would cost more than the model's own step: 150 and 27 ms for 32 x 49152."""
     vocab = 128 * 1024
     shapes = [jax.ShapeDtypeStruct((4, vocab), jnp.float32)]
-    shapes += [jax.ShapeDtypeStruct((4,), kind) for kind in ("float32", "int32", "float32", "uint32", "int32")]
+    shapes += [jax.ShapeDtypeStruct((4,), kind) for kind in ("float32", "int32", *["float32"] * 2, "uint32", "int32")]
     jaxpr = jax.make_jaxpr(lambda *inputs: sample(*inputs, vocab_size=vocab))(*shapes)
     costly = [one for one in equations(jaxpr.jaxpr) if one.primitive.name in ("sort", "top_k", "random_bits", "cumsum")]
     assert {"top_k", "random_bits"} <= {one.primitive.name for one in costly}
@@ -202,12 +207,13 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn
 
 def each(rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]) -> dict[int, int]:
     """Draw some rows, in some order: by row, its token. A row's seed and position depend on the row alone."""
-    picked = [settings[at] for at in order]
+    picked = [(*settings[at], 0.0)[:4] for at in order]
     tokens = draw(
         jnp.asarray(rows[order]),
         jnp.asarray([one[0] for one in picked], jnp.float32),
         jnp.asarray([one[1] for one in picked], jnp.int32),
         jnp.asarray([one[2] for one in picked], jnp.float32),
+        jnp.asarray([one[3] for one in picked], jnp.float32),
         jnp.asarray([100 + at for at in order], jnp.uint32),
         jnp.asarray([5 * at for at in order], jnp.int32),
         vocab_size=VOCAB,
@@ -219,6 +225,7 @@ def test_a_row_draws_the_same_in_any_company() -> None:
     """Alone, among greedy rows, among rows that take the wide path, in another place: the same token."""
     rng = np.random.default_rng(1)
     settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8), (2.0, 100, 0.9), (1.0, 0, 0.2)] * 3
+    settings += [(1.0, 0, 1.0, 0.3), (3.0, 0, 1.0, 0.02)]
     rows = np.stack([logits(seed) for seed in range(len(settings))])
     together = each(rows, settings, list(range(len(settings))))
     for greedy in (0, 6, 12):

@@ -12,7 +12,7 @@ import pytest
 
 from asurge.errors import EngineDeadError, RequestFailedError
 from asurge.outputs import RequestOutput
-from asurge.pipeline import Generation, Pipeline
+from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Scheduler, Update
@@ -60,19 +60,11 @@ def submit(
     prompt: Sequence[int] = PROMPT,
 ) -> Generation:
     request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
+    choice = Choice(name, detokenizer=Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(
-        name,
-        None,
-        list(prompt),
-        detokenizer=Spelling(),
-        stops=StopMatcher(stop) if stop else None,
-        silent_token_ids=frozenset(),
-        output_kind="cumulative",
-        num_truncated_tokens=0,
-        arrival_s=request.arrival_s,
-        clock=pipeline.clock,
+        name, PromptFacts(None, list(prompt)), [choice], arrival_s=request.arrival_s, clock=pipeline.clock
     )
-    pipeline.submit(request, generation)
+    pipeline.submit(generation, [request])
     return generation
 
 

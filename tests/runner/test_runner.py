@@ -146,11 +146,11 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     before = runner._last_token
     assert steps[0].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
-    generation = runner._generation
+    generation = runner.generation
     assert runner._last_token is not before
     assert steps[1].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
-    assert runner._generation == generation
+    assert runner.generation == generation
 
 
 def test_page_counts() -> None:

@@ -1,0 +1,81 @@
+"""Which tokens the constrained requests may draw: kept up to date with what they drew, told step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from asurge.plan import StepPlan
+from asurge.scheduler import Update
+
+WORD_BITS = 32
+
+
+class Constraint(Protocol):
+    """Which tokens may come next in one sequence (`asurge.guidance.Constraint`)."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def accept(self, token_ids: Sequence[int], /) -> None: ...
+
+    def fill(self, mask: npt.NDArray[np.uint32], /) -> None: ...
+
+
+class Masks:
+    """The constraints of all requests that have one, by request id.
+
+    `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled when
+    all that was planned before is accepted, and nothing is accepted for the step it is for before it is drawn.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._words = -(-vocab_size // WORD_BITS)
+        self._constraints: dict[str, Constraint] = {}
+
+    def add(self, request_id: str, constraint: Constraint) -> None:
+        self._constraints[request_id] = constraint
+
+    def discard(self, request_id: str) -> None:
+        self._constraints.pop(request_id, None)
+
+    def wanted(self, plan: StepPlan) -> bool:
+        """Whether any row of a plan draws under a mask."""
+        return any(row.samples and row.request_id in self._constraints for row in plan.rows)
+
+    def accept(self, updates: Iterable[Update]) -> dict[str, Exception]:
+        """Take in what requests drew; returns the failures by request id."""
+        failed: dict[str, Exception] = {}
+        for update in updates:
+            constraint = self._constraints.get(update.request_id)
+            if constraint is not None and update.token_ids:
+                try:
+                    constraint.accept(update.token_ids)
+                except Exception as error:  # a grammar that breaks must fail its own request only
+                    failed[update.request_id] = error
+        return failed
+
+    def finished(self, request_id: str) -> bool:
+        """Whether nothing may follow what a request has drawn."""
+        constraint = self._constraints.get(request_id)
+        return constraint is not None and constraint.finished
+
+    def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, Exception]]:
+        """Masks ``[rows, words]`` of a plan's rows, and the failures by request id; those may draw anything. Blocks."""
+        masks = np.full((len(plan.rows), self._words), 0xFFFFFFFF, np.uint32)
+        rows = {
+            index: constraint
+            for index, row in enumerate(plan.rows)
+            if row.samples and (constraint := self._constraints.get(row.request_id)) is not None
+        }
+        failed: dict[str, Exception] = {}
+        for index, constraint in rows.items():
+            try:
+                constraint.fill(masks[index])
+            except Exception as error:
+                masks[index] = 0xFFFFFFFF
+                failed[plan.rows[index].request_id] = error
+        return masks, failed
