@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from asurge.config import EngineConfig
     from asurge.engine import Engine
-    from asurge.outputs import CompletionOutput, RequestOutput
+    from asurge.guided import GuidedDecodingParams
+    from asurge.outputs import CompletionOutput, Logprob, RequestOutput
     from asurge.params import SamplingParams
     from asurge.stream import TokenStream
 
@@ -18,6 +19,8 @@ _HOMES = {
     "CompletionOutput": "asurge.outputs",
     "Engine": "asurge.engine",
     "EngineConfig": "asurge.config",
+    "GuidedDecodingParams": "asurge.guided",
+    "Logprob": "asurge.outputs",
     "RequestOutput": "asurge.outputs",
     "SamplingParams": "asurge.params",
     "TokenStream": "asurge.stream",
@@ -27,6 +30,8 @@ __all__ = [
     "CompletionOutput",
     "Engine",
     "EngineConfig",
+    "GuidedDecodingParams",
+    "Logprob",
     "RequestOutput",
     "SamplingParams",
     "TokenStream",

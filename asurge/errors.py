@@ -17,6 +17,7 @@
     │   └── EngineDeadError                 the engine failed; ``__cause__`` says how
     ├── EngineOverloadedError               admission is full; ``.retry_after_s``
     ├── RequestFailedError                  the step this request was in failed
+    ├── GuidanceError                       constraints that leave nothing to draw
     ├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
     └── BenchmarkError                      a measurement that cannot be made
 """
@@ -98,6 +99,10 @@ class EngineOverloadedError(AsurgeError):
 
 class RequestFailedError(AsurgeError):
     """The request ended with finish reason ``error``: the step it was part of failed."""
+
+
+class GuidanceError(AsurgeError):
+    """A grammar failed while its text was written, or constraints leave nothing to draw. Fails its own request only."""
 
 
 class CompilationError(AsurgeError, RuntimeError):

@@ -12,9 +12,11 @@ from anyio import CapacityLimiter, to_thread
 
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
+from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
+from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, SamplingParams
-from asurge.pipeline import Choice, Constraint, Generation, LogprobTeller, PromptFacts, PromptLogprobs
+from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
 from asurge.text import FittedPrompt, IncrementalDetokenizer, StopMatcher, fit_prompt, render_chat
@@ -38,7 +40,7 @@ class Admission:
 
     generation: Generation
     requests: Sequence[Request]
-    constraints: Sequence[Constraint | None] = ()
+    constraints: Sequence[SequenceConstraint] = ()
 
 
 class Intake:
@@ -49,6 +51,7 @@ class Intake:
         self._max_model_len = parts.runner.limits.max_model_len
         self._eos = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
         self._threads = CapacityLimiter(_THREADS)
+        self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self._eos)
         self.started_s = time.monotonic()
 
     async def render(
@@ -79,7 +82,8 @@ class Intake:
         count = params.best_of or params.n
         names = [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        shaping = self._shaping(params)
+        constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count)
+        shaping = self._shaping(params, masked=bool(constraints))
         requests = [
             Request(
                 request_id=name,
@@ -92,12 +96,13 @@ class Intake:
             )
             for index, name in enumerate(names)
         ]
-        return Admission(self._generation(request_id, requests, prompt, params, fitted, clock), requests)
+        generation = self._generation(request_id, requests, prompt, params, fitted, clock)
+        return Admission(generation, requests, constraints)
 
-    def _shaping(self, params: SamplingParams) -> Shaping | None:
+    def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
         """What a request asks for beyond what the model's own step draws; None if nothing."""
-        for field in ("logit_bias", "stop_token_ids"):
-            for token in getattr(params, field):
+        for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            for token in getattr(params, field) or ():
                 self._check_token(token, field)
         shaping = Shaping(
             typical_p=params.typical_p,
@@ -107,6 +112,7 @@ class Intake:
             logit_bias=tuple(params.logit_bias.items()),
             processors=tuple((self._processor(name), float(at)) for name, at in params.logits_processors.items()),
             logprobs=0 if params.logprobs is None and _ranks(params) else params.logprobs,
+            masked=masked,
         )
         return None if shaping == Shaping() else shaping
 
@@ -188,6 +194,7 @@ class Intake:
             index,
             detokenizer=detokenizer,
             stops=StopMatcher(stops, params.include_stop_str_in_output) if stops else None,
+            repetition=None if params.repetition_stop is None else RepetitionStop(params.repetition_stop),
             teller=None if told is None else LogprobTeller(told, self._decode_token),
             silent_token_ids=request.stop_token_ids,
             echoed=self._decode(request.prompt_token_ids, params) if params.echo and params.detokenize else "",

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from asurge.errors import InvalidRequestError
+from asurge.guided import GuidedDecodingParams
 from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS
 
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64
+MAX_BAD_WORDS = 256
 MAX_CHOICES = 64
 MAX_SEED = 2**63 - 1
 
@@ -20,14 +22,15 @@ MAX_SEED = 2**63 - 1
 class SamplingParams:
     """How one request is sampled, and when it ends. Checked when made.
 
-    Logits are changed in this order: penalties, bias, logits processors, typical_p; then temperature,
-    top_k, top_p and min_p. A request that uses none of penalties, bias, logprobs, processors or typical_p
+    Logits are changed in this order: allowed tokens, penalties, bias, logits processors, typical_p; then temperature,
+    top_k, top_p and min_p. A request that uses none of penalties, bias, constraints, logprobs, processors or typical_p
     draws within the model's own step; the others in a step behind it.
 
     Attributes:
         n: completions of one prompt, which share the pages of its beginning.
         best_of: draw so many, and give back the ``n`` likeliest, at the end.
         max_tokens: new tokens at most (``max_new_tokens`` is an alias); None means as many as fit the context.
+        min_tokens: no end token or stop token before so many.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2019).
@@ -36,6 +39,9 @@ class SamplingParams:
         presence_penalty, frequency_penalty: subtracted from logits of tokens that were generated, once or for each time.
         repetition_penalty: divides what speaks for tokens of prompt and answer (Keskar et al., 2019); 1 is neutral.
         logit_bias: added to logits, by token id; in [-100, 100].
+        guided_decoding: the form that the text must have.
+        allowed_token_ids: draw no others; end tokens only if among them.
+        bad_words: texts that are not generated; those of several tokens neither.
         logits_processors: by name, functions that the engine was given, with the argument each one gets.
         seed: the same seed draws the same tokens in any company; None draws a fresh one.
         logprobs: tell the logprob of each token and of the likeliest so many in its place.
@@ -44,6 +50,8 @@ class SamplingParams:
         stop: strings that end the text (not part of it, unless ``include_stop_str_in_output``).
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: go on past the model's end tokens.
+        repetition_stop: end the text when the same up to 64 tokens come so many times over.
+        thinking_budget: tokens of reasoning at most; then the model is made to answer.
         detokenize: make text of tokens; without, stop strings are refused.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.
@@ -56,6 +64,7 @@ class SamplingParams:
     n: int = 1
     best_of: int | None = None
     max_tokens: int | None = 128
+    min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -65,6 +74,9 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    guided_decoding: GuidedDecodingParams | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
     logits_processors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
@@ -74,6 +86,8 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    repetition_stop: int | None = None
+    thinking_budget: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -103,6 +117,9 @@ class SamplingParams:
 
     def _check_ends(self) -> None:
         _optional_integer("max_tokens", self.max_tokens, 1, None)
+        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _optional_integer("repetition_stop", self.repetition_stop, 2, None)
+        _optional_integer("thinking_budget", self.thinking_budget, 0, None)
         object.__setattr__(self, "stop", _strings("stop", self.stop, MAX_STOP_STRINGS))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.stop and not self.detokenize:
@@ -120,6 +137,16 @@ class SamplingParams:
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words, MAX_BAD_WORDS))
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise InvalidRequestError(
+                    "allowed_token_ids is empty: allow one token at least", param="allowed_token_ids"
+                )
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        if self.guided_decoding is not None and not isinstance(self.guided_decoding, GuidedDecodingParams):
+            raise InvalidRequestError("guided_decoding must be GuidedDecodingParams", param="guided_decoding")
         if not isinstance(self.logits_processors, Mapping):
             raise InvalidRequestError("logits_processors must map names to numbers", param="logits_processors")
         for name, argument in self.logits_processors.items():

@@ -3,12 +3,10 @@
 from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation, PromptFacts
 from asurge.pipeline.logprobs import LogprobTeller, PromptLogprobs
-from asurge.pipeline.masks import Constraint
 from asurge.pipeline.pipeline import Pipeline, PipelineStatistics
 
 __all__ = [
     "Choice",
-    "Constraint",
     "Generation",
     "LogprobTeller",
     "Pipeline",

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from asurge.guidance import WORD_BITS, SequenceConstraint, fill_masks
 from asurge.plan import StepPlan
 from asurge.scheduler import Update
-
-WORD_BITS = 32
-
-
-class Constraint(Protocol):
-    """Which tokens may come next in one sequence (`asurge.guidance.Constraint`)."""
-
-    @property
-    def finished(self) -> bool: ...
-
-    def accept(self, token_ids: Sequence[int], /) -> None: ...
-
-    def fill(self, mask: npt.NDArray[np.uint32], /) -> None: ...
 
 
 class Masks:
@@ -34,9 +21,9 @@ class Masks:
 
     def __init__(self, vocab_size: int) -> None:
         self._words = -(-vocab_size // WORD_BITS)
-        self._constraints: dict[str, Constraint] = {}
+        self._constraints: dict[str, SequenceConstraint] = {}
 
-    def add(self, request_id: str, constraint: Constraint) -> None:
+    def add(self, request_id: str, constraint: SequenceConstraint) -> None:
         self._constraints[request_id] = constraint
 
     def discard(self, request_id: str) -> None:
@@ -71,11 +58,8 @@ class Masks:
             for index, row in enumerate(plan.rows)
             if row.samples and (constraint := self._constraints.get(row.request_id)) is not None
         }
-        failed: dict[str, Exception] = {}
-        for index, constraint in rows.items():
-            try:
-                constraint.fill(masks[index])
-            except Exception as error:
-                masks[index] = 0xFFFFFFFF
-                failed[plan.rows[index].request_id] = error
-        return masks, failed
+        filled = masks[list(rows)]
+        failed = fill_masks(list(rows.values()), filled)
+        masks[list(rows)] = filled
+        owners = list(rows)
+        return masks, {plan.rows[owners[at]].request_id: error for at, error in failed.items()}

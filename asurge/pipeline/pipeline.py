@@ -18,10 +18,11 @@ from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from asurge.errors import AsurgeError, EngineDeadError, RequestFailedError
+from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
 from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation
-from asurge.pipeline.masks import Constraint, Masks
+from asurge.pipeline.masks import Masks
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
 from asurge.scheduler import Request, Scheduler, Update, duplicate
@@ -73,7 +74,7 @@ class Pipeline:
         self._dispatching, self._reading = CapacityLimiter(1), CapacityLimiter(1)
 
     def submit(
-        self, generation: Generation, requests: Sequence[Request], constraints: Sequence[Constraint | None] = ()
+        self, generation: Generation, requests: Sequence[Request], constraints: Sequence[SequenceConstraint | None] = ()
     ) -> None:
         """Admit a request: a sequence for each of its choices, and what constrains each (with ``shaping.masked``).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ class Tokenizer:
         own = [] if inner.eos_token_id is None else [int(inner.eos_token_id)]
         self.eos_token_ids = frozenset((*own, *eos_token_ids))
         self._special = frozenset(inner.all_special_ids)
+        self._added = frozenset(inner.added_tokens_decoder)
         self._fast_decode = _fast_decode(inner)
 
     @property
@@ -41,6 +43,22 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether a token is one that `decode` can skip."""
         return token_id in self._special
+
+    def is_special_text(self, text: str) -> bool:
+        """Whether a text is one special token."""
+        token = self._inner.convert_tokens_to_ids(text)
+        return isinstance(token, int) and token != self._inner.unk_token_id and token in self._added
+
+    def to_json(self) -> str | None:
+        """The tokenizer as a tokenizer.json; None if it is of another kind."""
+        backend = getattr(self._inner, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        backend = copy.copy(backend)
+        backend.no_padding()
+        backend.no_truncation()
+        text: str = backend.to_str()
+        return text
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.

@@ -1,0 +1,108 @@
+"""From a request's parameters to what constrains its sequences. Grammars compile in worker threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from asurge.errors import InvalidRequestError
+from asurge.guidance import AllowedTokens, BadWords, Grammar, Grammars, MinTokens, SequenceConstraint, ThinkingTokens
+from asurge.guidance.constraint import Rule
+from asurge.guidance.rules import WORD_BITS
+from asurge.guided import GuidedDecodingParams
+from asurge.params import SamplingParams
+from asurge.text import Tokenizer
+
+COMPILE_TIMEOUT_S = 10.0
+"""What a caller waits for a grammar at most; the work itself is bounded by llguidance's limits."""
+
+_COMPILING_THREADS = 2
+_THINKING = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"), ("[THINK]", "[/THINK]"))
+
+
+class Constraints:
+    """Makes the constraints of one engine's requests."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Iterable[int]) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._words = -(-vocab_size // WORD_BITS)
+        self._grammars = Grammars(tokenizer, vocab_size, ends)
+        self._thinking = _thinking_tokens(tokenizer)
+        self._model_ends = frozenset(ends)
+        # Threads of their own: hostile grammars keep nobody else waiting.
+        self._threads = CapacityLimiter(_COMPILING_THREADS)
+
+    async def prepare(
+        self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int], count: int
+    ) -> list[SequenceConstraint]:
+        """One for each of ``count`` sequences; none if the request asks for nothing of the kind.
+
+        Raises:
+            InvalidRequestError: a grammar is wrong or too complex, or the model has no reasoning to bound.
+        """
+        if params.thinking_budget is not None and self._thinking is None:
+            raise InvalidRequestError(
+                "thinking_budget needs a model that marks its reasoning, as with <think>: leave it out",
+                param="thinking_budget",
+            )
+        grammar = None if params.guided_decoding is None else await self._compile(params.guided_decoding)
+        asked = params.min_tokens or params.bad_words or params.allowed_token_ids is not None
+        if grammar is None and not asked and params.thinking_budget is None:
+            return []
+        bad = self._bad_words(params.bad_words)
+        if grammar is not None:
+            ends |= self._model_ends  # a complete text must be able to end, even with ignore_eos
+        return [
+            SequenceConstraint(
+                ends,
+                self._vocab_size,
+                grammar=None if grammar is None else grammar.start(),
+                rules=self._rules(params, ends, bad),
+                thinking=self._thinking,
+                thinking_budget=params.thinking_budget,
+                prompt=prompt,
+            )
+            for _ in range(count)
+        ]
+
+    def _rules(self, params: SamplingParams, ends: frozenset[int], bad: list[list[int]]) -> list[Rule]:
+        rules: list[Rule] = []
+        if params.allowed_token_ids is not None:
+            rules.append(AllowedTokens(params.allowed_token_ids, self._words))
+        if bad:
+            rules.append(BadWords(bad, self._words))
+        if params.min_tokens:
+            rules.append(MinTokens(params.min_tokens, ends | self._model_ends, self._words))
+        return rules
+
+    async def _compile(self, form: GuidedDecodingParams) -> Grammar:
+        try:
+            with anyio.fail_after(COMPILE_TIMEOUT_S):
+                return await to_thread.run_sync(
+                    self._grammars.compile, form, abandon_on_cancel=True, limiter=self._threads
+                )
+        except TimeoutError as error:
+            name = f"guided_decoding.{form.form}"
+            raise InvalidRequestError(
+                f"{name} took longer than {COMPILE_TIMEOUT_S:g} s to compile: make it simpler", param=name
+            ) from error
+
+    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token sequences of words, at the beginning of a text and behind a space (as vLLM has it)."""
+        found: list[list[int]] = []
+        for word in words:
+            alone = self._tokenizer.encode(word.lstrip(), add_special_tokens=False)
+            behind = self._tokenizer.encode(" " + word.lstrip(), add_special_tokens=False)
+            found += [alone, behind] if alone != behind else [alone]
+        return found
+
+
+def _thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens | None:
+    """What marks the model's reasoning, if its vocabulary has tokens for it."""
+    for begin, end in _THINKING:
+        if tokenizer.is_special_text(begin) and tokenizer.is_special_text(end):
+            ids = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (begin, end))
+            return ThinkingTokens(*ids)
+    return None

@@ -1,0 +1,20 @@
+"""Which tokens may come next: grammars, banned words, ends that come too early. On the host, as bit masks."""
+
+from asurge.guidance.constraint import SequenceConstraint, ThinkingTokens, fill_masks
+from asurge.guidance.grammar import Grammar, Grammars
+from asurge.guidance.repetition import RepetitionStop
+from asurge.guidance.rules import WORD_BITS, AllowedTokens, BadWords, MinTokens, bits_of
+
+__all__ = [
+    "WORD_BITS",
+    "AllowedTokens",
+    "BadWords",
+    "Grammar",
+    "Grammars",
+    "MinTokens",
+    "RepetitionStop",
+    "SequenceConstraint",
+    "ThinkingTokens",
+    "bits_of",
+    "fill_masks",
+]

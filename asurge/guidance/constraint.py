@@ -1,0 +1,183 @@
+"""All that constrains one sequence, and the masks of many at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from asurge.errors import GuidanceError
+from asurge.guidance.rules import WORD_BITS, Mask, bits_of
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
+    from asurge.guidance.grammar import GrammarState
+
+
+class Rule(Protocol):
+    """Takes tokens away (`asurge.guidance.rules`)."""
+
+    def accept(self, token: int, /) -> None: ...
+
+    def narrow(self, mask: Mask, /) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ThinkingTokens:
+    """What begins and ends a model's reasoning, as token ids."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    def is_open(self, token_ids: Sequence[int]) -> bool:
+        """Whether a text ends within reasoning."""
+        ids = tuple(token_ids)
+        return _last(ids, self.begin) > _last(ids, self.end)
+
+
+def _last(ids: tuple[int, ...], part: tuple[int, ...]) -> int:
+    """Where a part begins for the last time; -1 where it is not."""
+    return next((at for at in range(len(ids) - len(part), -1, -1) if ids[at : at + len(part)] == part), -1)
+
+
+class _Thinking:
+    """Follows a sequence into its reasoning and out again, and forces it out when the budget is spent."""
+
+    def __init__(self, tokens: ThinkingTokens, prompt: Sequence[int], budget: int | None) -> None:
+        self._tokens, self._left = tokens, budget
+        self._recent: list[int] = list(prompt[-16:])
+        self.is_open = tokens.is_open(prompt)
+        self._forced = 0
+
+    def accept(self, token: int) -> None:
+        self._recent = [*self._recent, token][-16:]
+        begin, end = self._tokens.begin, self._tokens.end
+        if not self.is_open:
+            self.is_open = tuple(self._recent[-len(begin) :]) == begin
+            return
+        self._forced = self._forced + 1 if self._forced < len(end) and token == end[self._forced] else 0
+        if tuple(self._recent[-len(end) :]) == end:
+            self.is_open, self._forced = False, 0
+        elif self._left is not None:
+            self._left -= 1
+
+    def narrow(self, mask: Mask) -> None:
+        if self.is_open and self._left is not None and self._left <= 0:
+            mask[:] = bits_of([self._tokens.end[self._forced]], len(mask))
+
+
+class SequenceConstraint:
+    """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
+
+    A grammar holds for the answer: while the model reasons, it waits. Where nothing would be left, the end tokens are:
+    a sequence that cannot go on ends.
+
+    Args:
+        ends: the tokens that end the sequence; where the grammar may end, they are allowed, elsewhere not.
+    """
+
+    def __init__(
+        self,
+        ends: Iterable[int],
+        vocab_size: int,
+        *,
+        grammar: GrammarState | None = None,
+        rules: Sequence[Rule] = (),
+        thinking: ThinkingTokens | None = None,
+        thinking_budget: int | None = None,
+        prompt: Sequence[int] = (),
+    ) -> None:
+        self._grammar, self._rules, self._ends = grammar, rules, frozenset(ends)
+        self._end_bits = bits_of(self._ends, -(-vocab_size // WORD_BITS))
+        self._thinking = None if thinking is None else _Thinking(thinking, prompt, thinking_budget)
+        self._ended = False
+
+    @property
+    def grammar(self) -> GrammarState | None:
+        """The grammar, if it has a say on the next token."""
+        return None if self._thinking is not None and self._thinking.is_open else self._grammar
+
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar is complete, and nothing may follow."""
+        return self._ended or (self._grammar is not None and self._grammar.is_stopped)
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """Take in tokens the sequence has gained.
+
+        Raises:
+            GuidanceError: the grammar does not allow them, or its limits are reached.
+        """
+        for token in token_ids:
+            if self.finished:
+                return
+            grammar = self.grammar
+            if grammar is not None and token in self._ends and grammar.is_accepting:
+                self._ended = True
+            elif grammar is not None:
+                grammar.accept(token)
+            for rule in self._rules:
+                rule.accept(token)
+            if self._thinking is not None:
+                self._thinking.accept(token)
+
+    def fill(self, mask: Mask) -> None:
+        """Clear the bits of tokens that must not come next in a mask of ones.
+
+        Raises:
+            GuidanceError: the grammar's limits are reached, or nothing may come and nothing ends the sequence.
+        """
+        if self.grammar is not None:
+            self.grammar.fill(mask)
+        self.narrow(mask)
+
+    def narrow(self, mask: Mask) -> None:
+        """`fill` behind the grammar."""
+        grammar = self.grammar
+        if grammar is not None:
+            grammar.check()
+            if grammar.is_accepting:
+                mask |= self._end_bits
+            else:
+                mask &= ~self._end_bits
+        for rule in self._rules:
+            rule.narrow(mask)
+        if self._thinking is not None:
+            self._thinking.narrow(mask)
+        if not mask.any():
+            if not self._ends:
+                raise GuidanceError("no token may follow, and none ends the text: loosen the request's constraints")
+            mask |= self._end_bits
+
+
+def fill_masks(constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.uint32]) -> dict[int, Exception]:
+    """Fill ``masks [constraints, words]``, all ones; grammars in parallel, without the interpreter's lock. Blocks.
+
+    Returns:
+        The failures, by index; those masks allow everything.
+    """
+    matchers = [(one.grammar.matcher, at) for at, one in enumerate(constraints) if one.grammar is not None]
+    if matchers:
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        fill_next_token_bitmask_par(_executor(), matchers, masks.view(np.int32))
+    failed: dict[int, Exception] = {}
+    for index, constraint in enumerate(constraints):
+        try:
+            constraint.narrow(masks[index])
+        except Exception as error:
+            failed[index] = error
+            masks[index] = 0xFFFFFFFF
+    return failed
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    from llguidance import LLExecutor
+
+    return LLExecutor()

@@ -1,0 +1,262 @@
+"""Grammars, compiled by llguidance (https://github.com/guidance-ai/llguidance), with bounds on all they can cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asurge.errors import GuidanceError, InvalidRequestError
+from asurge.guidance.rules import WORD_BITS, Mask
+from asurge.guided import MAX_JSON_DEPTH, GuidedDecodingParams
+from asurge.text import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
+"""Between the tokens of JSON: enough for what models write, and no endless blanks (llama.cpp's rule)."""
+
+CACHED_GRAMMARS = 256
+CACHED_BYTES = 4 << 20
+_ERROR_CHARACTERS = 300
+_LOOKED_INTO = 64
+"""Parts of a wrong schema that are tried at each level to find the wrong one."""
+
+_INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS, _GRAMMAR_SIZE, _LEXER_STATES = 200_000, 50_000, 50_000, 100_000, 50_000
+"""Of llguidance: some tens of milliseconds to compile and for the first mask, a few for later ones."""
+
+
+class GrammarState:
+    """Where one sequence is in a grammar."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self.matcher.is_accepting())
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it must."""
+        return bool(self.matcher.is_stopped()) and not self.matcher.is_error()
+
+    def accept(self, token: int) -> None:
+        self.matcher.consume_token(token)
+        self.check()
+
+    def fill(self, mask: Mask) -> None:
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self.matcher, mask.view(np.int32)[None])
+        self.check()
+
+    def check(self) -> None:
+        """Raises:
+        GuidanceError: a token did not fit, or a limit was reached.
+        """
+        if self.matcher.is_error():
+            raise GuidanceError(_brief(self.matcher.get_error()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled grammar: sequences begin with copies of its first state."""
+
+    first: LLMatcher
+
+    def start(self) -> GrammarState:
+        """The state of a new sequence."""
+        return GrammarState(self.first.deep_copy())
+
+
+class Grammars:
+    """Compiles and keeps the grammars of one engine. Safe in several threads.
+
+    Args:
+        vocab_size: the model's; ids beyond the tokenizer's are never allowed.
+        ends: the model's end tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Iterable[int]) -> None:
+        self._tokenizer, self._vocab_size, self._ends = tokenizer, vocab_size, sorted(ends)
+        self._lock = threading.Lock()
+        self._inner: LLTokenizer | None = None
+        self._kept: OrderedDict[bytes, tuple[Grammar, int]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def compile(self, params: GuidedDecodingParams) -> Grammar:
+        """The grammar of a form; kept for the next request. Blocks: up to a second for the first of all.
+
+        Raises:
+            InvalidRequestError: it is wrong, or too complex; the message says where.
+        """
+        key = hashlib.sha256(repr(dataclasses.astuple(params)).encode()).digest()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+        source = self._source(params)
+        try:
+            grammar = self._compiled(source)
+        except GuidanceError as error:
+            name = f"guided_decoding.{params.form}"
+            raise InvalidRequestError(f"{name} cannot be used{self._where(params)}: {error}", param=name) from error
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = grammar, len(source)
+                self._kept_bytes += len(source)
+            while len(self._kept) > CACHED_GRAMMARS or self._kept_bytes > CACHED_BYTES:
+                _, (_, size) = self._kept.popitem(last=False)
+                self._kept_bytes -= size
+        return grammar
+
+    def _compiled(self, source: str) -> Grammar:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            initial_lexer_fuel=_INITIAL_FUEL,
+            step_lexer_fuel=_STEP_FUEL,
+            step_max_items=_STEP_ITEMS,
+            max_grammar_size=_GRAMMAR_SIZE,
+            max_lexer_states=_LEXER_STATES,
+            verbose_errors=False,
+        )
+        matcher = LLMatcher(self._llguidance(), source, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise GuidanceError(_brief(matcher.get_error()))
+        grammar = Grammar(matcher)
+        # The first mask does what compiling has put off, for all later ones too; the second finds a limit it has hit.
+        for _ in range(2):
+            grammar.start().fill(np.zeros(-(-self._vocab_size // WORD_BITS), np.uint32))
+        return grammar
+
+    def _where(self, params: GuidedDecodingParams) -> str:
+        """The JSON pointer of the innermost part of a schema that does not compile alone."""
+        if params.json is None:
+            return ""
+        assert isinstance(params.json, str)
+        pointer, schema = "", json.loads(params.json)
+        shared = {key: schema[key] for key in ("$defs", "definitions") if isinstance(schema, dict) and key in schema}
+        for _ in range(MAX_JSON_DEPTH):
+            wrong = next(
+                (
+                    part
+                    for part in itertools.islice(_subschemas(schema), _LOOKED_INTO)
+                    if self._fails(params, part[1], shared)
+                ),
+                None,
+            )
+            if wrong is None:
+                break
+            pointer, schema = pointer + wrong[0], wrong[1]
+        return f" at {pointer}" if pointer else ""
+
+    def _fails(self, params: GuidedDecodingParams, schema: Any, shared: dict[str, Any]) -> bool:
+        alone = json.dumps({**shared, **schema} if isinstance(schema, dict) else schema)
+        try:
+            self._compiled(self._source(dataclasses.replace(params, json=alone)))
+        except (GuidanceError, InvalidRequestError):
+            return True
+        return False
+
+    def _llguidance(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._inner is None:
+                text = self._tokenizer.to_json()
+                if text is None:
+                    raise InvalidRequestError(
+                        "guided_decoding needs a tokenizer with a tokenizer.json, which this model lacks",
+                        param="guided_decoding",
+                    )
+                self._inner = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._ends)
+            return self._inner
+
+    def _source(self, params: GuidedDecodingParams) -> str:
+        """A form as one of llguidance's grammars."""
+        from llguidance import LLMatcher, regex_to_lark
+
+        if params.json is not None or params.json_object:
+            schema = params.json if params.json is not None else '{"type": "object"}'
+            assert isinstance(schema, str)
+            return LLMatcher.grammar_from_json_schema(schema, overrides=_json_options(params))
+        if params.regex is not None:
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(params.regex, use_ascii='d')}/")
+        if params.choice is not None:
+            options = " | ".join(json.dumps(one, ensure_ascii=False) for one in params.choice)
+            return LLMatcher.grammar_from_lark(f"start: {options}")
+        if params.grammar is not None:
+            return LLMatcher.grammar_from_lark(_lark(params.grammar))
+        assert isinstance(params.structural_tag, str)
+        return self._tags(json.loads(params.structural_tag))
+
+    def _tags(self, tag: dict[str, Any]) -> str:
+        from llguidance import LLMatcher, StructTag
+
+        triggers = sorted(tag["triggers"], key=len, reverse=True)
+        tags = [
+            StructTag(
+                trigger=next(trigger for trigger in triggers if one["begin"].startswith(trigger)),
+                begin=one["begin"],
+                grammar=one["schema"],
+                end=one["end"],
+            )
+            for one in tag["structures"]
+        ]
+        special = all(self._tokenizer.is_special_text(one.trigger) for one in tags)
+        return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=special))
+
+
+def _json_options(params: GuidedDecodingParams) -> JsonCompileOptions:
+    if params.disable_any_whitespace:
+        return {"whitespace_flexible": False}
+    return {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
+
+
+def _lark(grammar: str) -> str:
+    """Lark as it is; GBNF translated.
+
+    Raises:
+        InvalidRequestError: GBNF that cannot be read.
+    """
+    if "::=" not in grammar:
+        return grammar
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # the translator raises what its parser raises
+        name = "guided_decoding.grammar"
+        raise InvalidRequestError(f"{name} cannot be used: {_brief(str(error))}", param=name) from error
+
+
+def _subschemas(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas inside a schema, with their JSON pointers."""
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties") and isinstance(value, dict):
+            yield from ((f"/{key}/{name.replace('~', '~0').replace('/', '~1')}", one) for name, one in value.items())
+        elif key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
+            yield from ((f"/{key}/{index}", one) for index, one in enumerate(value))
+        elif key in ("items", "additionalProperties", "not", "contains"):
+            yield f"/{key}", value
+
+
+def _brief(message: str) -> str:
+    """On one line, and not without end."""
+    if message.startswith("NoExtension"):
+        return "no text has this form"
+    return " ".join(message.replace("<non-verbose/>", "").split())[:_ERROR_CHARACTERS]

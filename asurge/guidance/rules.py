@@ -1,0 +1,69 @@
+"""Rules over single tokens and short sequences of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+WORD_BITS = 32
+Mask = npt.NDArray[np.uint32]
+"""``[vocab / 32]``, rounded up: bit t % 32 of word t // 32 says whether token t may come."""
+
+
+def bits_of(token_ids: Iterable[int], words: int) -> Mask:
+    """A mask with these tokens' bits set; ids beyond it are left out."""
+    mask = np.zeros(words, np.uint32)
+    for token in token_ids:
+        if token < words * WORD_BITS:
+            mask[token // WORD_BITS] |= np.uint32(1 << token % WORD_BITS)
+    return mask
+
+
+class AllowedTokens:
+    """No other tokens than these."""
+
+    def __init__(self, token_ids: Sequence[int], words: int) -> None:
+        self._mask = bits_of(token_ids, words)
+
+    def accept(self, token: int) -> None:
+        """Nothing to remember."""
+
+    def narrow(self, mask: Mask) -> None:
+        mask &= self._mask
+
+
+class MinTokens:
+    """No end before so many tokens."""
+
+    def __init__(self, count: int, ends: Iterable[int], words: int) -> None:
+        self._left, self._others = count, ~bits_of(ends, words)
+
+    def accept(self, token: int) -> None:
+        self._left -= 1
+
+    def narrow(self, mask: Mask) -> None:
+        if self._left > 0:
+            mask &= self._others
+
+
+class BadWords:
+    """Sequences that are never completed: where all of one but its last token has come, that token may not."""
+
+    def __init__(self, sequences: Iterable[Sequence[int]], words: int) -> None:
+        known = {tuple(one) for one in sequences if one}
+        self._others = ~bits_of((one[0] for one in known if len(one) == 1), words)
+        self._long = [one for one in known if len(one) > 1]
+        self._longest = max((len(one) - 1 for one in self._long), default=0)
+        self._last: list[int] = []
+
+    def accept(self, token: int) -> None:
+        self._last = [*self._last, token][-self._longest :] if self._longest else []
+
+    def narrow(self, mask: Mask) -> None:
+        mask &= self._others
+        for one in self._long:
+            *before, last = one
+            if self._last[-len(before) :] == before:
+                mask[last // WORD_BITS] &= ~np.uint32(1 << last % WORD_BITS)

@@ -1,0 +1,194 @@
+"""Texts written at random under grammars: each must have its form."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from asurge.errors import InvalidRequestError
+from asurge.guidance import Grammars, SequenceConstraint, fill_masks
+from asurge.guidance import grammar as grammar_module
+from asurge.guided import GuidedDecodingParams
+from tests.guidance.schemas import schema
+from tests.guidance.walks import VOCAB, grammars, mask_of, start, walk
+from tests.text.families import tokenizer
+
+ENDS = tokenizer("byte-level BPE").eos_token_ids
+FAMILIES = ["byte-level BPE", "sentencepiece BPE"]
+
+
+def constraint(family: str = FAMILIES[0], **form: object) -> SequenceConstraint:
+    return SequenceConstraint(tokenizer(family).eos_token_ids, VOCAB, grammar=start(family, **form))
+
+
+def check(text: str | None, wanted: dict[str, Any]) -> None:
+    assert text is not None, "the text did not end"
+    jsonschema.validate(json.loads(text), wanted, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("block", range(4))
+def test_two_hundred_random_schemas(family: str, block: int) -> None:
+    for seed in range(50 * block, 50 * block + 50):
+        wanted = schema(np.random.default_rng(seed))
+        compact = bool(seed % 2)
+        check(walk(constraint(family, json=wanted, disable_any_whitespace=compact), seed, family=family), wanted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recursive_schemas(seed: int) -> None:
+    tree = {"type": "object", "properties": {"left": {"$ref": "#/$defs/t"}, "value": {"type": "boolean"}}, "required": ["value"], "additionalProperties": False}  # fmt: skip
+    wanted = {"$defs": {"t": {"anyOf": [{"type": "null"}, tree]}}, "$ref": "#/$defs/t"}
+    check(walk(constraint(json=wanted), seed, limit=5000), wanted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_json_object(seed: int) -> None:
+    text = walk(constraint(json_object=True, disable_any_whitespace=True), seed, limit=20_000)
+    assert text is not None
+    assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize("pattern", ["[a-c]{2,5}", "(foo|bär|baz)+!", "\\d{1,3}(\\.\\d{1,3}){3}", "[^x]y?"])
+def test_regexes_match_the_whole_text(pattern: str) -> None:
+    for seed in range(10):
+        text = walk(constraint(regex=pattern), seed)
+        assert text is not None
+        assert re.fullmatch(pattern, text, re.DOTALL)
+
+
+def test_every_choice_comes_and_no_other() -> None:
+    choices = ["yes", "yesterday", 'no "way"\\', "größer\n"]
+    assert {walk(constraint(choice=choices), seed) for seed in range(60)} == set(choices)
+
+
+@pytest.mark.parametrize("grammar", ['start: "a"+ ("b" | "cd")', 'root ::= "a"+ ("b" | "cd")'])
+def test_lark_and_gbnf(grammar: str) -> None:
+    for seed in range(10):
+        assert re.fullmatch("a+(b|cd)", walk(constraint(grammar=grammar), seed) or "")
+
+
+def test_a_structural_tag_binds_what_follows_its_trigger() -> None:
+    wanted = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"], "additionalProperties": False}  # fmt: skip
+    tag = {"structures": [{"begin": "<f=g>", "schema": wanted, "end": "</f>"}], "triggers": ["<f="]}
+    one = constraint(structural_tag=tag)
+    free = tokenizer(FAMILIES[0]).encode("Let me see. <f=", add_special_tokens=False)
+    one.accept(free)
+    text = "<f="
+    for _ in range(40):
+        token = int(np.random.default_rng(len(text)).choice(mask_of(one)))
+        one.accept([token])
+        text += tokenizer(FAMILIES[0]).decode([token], skip_special_tokens=False)
+        if "</f>" in text:
+            break
+    inner = text[len("<f=g>") : text.index("</f>")]
+    assert text.startswith("<f=g>")
+    jsonschema.validate(json.loads(inner), wanted)
+
+
+def test_masks_do_not_depend_on_how_tokens_come() -> None:
+    wanted = schema(np.random.default_rng(3))
+    text = walk(constraint(json=wanted), 3)
+    ids = tokenizer(FAMILIES[0]).encode(text or "", add_special_tokens=False)
+    whole, pieces = constraint(json=wanted), constraint(json=wanted)
+    whole.accept(ids)
+    for token in ids:
+        pieces.accept([token])
+    assert mask_of(whole).tolist() == mask_of(pieces).tolist()
+
+
+def test_many_masks_at_once_are_those_of_each_alone() -> None:
+    many = [constraint(json=schema(np.random.default_rng(seed))) for seed in range(20)]
+    many += [SequenceConstraint(ENDS, VOCAB)]
+    masks = np.full((len(many), VOCAB // 32), 0xFFFFFFFF, np.uint32)
+    assert fill_masks(many, masks) == {}
+    for one, mask in zip(many, masks, strict=True):
+        alone = np.full(VOCAB // 32, 0xFFFFFFFF, np.uint32)
+        one.fill(alone)
+        assert (mask == alone).all()
+
+
+def test_a_token_that_does_not_fit_fails_its_own_sequence_only() -> None:
+    good, bad = constraint(regex="[a-c]{2,5}"), constraint(regex="[a-c]{2,5}")
+    with pytest.raises(Exception, match="token"):
+        bad.accept(tokenizer(FAMILIES[0]).encode("z", add_special_tokens=False))
+    masks = np.full((2, VOCAB // 32), 0xFFFFFFFF, np.uint32)
+    assert set(fill_masks([bad, good], masks)) == {0}
+    assert (masks[1] == np.asarray(_fresh_mask("[a-c]{2,5}"))).all()
+
+
+def _fresh_mask(pattern: str) -> np.ndarray:
+    mask = np.full(VOCAB // 32, 0xFFFFFFFF, np.uint32)
+    constraint(regex=pattern).fill(mask)
+    return mask
+
+
+DEEP: Any = {"type": "object"}
+for _ in range(200):
+    DEEP = {"type": "array", "items": DEEP}
+
+HOSTILE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown type": ({"json": {"properties": {"a/b": {"anyOf": [{"type": "strin"}]}}}}, "json", "/properties/a~1b/anyOf/0"),
+    "unknown keyword": ({"json": {"type": "object", "unevaluatedProperties": False}}, "json", "unevaluatedProperties"),
+    "nothing behind a reference": ({"json": {"$ref": "#/nope"}}, "json", "nope"),
+    "a schema that is itself": ({"json": {"$ref": "#"}}, "json", "no text has this form"),
+    "contradiction": ({"json": {"type": "string", "minLength": 5, "maxLength": 2}}, "json", "minLength"),
+    "not JSON": ({"json": "{'a': 1}"}, "json", "not JSON"),
+    "not a schema": ({"json": "[1]"}, "json", "must be a JSON object"),
+    "NaN": ({"json": {"minimum": float("nan")}}, "json", "not JSON"),
+    "depth": ({"json": DEEP}, "json", "deeper than 64"),
+    "depth in text": ({"json": "[" * 100_000}, "json", "not JSON"),
+    "size": ({"json": {"enum": ["x" * 300_000]}}, "json", "at most"),
+    "broken regex": ({"regex": "(abc"}, "regex", "unclosed group"),
+    "regex blow-up": ({"regex": "(a{1000}){1000}"}, "regex", "too many"),
+    "no regex": ({"regex": ""}, "regex", "non-empty"),
+    "unknown rule": ({"grammar": "start: nope"}, "grammar", "nope"),
+    "broken GBNF": ({"grammar": "root ::= ("}, "grammar", "Expected"),
+    "no choice": ({"choice": []}, "choice", "non-empty"),
+    "empty choice": ({"choice": ["a", ""]}, "choice[1]", "non-empty"),
+    "too many choices": ({"choice": ["a"] * 5000}, "choice", "at most"),
+    "tag without trigger": ({"structural_tag": {"structures": [{"begin": "<f>", "schema": {}, "end": ""}], "triggers": ["["]}}, "structural_tag.structures[0]", "none of the triggers"),
+    "tag without schema": ({"structural_tag": {"structures": [{"begin": "<f>", "end": ""}], "triggers": ["<"]}}, "structural_tag.structures[0].schema", "JSON schema"),
+    "two forms": ({"regex": "a", "json_object": True}, "", "exactly one"),
+    "none": ({}, "", "exactly one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_wrong_and_hostile_forms_are_refused_by_name(case: str) -> None:
+    form, param, message = HOSTILE[case]
+    with pytest.raises(InvalidRequestError, match=re.escape(message)) as raised:
+        grammars().compile(GuidedDecodingParams(**form))
+    assert raised.value.param == f"guided_decoding.{param}".rstrip(".")
+    assert len(str(raised.value)) < 600
+
+
+def test_grammars_are_kept_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_module, "CACHED_GRAMMARS", 2)
+    own = Grammars(tokenizer(FAMILIES[0]), VOCAB, ENDS)
+    forms = [GuidedDecodingParams(regex=pattern) for pattern in ("a", "b", "c")]
+    first = own.compile(forms[0])
+    assert own.compile(GuidedDecodingParams(regex="a")) is first
+    own.compile(forms[1])
+    own.compile(forms[2])
+    assert own.compile(forms[0]) is not first
+    monkeypatch.setattr(grammar_module, "CACHED_BYTES", 0)
+    large = GuidedDecodingParams(regex="d")
+    assert own.compile(large) is not own.compile(large)
+
+
+def test_threads_may_compile_at_once() -> None:
+    own, found = Grammars(tokenizer(FAMILIES[0]), VOCAB, ENDS), list[Any]()
+    forms = [GuidedDecodingParams(json=schema(np.random.default_rng(seed))) for seed in range(8)]
+    threads = [threading.Thread(target=lambda: found.extend(own.compile(form) for form in forms)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 32

@@ -1,0 +1,88 @@
+"""Rules over tokens, against what they say in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asurge.errors import GuidanceError
+from asurge.guidance import AllowedTokens, BadWords, MinTokens, RepetitionStop, SequenceConstraint, ThinkingTokens
+from tests.guidance.walks import VOCAB, mask_of, start
+
+WORDS = VOCAB // 32
+TOKENS = st.lists(st.integers(0, 7), max_size=30)
+THINKING = ThinkingTokens((100,), (101, 102))
+
+
+@given(TOKENS, st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=4), max_size=5))
+def test_bad_words_are_never_completed(tokens: list[int], bad: list[list[int]]) -> None:
+    one = SequenceConstraint({511}, VOCAB, rules=[BadWords(bad, WORDS)])
+    one.accept(tokens)
+    allowed = set(mask_of(one).tolist())
+    for token in range(8):
+        text = [*tokens, token]
+        assert (token in allowed) == (not any(text[-len(word) :] == word for word in bad))
+
+
+@given(TOKENS, st.integers(0, 40))
+def test_no_end_before_min_tokens(tokens: list[int], least: int) -> None:
+    one = SequenceConstraint({9, 510}, VOCAB, rules=[MinTokens(least, {9, 510}, WORDS)])
+    one.accept(tokens)
+    assert ({9, 510} <= set(mask_of(one).tolist())) == (len(tokens) >= least)
+
+
+def test_only_allowed_tokens() -> None:
+    one = SequenceConstraint({9}, VOCAB, rules=[AllowedTokens([3, 64, 511], WORDS)])
+    assert mask_of(one).tolist() == [3, 64, 511]
+
+
+def test_where_nothing_is_left_the_text_ends_or_fails() -> None:
+    nothing = [AllowedTokens([3], WORDS), BadWords([[3]], WORDS)]
+    assert mask_of(SequenceConstraint({9}, VOCAB, rules=nothing)).tolist() == [9]
+    with pytest.raises(GuidanceError, match="loosen"):
+        SequenceConstraint((), VOCAB, rules=nothing).fill(np.full(WORDS, 0xFFFFFFFF, np.uint32))
+
+
+def test_reasoning_is_ended_within_its_budget() -> None:
+    one = SequenceConstraint({9}, VOCAB, thinking=THINKING, thinking_budget=3)
+    one.accept([1, 2, 3, 4, 5])  # not reasoning yet
+    assert len(mask_of(one)) == VOCAB
+    one.accept([100, 1, 2])
+    assert len(mask_of(one)) == VOCAB
+    one.accept([3])
+    assert mask_of(one).tolist() == [101]
+    one.accept([101])
+    assert mask_of(one).tolist() == [102]
+    one.accept([102, 1, 2, 3, 4])
+    assert len(mask_of(one)) == VOCAB
+
+
+@pytest.mark.parametrize(("prompt", "open_"), [([100], True), ([100, 5, 101, 102], False), ([101, 102, 7, 100, 1], True), ([], False)])  # fmt: skip
+def test_a_prompt_may_open_the_reasoning(prompt: list[int], open_: bool) -> None:
+    one = SequenceConstraint({9}, VOCAB, thinking=THINKING, thinking_budget=0, prompt=prompt)
+    assert (mask_of(one).tolist() == [101]) == open_
+
+
+def test_a_grammar_waits_for_the_end_of_the_reasoning() -> None:
+    one = SequenceConstraint({1}, VOCAB, grammar=start(regex="a{2}"), thinking=THINKING, prompt=[100])
+    assert len(mask_of(one)) == VOCAB
+    one.accept([7, 8, 101, 102])
+    assert len(mask_of(one)) < 5
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), TOKENS, st.integers(2, 5))
+def test_repetition_is_noticed_with_the_last_token_of_the_last_time(
+    pattern: list[int], before: list[int], times: int
+) -> None:
+    stop = RepetitionStop(times)
+    text = [9, *before, 8, *pattern * times]
+
+    def repeats(tokens: list[int]) -> bool:
+        return any(
+            len(tokens) >= size * times and tokens[-size * times :] == tokens[-size:] * times for size in range(1, 65)
+        )
+
+    expected = next(at for at in range(1, len(text) + 1) if repeats(text[:at]))
+    assert next(at for at, token in enumerate(text, 1) if stop.push(token)) == expected
