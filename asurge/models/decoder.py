@@ -19,6 +19,7 @@ from asurge.ops.linear import linear
 from asurge.ops.packed import take_rows
 from asurge.ops.rotary import rotary
 from asurge.ops.sampling import argmax
+from asurge.ops.shaping import allow
 
 
 class Attend(Protocol):
@@ -140,8 +141,14 @@ class Decoder(nnx.Module):
         head = self.embedding if self.lm_head is None else self.lm_head
         return linear(self.norm(hidden), head[...], dtype=jnp.float32)
 
-    def greedy(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
-        """The most likely tokens, int32 ``[rows]``; of equal ones the first."""
+    def greedy(self, hidden: jax.Array, live: jax.Array | None = None, allowed: jax.Array | None = None) -> jax.Array:
+        """The most likely tokens, int32 ``[rows]``; of equal ones the first.
+
+        Args:
+            allowed: uint32 ``[rows, vocab / 32]``, rounded up: the tokens to choose from (`asurge.ops.shaping.allow`).
+        """
+        vocab = self.config.vocab_size
         if isinstance(self.head, PackedLinear):
-            return self.head.argmax(hidden, norm=self.norm, live=live, candidates=self.config.vocab_size)
-        return argmax(self.logits(hidden), self.config.vocab_size)
+            return self.head.argmax(hidden, norm=self.norm, live=live, candidates=vocab, allowed=allowed)
+        logits = self.logits(hidden)[:, :vocab]
+        return argmax(logits if allowed is None else allow(logits, allowed), vocab)

@@ -115,8 +115,16 @@ class PackedLinear(nnx.Module):
             dtype=dtype,
         )
 
-    def argmax(self, x: jax.Array, *, norm: RMSNorm, live: jax.Array | None, candidates: int) -> jax.Array:
-        """The first of the ``candidates`` outputs with the largest value, int32 ``[tokens]``."""
+    def argmax(
+        self,
+        x: jax.Array,
+        *,
+        norm: RMSNorm,
+        live: jax.Array | None,
+        candidates: int,
+        allowed: jax.Array | None = None,
+    ) -> jax.Array:
+        """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
         return packed_argmax(
             x,
             self.weight[...],
@@ -124,6 +132,7 @@ class PackedLinear(nnx.Module):
             norm=norm.weight[...],
             epsilon=norm.eps,
             live=live,
+            allowed=allowed,
             candidates=candidates,
         )
 

@@ -31,7 +31,7 @@ from asurge.ops.shaping import (
     record,
     typical,
 )
-from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, History, PlanRow, RowSampling, StepPlan, TokenLogprobs
+from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, History, PlanRow, Shaping, StepPlan, TokenLogprobs
 from asurge.runner.packing import fold_seed
 from asurge.runner.step import Leaves, Rebuild
 
@@ -89,6 +89,7 @@ class Drawer:
     def __init__(self, spec: DrawSpec) -> None:
         self._spec = spec
         self.shapes = tuple(DrawShape(rows) for rows in sorted({min(8, max(spec.slots, 2)), max(spec.slots, 2)}))
+        self._empty = {shape: _empty(spec, shape) for shape in self.shapes}
         self._seen: jax.Array | None = None
         self._programs: Mapping[Shape, jax.stages.Compiled] = {}
 
@@ -119,7 +120,7 @@ class Drawer:
         """Run every program once on padding alone; returns the last tokens, which are donated and unchanged."""
         self._enter_history(self._spec.slots, History(np.zeros(1, np.int32), 1))
         for shape in self.shapes:
-            last_token, told = self._run(shape, leaves, last, last_token, self._empty(shape))
+            last_token, told = self._run(shape, leaves, last, last_token, self._empty[shape])
             told.block_until_ready()
         self.reset()
         return last_token
@@ -153,12 +154,12 @@ class Drawer:
         """
         drawing = _order(plan)
         shape = next(shape for shape in self.shapes if len(drawing) <= shape.draw_rows)
-        packed = self._empty(shape)
+        packed = self._empty[shape].copy()
         for at, index in enumerate(drawing):
             row = plan.rows[index]
             if row.history is not None:
                 self._enter_history(row.slot, row.history)
-            _fill(packed[at], row, int(drawn_at[index]), self._spec)
+            _fill(packed[at], row, int(drawn_at[index]))
             if masks is not None and row.sampling.shaping is not None and row.sampling.shaping.masked:
                 _mask_of(packed[at], self._spec)[:] = masks[index].view(np.int32)
         return self._run(shape, leaves, last, last_token, packed)
@@ -199,18 +200,18 @@ class Drawer:
             self._seen = jnp.asarray(np.zeros((self._spec.slots + 1, self._spec.vocab_size), np.uint16))
         return self._seen
 
-    def _empty(self, shape: DrawShape) -> npt.NDArray[np.int32]:
-        """Rows that draw nothing that counts."""
-        spec = self._spec
-        packed = np.zeros((shape.draw_rows, spec.columns), np.int32)
-        floats = packed.view(np.float32)
-        packed[:, [_FIELDS["slot"], _FIELDS["counted"]]] = spec.slots
-        floats[:, [_FIELDS["top_p"], _FIELDS["typical_p"], _FIELDS["repetition"]]] = 1.0
-        floats[:, len(_FIELDS) : len(_FIELDS) + len(spec.processors)] = _UNUSED
-        for row in packed:
-            _mask_of(row, spec)[:] = -1
-        packed[:, -2 * MAX_LOGIT_BIAS : -MAX_LOGIT_BIAS] = spec.vocab_size
-        return packed
+
+def _empty(spec: DrawSpec, shape: DrawShape) -> npt.NDArray[np.int32]:
+    """Rows that draw nothing that counts."""
+    packed = np.zeros((shape.draw_rows, spec.columns), np.int32)
+    floats = packed.view(np.float32)
+    packed[:, [_FIELDS["slot"], _FIELDS["counted"]]] = spec.slots
+    floats[:, [_FIELDS["top_p"], _FIELDS["typical_p"], _FIELDS["repetition"]]] = 1.0
+    begin = len(_FIELDS) + len(spec.processors)
+    floats[:, len(_FIELDS) : begin] = _UNUSED
+    packed[:, begin : begin + spec.words] = -1
+    packed[:, -2 * MAX_LOGIT_BIAS : -MAX_LOGIT_BIAS] = spec.vocab_size
+    return packed
 
 
 def _order(plan: StepPlan) -> list[int]:
@@ -224,42 +225,35 @@ def _mask_of(packed: npt.NDArray[np.int32], spec: DrawSpec) -> npt.NDArray[np.in
     return packed[begin : begin + spec.words]
 
 
-def _fill(packed: npt.NDArray[np.int32], row: PlanRow, at: int, spec: DrawSpec) -> None:
-    sampling, shaping = row.sampling, row.sampling.shaping
-    floats = packed.view(np.float32)
-    values = _values(row, sampling, at)
-    for name in _INTEGERS:
-        packed[_FIELDS[name]] = values.get(name, packed[_FIELDS[name]])
-    for name in _FLOATS:
-        floats[_FIELDS[name]] = values.get(name, floats[_FIELDS[name]])
-    if shaping is None:
-        return
+def _fill(packed: npt.NDArray[np.int32], row: PlanRow, at: int) -> None:
+    """What a row asks for; the rest of an empty row stays neutral."""
+    sampling, floats = row.sampling, packed.view(np.float32)
+    packed[_FIELDS["at"]], packed[_FIELDS["slot"]] = at, row.slot
+    if sampling.temperature > 0:
+        packed[_FIELDS["position"]] = row.start + row.num_tokens
+        packed[_FIELDS["top_k"]] = sampling.top_k
+        packed.view(np.uint32)[_FIELDS["seed"]] = fold_seed(sampling.seed)
+        floats[_FIELDS["temperature"]] = sampling.temperature
+        floats[_FIELDS["top_p"]] = sampling.top_p
+        floats[_FIELDS["min_p"]] = sampling.min_p
+    if sampling.shaping is not None:
+        _fill_shaping(packed, floats, row.slot, sampling.shaping)
+
+
+def _fill_shaping(packed: npt.NDArray[np.int32], floats: npt.NDArray[np.float32], slot: int, shaping: Shaping) -> None:
+    packed[_FIELDS["told"]] = shaping.logprobs is not None
+    floats[_FIELDS["typical_p"]] = shaping.typical_p
+    if shaping.counts:
+        packed[_FIELDS["counted"]] = slot
+        floats[_FIELDS["repetition"]] = shaping.repetition_penalty
+        floats[_FIELDS["frequency"]] = shaping.frequency_penalty
+        floats[_FIELDS["presence"]] = shaping.presence_penalty
     for index, argument in shaping.processors:
         floats[len(_FIELDS) + index] = argument
     if shaping.logit_bias:
         ids, biases = zip(*shaping.logit_bias, strict=True)
         packed[-2 * MAX_LOGIT_BIAS :][: len(ids)] = ids
         floats[-MAX_LOGIT_BIAS:][: len(biases)] = biases
-
-
-def _values(row: PlanRow, sampling: RowSampling, at: int) -> dict[str, float]:
-    """Fields of a row by name; the rest is neutral."""
-    shaping = sampling.shaping
-    values: dict[str, float] = {"at": at, "slot": row.slot, "position": row.start + row.num_tokens}
-    if sampling.temperature > 0:
-        values |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-        values["seed"] = int(np.uint32(fold_seed(sampling.seed)).view(np.int32))
-    if shaping is not None:
-        values |= {
-            "typical_p": shaping.typical_p,
-            "repetition": shaping.repetition_penalty,
-            "frequency": shaping.frequency_penalty,
-            "presence": shaping.presence_penalty,
-            "told": shaping.logprobs is not None,
-        }
-        if shaping.counts:
-            values["counted"] = row.slot
-    return values
 
 
 def _make_draw(
@@ -270,14 +264,42 @@ def _make_draw(
     def draw(
         leaves: Leaves, last: jax.Array, last_token: jax.Array, seen: jax.Array, packed: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model, rows = spec.rebuild(leaves), packed.shape[0]
         given = {name: packed[:, _FIELDS[name]] for name in _INTEGERS}
+        given |= {name: _floats(packed[:, _FIELDS[name]]) for name in _FLOATS}
         live = any_of(given["slot"] < spec.slots, LIVE_ROWS)
-        logits = spec.rebuild(leaves).logits(last[given["at"]], live)[:, : spec.vocab_size]
-        tokens, told = few_at_a_time(partial(_draw_live, spec, seen), logits, packed)
+        hidden = last[given["at"]]
+
+        def draw() -> tuple[jax.Array, jax.Array]:
+            logits = model.logits(hidden, live)[:, : spec.vocab_size]
+            return few_at_a_time(partial(_draw_live, spec, seen), logits, packed)
+
+        def greedy() -> tuple[jax.Array, jax.Array]:
+            return model.greedy(hidden, live, _words(spec, packed)), jnp.zeros((rows, _TOLD - 1), jnp.int32)
+
+        tokens, told = lax.cond(_is_plain(spec, packed, given), greedy, draw)
         seen = count(seen, given["counted"], tokens)
         return last_token.at[given["slot"]].set(tokens), seen, jnp.concatenate((tokens[:, None], told), axis=1)
 
     return draw
+
+
+def _is_plain(spec: DrawSpec, packed: jax.Array, given: dict[str, jax.Array]) -> jax.Array:
+    """Whether all rows are greedy, and nothing but masks shapes them: then a kernel needs no logits at all."""
+    ids, arguments = packed[:, -2 * MAX_LOGIT_BIAS : -MAX_LOGIT_BIAS], _arguments(spec, packed)
+    quiet = (given["temperature"] == 0) & (given["told"] == 0) & (given["counted"] == spec.slots)
+    return quiet.all() & (ids == spec.vocab_size).all() & jnp.isnan(arguments).all()
+
+
+def _words(spec: DrawSpec, packed: jax.Array) -> jax.Array:
+    """The masks, uint32 ``[rows, vocab / 32]``."""
+    begin = len(_FIELDS) + len(spec.processors)
+    return lax.bitcast_convert_type(packed[:, begin : begin + spec.words], jnp.uint32)
+
+
+def _arguments(spec: DrawSpec, packed: jax.Array) -> jax.Array:
+    """Those of the logits processors, ``[rows, processors]``."""
+    return _floats(packed[:, len(_FIELDS) : len(_FIELDS) + len(spec.processors)])
 
 
 def _draw_live(spec: DrawSpec, seen: jax.Array, raw: jax.Array, packed: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -316,9 +338,7 @@ def _shape(
     spec: DrawSpec, logits: jax.Array, seen: jax.Array, packed: jax.Array, given: dict[str, jax.Array]
 ) -> jax.Array:
     """Masks, penalties, bias, the engine's processors, and the typical set; each only if one of the rows asks."""
-    begin = len(_FIELDS)
-    arguments = _floats(packed[:, begin : begin + len(spec.processors)])
-    words = packed[:, begin + len(spec.processors) :][:, : spec.words]
+    arguments, words = _arguments(spec, packed), _words(spec, packed)
     ids, biases = packed[:, -2 * MAX_LOGIT_BIAS : -MAX_LOGIT_BIAS], _floats(packed[:, -MAX_LOGIT_BIAS:])
     slot, temperature = given["counted"], given["temperature"]
 
@@ -327,12 +347,11 @@ def _shape(
         return changed
 
     penalties = (given["repetition"], given["frequency"], given["presence"])
-    bits = lax.bitcast_convert_type(words, jnp.uint32)
-    masked, counted, biased = words != -1, slot < spec.slots, ids < spec.vocab_size
+    masked, counted, biased = words != np.uint32(0xFFFFFFFF), slot < spec.slots, ids < spec.vocab_size
     processed, typed = ~jnp.isnan(arguments), given["typical_p"] < 1
 
     def shape(logits: jax.Array) -> jax.Array:
-        logits = if_any(masked, lambda x: allow(x, bits), logits)
+        logits = if_any(masked, lambda x: allow(x, words), logits)
         logits = if_any(counted, lambda x: penalize(x, seen[slot], *penalties), logits)
         logits = if_any(biased, lambda x: add_bias(x, ids, biases), logits)
         for index, process in enumerate(spec.processors):

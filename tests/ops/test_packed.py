@@ -214,6 +214,21 @@ def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, can
 
 @kernels
 @both_widths
+@pytest.mark.parametrize(("rows", "columns", "candidates"), [(2, 48, 48), (40, 1008, 1000), (9, 2048, 2041)])
+def test_only_allowed_columns_compete(rows: int, columns: int, candidates: int, int8: bool) -> None:
+    layer = Layer(rows, 64, columns, norm=True, int8=int8)
+    stored = wide(layer.kernel(dtype=jnp.float32))[:, :candidates]
+    rng = np.random.default_rng(columns)
+    for share in (0.01, 0.5, 1.0):
+        bits = rng.random((rows, -(-candidates // 32) * 32)) < share
+        bits[:, rng.integers(candidates)] = True
+        words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+        expected = np.where(bits[:, :candidates], stored, -np.inf).argmax(axis=1)
+        np.testing.assert_array_equal(argmax(layer, candidates, allowed=jnp.asarray(words)), expected)
+
+
+@kernels
+@both_widths
 def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
     layer = Layer(20, 64, 640, int8=int8)
     layer.weight = jnp.tile(layer.weight[:128], (5, 1))
@@ -292,6 +307,9 @@ def test_what_the_kernel_cannot_do_is_refused() -> None:
         packed_linear(layer.x, pack(layer.weight), live=jnp.ones(1, jnp.int32)).block_until_ready()
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         packed_argmax(layer.x, pack(layer.weight), candidates=49).block_until_ready()
+    allowed = jnp.ones((17, 1), jnp.uint32)
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        packed_argmax(layer.x, pack(layer.weight), candidates=48, allowed=allowed).block_until_ready()
 
 
 # Layouts.

@@ -149,6 +149,13 @@ struct Columns {
   }
 };
 
+// Which of 16 columns may be the largest, of which `real` are there at all.
+__mmask16 competing(const Linear& linear, int row, int column, int real) {
+  if (linear.allowed == nullptr) return lanes(real);
+  const uint32_t word = linear.allowed[size_t(row) * ((linear.candidates + 31) / 32) + column / 32];
+  return lanes(real) & static_cast<__mmask16>(word >> column % 32);
+}
+
 // `rows` rows from `row` on, whose products are in `block`; the scales are those of these rows.
 template <Depth depth, Output output>
 void finish(const Linear& linear, const float (*block)[kPanel], const float* scales, int row, int rows, int column,
@@ -165,8 +172,10 @@ void finish(const Linear& linear, const float (*block)[kPanel], const float* sca
       store_bf16(linear.out_bf16 + at, _mm512_mul_ps(silu(round_bf16(first)), round_bf16(second)));
     } else if constexpr (output == Output::kArgmax) {
       const int real = std::min(linear.candidates - column, columns);
-      if (real > 0) best->see(row + line, first, lanes(real), column);
-      if (real > kRows) best->see(row + line, second, lanes(real - kRows), column + kRows);
+      if (real > 0) best->see(row + line, first, competing(linear, row + line, column, real), column);
+      if (real > kRows) {
+        best->see(row + line, second, competing(linear, row + line, column + kRows, real - kRows), column + kRows);
+      }
     } else if constexpr (output == Output::kFloat) {
       _mm512_storeu_ps(linear.out_f32 + at, first);
       if (columns == kPanel) _mm512_storeu_ps(linear.out_f32 + at + kRows, second);

@@ -27,6 +27,8 @@ struct Linear {
   float* out_f32;
   int32_t* out_argmax;
   int candidates;
+  // [rows, candidates / 32, rounded up] or null: column c only competes where bit c % 32 of word c / 32 is set.
+  const uint32_t* allowed;
 };
 
 void run(const Linear& linear);

@@ -22,7 +22,7 @@ bool fits(const ffi::AnyBuffer& buffer, size_t elements) {
 }
 
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
-                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live,
+                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
                   ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, int32_t candidates) {
   const auto x_shape = x.dimensions(), weight_shape = weight.dimensions();
   if (x_shape.size() != 2 || weight_shape.size() != 5) {
@@ -45,10 +45,11 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   }
   call.live = data_or_null<int32_t>(live);
   call.candidates = candidates;
+  call.allowed = data_or_null<uint32_t>(allowed);
   const size_t rows = x_shape[0], columns = call.columns, width = gated ? columns / 2 : columns;
   const bool argmax = out->element_type() == ffi::S32, int8 = weight.element_type() == ffi::S8;
   if (!fits(norm, call.depth) || !fits(bias, columns) || !fits(residual, rows * columns) ||
-      !fits(live, (rows + 15) / 16) || !fits(scale, columns) || out->element_count() != (argmax ? rows : rows * width)) {
+      !fits(live, (rows + 15) / 16) || !fits(allowed, rows * ((candidates + 31) / 32)) || !fits(scale, columns) || out->element_count() != (argmax ? rows : rows * width)) {
     return ffi::Error::InvalidArgument("an operand of linear has the wrong size");
   }
   if (int8 != (call.scale != nullptr) || weight_shape[2] != 16 || weight_shape[3] != 16 ||
@@ -124,6 +125,7 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                               ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
