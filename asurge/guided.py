@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,9 +68,14 @@ class GuidedDecodingParams:
         return next(form for form in FORMS if getattr(self, form) not in (None, False))
 
 
+def shown(value: object) -> str:
+    """A value in an error message, however large it is."""
+    return reprlib.repr(value)
+
+
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
-        raise InvalidRequestError(f"{name}={value!r} must be a non-empty string", param=name)
+        raise InvalidRequestError(f"{name}={shown(value)} must be a non-empty string", param=name)
     _check_size(name, len(value.encode(errors="replace")))
 
 
@@ -113,7 +119,7 @@ def _depth(value: Any) -> int:
 def _choices(given: Any) -> tuple[str, ...]:
     name = "guided_decoding.choice"
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise InvalidRequestError(f"{name}={given!r} must be a non-empty list of strings", param=name)
+        raise InvalidRequestError(f"{name}={shown(given)} must be a non-empty list of strings", param=name)
     if len(given) > MAX_CHOICES:
         raise InvalidRequestError(f"{name} has {len(given)} entries: at most {MAX_CHOICES} are allowed", param=name)
     for index, one in enumerate(given):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from asurge.errors import InvalidRequestError
-from asurge.guided import GuidedDecodingParams
+from asurge.guided import GuidedDecodingParams, shown
 from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS
 
 OutputKind = Literal["cumulative", "delta", "final"]
@@ -109,10 +109,10 @@ class SamplingParams:
         _optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
         for field in ("echo", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
-                raise InvalidRequestError(f"{field}={getattr(self, field)!r} must be True or False", param=field)
+                raise InvalidRequestError(f"{field}={shown(getattr(self, field))} must be True or False", param=field)
         if self.output_kind not in ("cumulative", "delta", "final"):
             raise InvalidRequestError(
-                f"output_kind={self.output_kind!r} must be 'cumulative', 'delta' or 'final'", param="output_kind"
+                f"output_kind={shown(self.output_kind)} must be 'cumulative', 'delta' or 'final'", param="output_kind"
             )
 
     def _check_ends(self) -> None:
@@ -160,14 +160,14 @@ class SamplingParams:
 
 def _number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name}={value!r} must be a finite number", param=param or name)
+        raise InvalidRequestError(f"{name}={shown(value)} must be a finite number", param=param or name)
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name}={value!r} must be in [{low:g}, {high:g}]", param=param or name)
+        raise InvalidRequestError(f"{name}={shown(value)} must be in [{low:g}, {high:g}]", param=param or name)
 
 
 def _integer(name: str, value: Any, low: int, high: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{name}={value!r} must be an integer", param=name)
+        raise InvalidRequestError(f"{name}={shown(value)} must be an integer", param=name)
     if value < low or (high is not None and value > high):
         upper = "" if high is None else f" and at most {high}"
         raise InvalidRequestError(f"{name}={value} must be at least {low}{upper}", param=name)
@@ -180,19 +180,19 @@ def _optional_integer(name: str, value: Any, low: int, high: int | None) -> None
 
 def _strings(name: str, given: Any, most: int) -> tuple[str, ...]:
     if given is not None and not isinstance(given, str | Sequence):
-        raise InvalidRequestError(f"{name}={given!r} must be a string or a list of strings", param=name)
+        raise InvalidRequestError(f"{name}={shown(given)} must be a string or a list of strings", param=name)
     strings = (given,) if isinstance(given, str) else tuple(given or ())
     if len(strings) > most:
         raise InvalidRequestError(f"{name} has {len(strings)} strings: at most {most} are allowed", param=name)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise InvalidRequestError(f"{name} holds {string!r}: each must be a non-empty string", param=name)
+            raise InvalidRequestError(f"{name} holds {shown(string)}: each must be a non-empty string", param=name)
     return strings
 
 
 def _token_ids(name: str, given: Any) -> tuple[int, ...]:
     if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
-        raise InvalidRequestError(f"{name}={given!r} must be a list of token ids", param=name)
+        raise InvalidRequestError(f"{name}={shown(given)} must be a list of token ids", param=name)
     ids = tuple(given or ())
     for token in ids:
         _integer(name, token, 0, None)
@@ -203,7 +203,7 @@ def _logit_bias(given: Any) -> dict[int, float]:
     """OpenAI's clients send the ids as strings."""
     given = {} if given is None else given
     if not isinstance(given, Mapping):
-        raise InvalidRequestError(f"logit_bias={given!r} must map token ids to numbers", param="logit_bias")
+        raise InvalidRequestError(f"logit_bias={shown(given)} must map token ids to numbers", param="logit_bias")
     if len(given) > MAX_LOGIT_BIAS:
         raise InvalidRequestError(
             f"logit_bias has {len(given)} entries: at most {MAX_LOGIT_BIAS} are allowed", param="logit_bias"
