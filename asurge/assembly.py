@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
-from asurge.config import EngineConfig
+from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import convert, load_model, resolve_checkpoint
 from asurge.plan import Runner
@@ -49,11 +49,8 @@ def assemble(config: EngineConfig) -> Parts:
         runner = DeviceRunner(
             model, config, max_model_len=max_model_len, logits_processors=tuple(config.logits_processors.values())
         )
-        scheduler = Scheduler(
-            runner.limits,
-            enable_prefix_caching=config.enable_prefix_caching,
-            max_queued_requests=config.max_queued_requests,
-        )
+        cache = config.cache if config.enable_prefix_caching else CacheConfig(enable_prefix_caching=False)
+        scheduler = Scheduler(runner.limits, config.scheduler, cache, max_queued_requests=config.max_queued_requests)
         reasons = {"matrix products": reason, "attention": runner.fallback}
         fallbacks = tuple(f"{what}: {why}" for what, why in reasons.items() if why is not None)
         return Parts(tokenizer.result(), scheduler, runner, model.config.vocab_size, fallbacks)

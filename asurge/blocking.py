@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -23,7 +23,7 @@ from asurge.config import EngineConfig
 from asurge.errors import EngineNotRunningError
 from asurge.intake import Prompt
 from asurge.outputs import RequestOutput
-from asurge.params import SamplingParams
+from asurge.params import RequestOptions, SamplingParams
 from asurge.stream import TokenStream
 
 T = TypeVar("T")
@@ -110,10 +110,16 @@ class Engine:
         self.terminate()
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> BlockingStream:
         """See `asurge.Engine.stream`."""
-        return BlockingStream(self._portal, self._engine.stream(prompt, sampling_params, request_id=request_id))
+        stream = self._engine.stream(prompt, sampling_params, request_id=request_id, **options)
+        return BlockingStream(self._portal, stream)
 
     def generate(
         self,
@@ -122,11 +128,14 @@ class Engine:
         *,
         request_id: str | Sequence[str] | None = None,
         use_tqdm: bool = True,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """See `asurge.Engine.generate`."""
 
         async def generate() -> list[RequestOutput]:
-            return await self._engine.generate(prompts, sampling_params, request_id=request_id, use_tqdm=use_tqdm)
+            return await self._engine.generate(
+                prompts, sampling_params, request_id=request_id, use_tqdm=use_tqdm, **options
+            )
 
         return self._portal.call(generate)
 

@@ -13,6 +13,60 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who comes next, and how the budget of a step is shared (`docs/scheduling.md`).
+
+    Attributes:
+        policy: ``"fcfs"``: in order of arrival; ``"priority"``: lower numbers first, and they take slots and pages from
+            running requests with higher ones.
+        cache_aware: of a tenant's first waiting requests, prefer the one with most of its prompt in the prefix cache.
+        max_overtakes: requests that may be preferred to one that came before them.
+        tenant_weights: shares of tenants that wait at the same time; 1 where not named.
+        long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
+            have prompts to be computed; None: no limit of its own.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    cache_aware: bool = False
+    max_overtakes: int = 8
+    tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    long_prefill_token_threshold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("fcfs", "priority"):
+            raise ConfigError(f"policy={self.policy!r} must be 'fcfs' or 'priority'")
+        _at_least("max_overtakes", self.max_overtakes, 0)
+        if self.long_prefill_token_threshold is not None:
+            _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 1)
+        for tenant, weight in self.tenant_weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                raise ConfigError(f"tenant_weights[{tenant!r}]={weight!r} must be a positive number")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What is kept of finished work.
+
+    Attributes:
+        enable_prefix_caching: share pages between prompts with the same beginning.
+        prefix_cache_capacity: pages in nobody's use that are kept for later prompts; None: all that are not needed.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    enable_prefix_caching: bool = True
+    prefix_cache_capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix_cache_capacity is not None:
+            _at_least("prefix_cache_capacity", self.prefix_cache_capacity, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What the user of an engine may choose. `asurge.Engine` takes the same names.
 
@@ -31,7 +85,9 @@ class EngineConfig:
         hbm_utilization: share of accelerator memory that weights and KV pages may take.
         kv_cache_bytes: KV budget in bytes; None: from hbm_utilization, or a quarter of free memory (at most
             1 GiB) on CPU, and never more than all slots at full length can use.
-        enable_prefix_caching: share pages between prompts with the same beginning.
+        enable_prefix_caching: share pages between prompts with the same beginning; False overrides ``cache``.
+        scheduler: who comes next, and how a step is shared.
+        cache: what is kept of finished work.
         reserve_tokens: tokens of the context kept for the answer when a prompt is cut.
         auto_truncate_prompt / truncate_mode: cut prompts that do not fit, and where.
         auto_cap_new_tokens: lower max_tokens to what fits the context.
@@ -66,6 +122,8 @@ class EngineConfig:
     hbm_utilization: float = 0.85
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
+    scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
+    cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
     reserve_tokens: int | None = None
     auto_truncate_prompt: bool = True
     truncate_mode: TruncateMode = "left"

@@ -7,7 +7,7 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio import to_thread
@@ -18,7 +18,7 @@ from asurge.config import EngineConfig
 from asurge.errors import ConfigError, EngineNotRunningError, EngineStateError, InvalidRequestError
 from asurge.intake import Intake, Prompt
 from asurge.outputs import RequestOutput
-from asurge.params import SamplingParams
+from asurge.params import RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pipeline
 from asurge.scheduler import SchedulerStatistics
 from asurge.stream import TokenStream
@@ -121,9 +121,14 @@ class Engine:
     # ── verbs ───────────────────────────────────────────────────────────────────────────────────
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> TokenStream:
-        """Stream one completion of a text or of token ids. Admission happens when the stream is first awaited.
+        """Stream the completion of a text or of token ids. Admission happens when the stream is first awaited.
 
         Raises:
             EngineNotRunningError: the engine has not started or has stopped.
@@ -133,7 +138,8 @@ class Engine:
 
         async def submit() -> Generation:
             pipeline, intake = self._running()
-            admitted = await intake.prepare(name, prompt, self._params(name, prompt, sampling_params), pipeline.clock)
+            params = self._params(name, prompt, sampling_params)
+            admitted = await intake.prepare(name, prompt, params, pipeline.clock, options)
             pipeline, _ = self._running()
             pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
             return admitted.generation
@@ -147,6 +153,7 @@ class Engine:
         *,
         request_id: str | Sequence[str] | None = None,
         use_tqdm: bool = True,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete all prompts together; outputs come in the order of the prompts.
 
@@ -158,7 +165,8 @@ class Engine:
         params = _spread("sampling_params", sampling_params, len(batch), SamplingParams)
         names = _spread("request_id", request_id, len(batch), str)
         streams = [
-            self.stream(prompt, one, request_id=name) for prompt, one, name in zip(batch, params, names, strict=True)
+            self.stream(prompt, one, request_id=name, **options)
+            for prompt, one, name in zip(batch, params, names, strict=True)
         ]
         outputs: list[RequestOutput | None] = [None] * len(batch)
         with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
@@ -186,6 +194,7 @@ class Engine:
         stream: Literal[False] = False,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput: ...
 
     @overload
@@ -199,6 +208,7 @@ class Engine:
         stream: Literal[True],
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> TokenStream: ...
 
     async def chat(
@@ -211,6 +221,7 @@ class Engine:
         stream: bool = False,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput | TokenStream:
         """Answer a conversation, rendered with the model's chat template (or the one given).
 
@@ -219,7 +230,7 @@ class Engine:
         """
         _, intake = self._running()
         prompt = await intake.render(messages, tools, chat_template, template_kwargs)
-        tokens = self.stream(prompt, sampling_params, request_id=request_id)
+        tokens = self.stream(prompt, sampling_params, request_id=request_id, **options)
         return tokens if stream else await tokens.wait_finished()
 
     def abort_request(self, request_id: str) -> bool:

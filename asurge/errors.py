@@ -17,6 +17,7 @@
     │   └── EngineDeadError                 the engine failed; ``__cause__`` says how
     ├── EngineOverloadedError               admission is full; ``.retry_after_s``
     ├── RequestFailedError                  the step this request was in failed
+    ├── DeadlineExceededError               the request's deadline passed
     ├── GuidanceError                       constraints that leave nothing to draw
     ├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
     └── BenchmarkError                      a measurement that cannot be made
@@ -99,6 +100,10 @@ class EngineOverloadedError(AsurgeError):
 
 class RequestFailedError(AsurgeError):
     """The request ended with finish reason ``error``: the step it was part of failed."""
+
+
+class DeadlineExceededError(AsurgeError):
+    """The request did not finish before its deadline; what it had written is void, and its pages are free."""
 
 
 class GuidanceError(AsurgeError):

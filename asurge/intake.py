@@ -15,7 +15,7 @@ from asurge.config import EngineConfig
 from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
-from asurge.params import MAX_SEED, SamplingParams
+from asurge.params import MAX_SEED, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
@@ -71,10 +71,17 @@ class Intake:
         return RenderedChat(await to_thread.run_sync(render, limiter=self._threads))
 
     async def prepare(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, clock: Callable[[], float]
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        clock: Callable[[], float],
+        options: RequestOptions,
     ) -> Admission:
         """All that the pipeline takes of a request."""
         arrival_s = clock()
+        check_options(options)
+        deadline_s = options.get("deadline_s")
         if isinstance(prompt, str) and len(prompt) > _BLOCKING_CHARACTERS:
             fitted = await to_thread.run_sync(self._fit, prompt, params, limiter=self._threads)
         else:
@@ -91,8 +98,12 @@ class Intake:
                 max_tokens=fitted.max_tokens,
                 sampling=_sampling(params, shaping, index),
                 stop_token_ids=ends,
+                cache_salt=options.get("cache_salt", ""),
                 prompt_logprobs=params.prompt_logprobs is not None and index == 0,
+                priority=options.get("priority", 0),
+                tenant=options.get("tenant", ""),
                 arrival_s=arrival_s,
+                deadline_s=None if deadline_s is None else arrival_s + deadline_s,
             )
             for index, name in enumerate(names)
         ]

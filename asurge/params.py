@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from asurge.errors import InvalidRequestError
 from asurge.guided import GuidedDecodingParams, shown
@@ -156,6 +156,46 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class RequestOptions(TypedDict, total=False):
+    """How a request is treated beside others.
+
+    Attributes:
+        priority: lower numbers come first, where the scheduler's policy is ``"priority"``.
+        tenant: who is charged; waiting tenants are served in turns, by their weights.
+        deadline_s: seconds from now after which the request fails, whatever state it is in.
+        cache_salt: requests with different ones share nothing in the prefix cache.
+    """
+
+    priority: int
+    tenant: str
+    deadline_s: float | None
+    cache_salt: str
+
+
+MAX_PRIORITY = 2**31 - 1
+MAX_DEADLINE_S = 1e6
+MAX_NAME = 256
+
+
+def check_options(options: RequestOptions) -> None:
+    """Raises:
+    InvalidRequestError: one is of the wrong kind or out of range; ``param`` names it.
+    """
+    for name in options.keys() - RequestOptions.__annotations__.keys():
+        known = ", ".join(RequestOptions.__annotations__)
+        raise InvalidRequestError(f"unknown option {name}: the options are {known}", param=name)
+    _integer("priority", options.get("priority", 0), -MAX_PRIORITY, MAX_PRIORITY)
+    deadline = options.get("deadline_s")
+    if deadline is not None:
+        _number("deadline_s", deadline, 0.0, MAX_DEADLINE_S)
+    for name in ("tenant", "cache_salt"):
+        text = options.get(name, "")
+        if not isinstance(text, str) or len(text) > MAX_NAME:
+            raise InvalidRequestError(
+                f"{name}={shown(text)} must be a string of at most {MAX_NAME} characters", param=name
+            )
 
 
 def _number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:

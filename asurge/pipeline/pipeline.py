@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from asurge.errors import AsurgeError, EngineDeadError, RequestFailedError
+from asurge.errors import AsurgeError, DeadlineExceededError, EngineDeadError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
 from asurge.pipeline.choice import Choice
@@ -68,6 +69,7 @@ class Pipeline:
         self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
         self._masks = Masks(runner.limits.vocab_size)
         self._applied, self._newly_applied = -1, anyio.Event()
+        self._new_deadline = anyio.Event()
         self._totals = PipelineStatistics()
         self._wake = anyio.Event()
         # Device calls have threads of their own: they must never queue behind a host's other thread work.
@@ -99,6 +101,9 @@ class Pipeline:
         for request, constraint in zip(requests, constraints, strict=False):
             if constraint is not None:
                 self._masks.add(request.request_id, constraint)
+        if requests[0].deadline_s is not None:
+            self._new_deadline.set()
+            self._new_deadline = anyio.Event()
         self._wake.set()
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> bool:
@@ -138,10 +143,28 @@ class Pipeline:
         handles_in, handles = anyio.create_memory_object_stream[StepHandle](self._depth)
         updates_in, updates = anyio.create_memory_object_stream[list[Update]](self._depth)
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._expire, name="asurge.expire")
             tasks.start_soon(self._schedule, plans_in, name="asurge.schedule")
             tasks.start_soon(self._model_step, plans, handles_in, name="asurge.model_step")
             tasks.start_soon(self._collect, handles, updates_in, name="asurge.collect")
             tasks.start_soon(self._detokenize, updates, name="asurge.detokenize")
+
+    async def _expire(self) -> None:
+        """Fail requests whose deadline passes, whatever state they are in; waits for nothing else."""
+        while True:
+            changed, deadline = self._new_deadline, self._scheduler.next_deadline_s
+            with anyio.move_on_after(inf if deadline is None else deadline - self.clock()):
+                await changed.wait()
+            for sequence_id in self._scheduler.expire(self.clock()):
+                if sequence_id in self._choices:
+                    generation = self._choices[sequence_id][1]
+                    waited = self.clock() - generation.arrival_s
+                    self._drop(
+                        generation,
+                        DeadlineExceededError(
+                            f"request {generation.request_id!r} did not finish within its deadline ({waited:.3g} s): allow more"
+                        ),
+                    )
 
     async def _schedule(self, plans: MemoryObjectSendStream[StepPlan]) -> None:
         scheduler = self._scheduler
@@ -246,14 +269,13 @@ class Pipeline:
             f"request {generation.request_id!r} failed ({cause!r}); the engine goes on: try again"
         )
         error.__cause__ = cause
-        for choice in generation.choices:
-            self._scheduler.finish(choice.sequence_id, "error")
-        self._wake.set()
         self._drop(generation, error)
 
     def _drop(self, generation: Generation, error: AsurgeError) -> None:
         for choice in generation.choices:
+            self._scheduler.finish(choice.sequence_id, "error")
             self._forget(choice)
+        self._wake.set()
         del self._generations[generation.request_id]
         self._totals.failed += 1
         generation.fail(error)

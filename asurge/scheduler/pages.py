@@ -12,10 +12,15 @@ from asurge.plan import NULL_PAGE
 
 
 class PagePool:
-    """Reference-counted pages; full ones can be found again by digest until they are given away."""
+    """Reference-counted pages; full ones can be found again by digest until they are given away.
 
-    def __init__(self, num_pages: int) -> None:
+    Args:
+        max_cached: unused pages kept findable at most; None keeps all.
+    """
+
+    def __init__(self, num_pages: int, *, max_cached: int | None = None) -> None:
         self.num_pages = num_pages
+        self._max_cached = num_pages if max_cached is None else max_cached
         self._free = deque(range(NULL_PAGE + 1, num_pages))
         self._uses = [0] * num_pages
         self._cached: OrderedDict[int, None] = OrderedDict()  # unused pages with a digest, oldest first
@@ -49,6 +54,8 @@ class PagePool:
         if self._uses[page] == 0:
             if page in self._digest_of:
                 self._cached[page] = None
+                if len(self._cached) > self._max_cached:
+                    self.forget(next(iter(self._cached)))
             else:
                 self._free.append(page)
 
@@ -94,4 +101,5 @@ class PagePool:
         assert free | cached | used == set(range(NULL_PAGE + 1, self.num_pages)), "a page is lost"
         assert {page: self._uses[page] for page in used} == uses, "a count is wrong"
         assert cached <= self._digest_of.keys(), "a cached page has no digest"
+        assert len(cached) <= self._max_cached, "too many pages are cached"
         assert {page: digest for digest, page in self._page_of.items()} == self._digest_of

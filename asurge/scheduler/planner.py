@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, OrderedDict, deque
+import heapq
+from collections import Counter, deque
 from collections.abc import Iterable
 
+from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
 from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
+from asurge.scheduler.queue import Tenants, WaitingQueue
 from asurge.scheduler.reports import SchedulerStatistics, Totals, Update
 from asurge.scheduler.request import Phase, Request, Sequence
+from asurge.scheduler.residents import Residents
 
 RETRY_AFTER_S = 1.0
 
@@ -33,20 +37,30 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: RunnerLimits, *, enable_prefix_caching: bool = True, max_queued_requests: int = 4096
+        self,
+        limits: RunnerLimits,
+        config: SchedulerConfig | None = None,
+        cache: CacheConfig | None = None,
+        *,
+        max_queued_requests: int = 4096,
     ) -> None:
         self.limits = limits
+        self.config, cache = config or SchedulerConfig(), cache or CacheConfig()
         # The last token of a sequence is drawn but never computed, so it needs no page.
         self._longest = min(limits.max_model_len, (limits.num_pages - 1) * limits.page_size + 1)
         self._max_queued = max_queued_requests
-        self._pool = PagePool(limits.num_pages)
-        self._cache = PrefixCache(self._pool, limits.page_size, enabled=enable_prefix_caching)
+        self._pool = PagePool(limits.num_pages, max_cached=cache.prefix_cache_capacity)
+        self._cache = PrefixCache(self._pool, limits.page_size, enabled=cache.enable_prefix_caching)
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._running: OrderedDict[Sequence, None] = OrderedDict()  # by arrival, oldest first
-        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._deadlines: list[tuple[float, str, int]] = []
+        self._tenants = Tenants(dict(self.config.tenant_weights))
+        self._waiting = WaitingQueue(self.config, self._tenants, self._cache.matched)
         self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
         self._totals = Totals()
+        self._residents = Residents(
+            limits, self._pool, self._cache, self._waiting, self._totals, by_priority=self.config.policy == "priority"
+        )
+        self._running = self._residents.running
         self._next_step, self._next_arrival = 0, 0
         self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
 
@@ -97,10 +111,14 @@ class Scheduler:
         size, most = len(request.prompt_token_ids), self._longest - 1
         if not 1 <= size <= most:
             raise InvalidRequestError(f"prompt has {size} tokens: it must have 1 to {most}", param="prompt")
-        sequence = Sequence(request, self._next_arrival, self._longest)
+        by_priority = self.config.policy == "priority"
+        sequence = Sequence(request, self._next_arrival, self._longest, by_priority=by_priority)
         self._next_arrival += 1
         self._sequences[request.request_id] = sequence
-        self._waiting.append(sequence)
+        self._tenants.enter(request.tenant)
+        self._waiting.add(sequence)
+        if request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (request.deadline_s, request.request_id, sequence.arrival))
 
     def finish(self, request_id: str, reason: FinishReason) -> bool:
         """End a request in any state and free what it holds; False if it is unknown or has ended."""
@@ -110,34 +128,57 @@ class Scheduler:
         self._end(sequence)
         return True
 
+    @property
+    def next_deadline_s(self) -> float | None:
+        """The earliest deadline of a request that has not ended."""
+        while self._deadlines:
+            deadline, request_id, arrival = self._deadlines[0]
+            sequence = self._sequences.get(request_id)
+            if sequence is not None and sequence.arrival == arrival:
+                return deadline
+            heapq.heappop(self._deadlines)
+        return None
+
+    def expire(self, now: float) -> list[str]:
+        """End every request whose deadline has passed, in any state, and free what it holds; returns their ids."""
+        expired = []
+        while (deadline := self.next_deadline_s) is not None and deadline <= now:
+            _, request_id, _ = heapq.heappop(self._deadlines)
+            self._end(self._sequences[request_id])
+            expired.append(request_id)
+        return expired
+
     def plan(self, max_draws: int = 1) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added.
 
         Args:
             max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
         """
+        self._residents.make_room()
         group = self._group(max_draws)
         budget = self.limits.max_num_batched_tokens
         draws = min(budget, sum(one.draws_next for one in self._running))
         budget -= draws
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
-        # Oldest first: whoever is preempted for an older one's pages comes later, and has no row in this step yet.
+        # By rank: whoever is preempted for another one's pages comes later, and has no row in this step yet.
         for sequence in list(self._running):
             if sequence.phase is not Phase.RUNNING:
                 continue
             if sequence.draws_next:
                 count = min(group, sequence.max_length - sequence.length)
-                if draws and self._reserve(sequence, count):
+                if draws and self._residents.reserve(sequence, count):
                     decode.append((sequence, sequence.plan_decode(count)))
+                    self._tenants.charge(sequence.request.tenant, 0, count)
                     self._cache.register(sequence)
                     draws -= 1
             elif sequence.scheduled < sequence.known:
                 budget = self._plan_chunk(sequence, budget, prefill)
-        while self._waiting and self._free_slots and budget >= self.limits.prefill_quantum:
-            sequence = self._waiting[0]
-            if sequence.pending or not self._admit(sequence):
+        while self._residents.free_slots and budget >= self.limits.prefill_quantum:
+            first = self._waiting.first()
+            if first is None or first.pending or not self._residents.admit(first):
                 break
+            sequence = first
             budget = self._plan_chunk(sequence, budget, prefill)
         if not decode and not prefill:
             return None
@@ -158,83 +199,29 @@ class Scheduler:
     def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
         quantum = self.limits.prefill_quantum
-        count = min(sequence.known - sequence.scheduled, budget // quantum * quantum)
-        if count <= 0 or not self._reserve(sequence, count):
+        count = min(sequence.known - sequence.scheduled, budget // quantum * quantum, self._longest_chunk(sequence))
+        if count <= 0 or not self._residents.reserve(sequence, count):
             return budget
         prefill.append((sequence, sequence.plan_chunk(count)))
+        self._tenants.charge(sequence.request.tenant, count, 0)
         self._cache.register(sequence)
         return budget - -(-count // quantum) * quantum
 
-    def _reserve(self, sequence: Sequence, count: int) -> bool:
-        """Give a running sequence pages for its next ``count`` tokens, preempting later arrivals if it must.
-        If the sequence itself is the last to have arrived, it is the one preempted."""
-        needed = -(-(sequence.scheduled + count) // self.limits.page_size) - len(sequence.pages)
-        if needed <= 0:
-            return True
-        while needed > self._pool.num_available:
-            victim = next(reversed(self._running))
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        sequence.pages.extend(self._pool.allocate() for _ in range(needed))
-        return True
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Move the first waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the
-        rest of what is known. Waiting sequences never preempt."""
-        # A prompt that is scored is computed, whatever the cache holds of it.
-        shared = [] if sequence.request.prompt_logprobs else self._cache.lookup(sequence)
-        size = self.limits.page_size
-        fresh = -(-sequence.known // size) - len(shared)
-        revived = sum(self._pool.is_unused(page) for page in shared)
-        if fresh + revived > self._pool.num_available:
-            return False
-        self._waiting.popleft()
-        for page in shared:
-            self._pool.share(page)
-        sequence.set_pages(shared)
-        sequence.scheduled = len(shared) * size
-        sequence.slot, sequence.phase = self._free_slots.pop(), Phase.RUNNING
-        self._running[sequence] = None
-        self._sort_running(sequence)
-        if sequence.epoch == 0:
-            sequence.cached = sequence.scheduled
-            self._totals.prompt_tokens += sequence.known
-        if self._cache.enabled:
-            self._totals.prefix_cache_queries += sequence.known
-            self._totals.prefix_cache_hits += sequence.scheduled
-        return True
-
-    def _sort_running(self, newcomer: Sequence) -> None:
-        """Keep the running ones in order of arrival: one that comes back after a preemption moves forward."""
-        for other in [one for one in self._running if one.arrival > newcomer.arrival]:
-            self._running.move_to_end(other)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take slot and pages away; the sequence waits in front and is computed anew. Draws in flight count."""
-        self._totals.preemptions += 1
-        self._vacate(sequence)
-        sequence.phase = Phase.WAITING
-        sequence.epoch += 1
-        sequence.scheduled = 0
-        sequence.in_slot = False
-        self._waiting.appendleft(sequence)
-
-    def _vacate(self, sequence: Sequence) -> None:
-        del self._running[sequence]
-        for page in reversed(sequence.pages):  # the end of a prefix is given away before its beginning
-            self._pool.release(page)
-        sequence.set_pages([])
-        sequence.registered = 0
-        self._free_slots.append(sequence.slot)
-        sequence.slot = -1
+    def _longest_chunk(self, sequence: Sequence) -> int:
+        """What one step may compute of a prompt: all, unless it is long and others have theirs to be computed."""
+        threshold = self.config.long_prefill_token_threshold
+        alone = not self._waiting and not any(
+            other.scheduled < other.known and not other.draws_next for other in self._running if other is not sequence
+        )
+        return sequence.known if threshold is None or alone else threshold
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.phase is Phase.RUNNING:
-            self._vacate(sequence)
+            self._residents.vacate(sequence)
         elif sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
         sequence.phase = Phase.ENDED
+        self._tenants.leave(sequence.request.tenant)
         del self._sequences[sequence.request_id]
 
     def apply(self, result: StepResult) -> list[Update]:
@@ -306,32 +293,18 @@ class Scheduler:
         for sequence in self._waiting:
             sequence.void_draws()
         for sequence in reversed(affected):
-            self._preempt(sequence)
+            self._residents.preempt(sequence)
             sequence.void_draws()
 
     def check(self) -> None:
         """Assert that pages, slots, queues and pending tokens balance. For tests."""
-        self._pool.check(_count_uses(self._running, self.limits.page_size))
-        slots = [sequence.slot for sequence in self._running] + self._free_slots
-        assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or taken twice"
+        self._residents.check()
         assert all(one.phase is Phase.WAITING and not one.pages for one in self._waiting)
         assert {*self._running, *self._waiting} == set(self._sequences.values())
         draws = _count_draws(self._in_flight)
         pending = {one: one.pending for one in self._sequences.values() if one.pending}
         assert draws == pending, "a pending token is not on its way"
-        arrivals = [sequence.arrival for sequence in self._running]
-        assert arrivals == sorted(arrivals), "running sequences are out of order"
-
-
-def _count_uses(running: Iterable[Sequence], page_size: int) -> dict[int, int]:
-    """How many running sequences hold each page."""
-    uses = Counter[int]()
-    for sequence in running:
-        assert sequence.phase is Phase.RUNNING
-        assert sequence.scheduled <= sequence.length <= sequence.max_length
-        assert len(sequence.pages) == -(-sequence.scheduled // page_size)
-        uses.update(sequence.pages)
-    return uses
+        assert len(self._waiting) == len(list(self._waiting)), "the queue has lost count"
 
 
 def _count_draws(in_flight: Iterable[tuple[StepPlan, tuple[Sequence, ...]]]) -> dict[Sequence, int]:

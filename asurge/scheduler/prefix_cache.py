@@ -64,6 +64,10 @@ class PrefixCache:
             pages.append(page)
         return pages
 
+    def matched(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that the cache holds."""
+        return len(self.lookup(sequence)) * self._page_size
+
     def register(self, sequence: Sequence) -> None:
         """Make full pages of known tokens findable. Planned is enough: whoever finds them runs later, or in the
         same step, where each layer writes all pages before it reads any."""

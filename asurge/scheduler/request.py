@@ -16,7 +16,12 @@ from asurge.plan import History, PlanRow, RowSampling
 class Request:
     """What the engine admits. ``stop_token_ids`` holds the model's end tokens too, unless they are ignored.
 
-    ``prompt_logprobs`` asks for those of all prompt tokens behind the first.
+    Attributes:
+        cache_salt: requests with different ones share no pages.
+        prompt_logprobs: asks for those of all prompt tokens behind the first.
+        priority: lower numbers come first, where the policy says so.
+        tenant: who is charged.
+        arrival_s, deadline_s: on the caller's clock; behind its deadline a request fails.
     """
 
     request_id: str
@@ -26,7 +31,10 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     cache_salt: str = ""
     prompt_logprobs: bool = False
+    priority: int = 0
+    tenant: str = ""
     arrival_s: float = 0.0
+    deadline_s: float | None = None
 
 
 class Phase(Enum):
@@ -47,29 +55,15 @@ class Sequence:
     """
 
     __slots__ = (
-        "_table",
-        "arrival",
-        "cached",
-        "digests",
-        "epoch",
-        "in_slot",
-        "max_length",
-        "pages",
-        "pending",
-        "phase",
-        "registered",
-        "request",
-        "scheduled",
-        "scored",
-        "slot",
-        "token_ids",
-        "told",
-        "valid_epoch",
+        "_table", "arrival", "cached", "digests", "epoch", "in_slot", "max_length", "overtaken", "pages", "pending", "phase",
+        "rank", "registered", "request", "scheduled", "scored", "slot", "token_ids", "told", "valid_epoch",
     )  # fmt: skip
 
-    def __init__(self, request: Request, arrival: int, longest: int) -> None:
+    def __init__(self, request: Request, arrival: int, longest: int, *, by_priority: bool = False) -> None:
         self.request = request
         self.arrival = arrival
+        self.rank = (request.priority if by_priority else 0, arrival)  # the smaller comes first
+        self.overtaken = 0
         self.max_length = min(len(request.prompt_token_ids) + request.max_tokens, longest)
         self.token_ids = list(request.prompt_token_ids)
         self.phase = Phase.WAITING

@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from asurge.errors import EngineDeadError, RequestFailedError
+from asurge.errors import DeadlineExceededError, EngineDeadError, RequestFailedError
 from asurge.outputs import RequestOutput
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
@@ -255,3 +255,22 @@ async def test_the_watchdog_notices_a_hung_step() -> None:
     async with serving(runner, step_timeout_s=0.01) as (pipeline, _, _runner):
         with pytest.raises(EngineDeadError, match="TimeoutError"):
             await read(submit(pipeline))
+
+
+async def test_a_deadline_passes_while_the_device_is_busy() -> None:
+    runner = FakeRunner(LIMITS)
+    runner.hold()
+    async with serving(runner) as (pipeline, scheduler, _):
+        patient = submit(pipeline, "patient")
+        await until(lambda: scheduler.num_in_flight == 1)
+        request = Request("late", list(PROMPT), 6, RowSampling(), arrival_s=0.0, deadline_s=pipeline.clock())
+        late = Generation(
+            "late", PromptFacts(None, list(PROMPT)), [Choice("late")], arrival_s=0.0, clock=pipeline.clock
+        )
+        pipeline.submit(late, [request])
+        with pytest.raises(DeadlineExceededError, match="late"):
+            await read(late)
+        assert scheduler.num_running == 1
+        runner.release()
+        assert (await read(patient)).outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()

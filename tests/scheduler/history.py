@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
+from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import EngineOverloadedError
 from asurge.plan import RowSampling, RunnerLimits, StepResult
 from asurge.scheduler import Request, Scheduler, Update
@@ -21,18 +23,28 @@ class History:
     computed from the sequence's own tokens.
     """
 
-    def __init__(self, limits: RunnerLimits, *, depth: int, caching: bool = True) -> None:
+    def __init__(
+        self,
+        limits: RunnerLimits,
+        config: SchedulerConfig | None = None,
+        *,
+        depth: int,
+        caching: bool = True,
+        capacity: int | None = None,
+    ) -> None:
         self.limits, self.depth = limits, depth
         self.groups = 0
-        self.scheduler = Scheduler(limits, enable_prefix_caching=caching, max_queued_requests=MAX_QUEUED)
+        cache = CacheConfig(enable_prefix_caching=caching, prefix_cache_capacity=capacity)
+        self.scheduler = Scheduler(limits, config, cache, max_queued_requests=MAX_QUEUED)
         self.device = TracingDevice(limits)
         self.flying: deque[StepResult] = deque()
         self.live: dict[str, Request] = {}
         self.texts: dict[str, list[int]] = {}
 
-    def add(self, prompt: list[int], max_tokens: int, *, stops: bool = False, salt: str = "") -> str:
+    def add(self, prompt: list[int], max_tokens: int, *, stops: bool = False, salt: str = "", **treated: Any) -> str:
         name = f"r{len(self.texts)}"
-        request = Request(name, prompt, max_tokens, RowSampling(), STOPS if stops else frozenset(), salt)
+        ends = STOPS if stops else frozenset[int]()
+        request = Request(name, prompt, max_tokens, RowSampling(), ends, salt, **treated)
         try:
             self.scheduler.add(request)
         except EngineOverloadedError:
@@ -44,6 +56,16 @@ class History:
     def abort(self, name: str) -> None:
         assert self.scheduler.finish(name, "abort") == (name in self.live)
         self.live.pop(name, None)
+        self.scheduler.check()
+
+    def expire(self, now: float) -> None:
+        """Time passes: exactly those whose deadline is over are gone."""
+        over = {name for name, one in self.live.items() if one.deadline_s is not None and one.deadline_s <= now}
+        assert set(self.scheduler.expire(now)) == over
+        for name in over:
+            del self.live[name]
+        left = [one.deadline_s for one in self.live.values() if one.deadline_s is not None]
+        assert self.scheduler.next_deadline_s == min(left, default=None)
         self.scheduler.check()
 
     def dispatch(self, *, draws: int = 1, fails: bool = False, state_lost: bool = False) -> bool:

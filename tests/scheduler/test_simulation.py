@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
+from asurge.config import SchedulerConfig
 from asurge.plan import RunnerLimits
 from tests.fakes import VOCAB
 from tests.scheduler.history import History
@@ -31,9 +33,32 @@ class Simulation(RuleBasedStateMachine):
         budget=st.sampled_from([4, 5, 8, 24]),
         caching=st.booleans(),
         depth=st.integers(1, 3),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        cache_aware=st.booleans(),
+        threshold=st.sampled_from([None, 4, 6]),
+        capacity=st.sampled_from([None, 0, 2]),
     )
-    def start(self, pages: int, slots: int, budget: int, caching: bool, depth: int) -> None:
-        self.history = History(limits(pages, slots, budget), depth=depth, caching=caching)
+    def start(
+        self,
+        pages: int,
+        slots: int,
+        budget: int,
+        caching: bool,
+        depth: int,
+        policy: Literal["fcfs", "priority"],
+        cache_aware: bool,
+        threshold: int | None,
+        capacity: int | None,
+    ) -> None:
+        config = SchedulerConfig(
+            policy=policy,
+            cache_aware=cache_aware,
+            max_overtakes=2,
+            long_prefill_token_threshold=threshold,
+            tenant_weights={"b": 3.0},
+        )
+        self.history = History(limits(pages, slots, budget), config, depth=depth, caching=caching, capacity=capacity)
+        self.now = 0.0
 
     @rule(
         target=requests,
@@ -42,9 +67,30 @@ class Simulation(RuleBasedStateMachine):
         max_tokens=st.integers(1, 24),
         stops=st.booleans(),
         salt=st.sampled_from(["", "other"]),
+        priority=st.integers(0, 2),
+        tenant=st.sampled_from(["a", "b", "c"]),
+        allowed=st.sampled_from([None, None, 1.0, 5.0]),
     )
-    def add(self, prefix: tuple[int, ...], tail: list[int], max_tokens: int, stops: bool, salt: str) -> str:
-        return self.history.add([*prefix, *tail], max_tokens, stops=stops, salt=salt)
+    def add(
+        self,
+        prefix: tuple[int, ...],
+        tail: list[int],
+        max_tokens: int,
+        stops: bool,
+        salt: str,
+        priority: int,
+        tenant: str,
+        allowed: float | None,
+    ) -> str:
+        deadline = None if allowed is None else self.now + allowed
+        return self.history.add(
+            [*prefix, *tail], max_tokens, stops=stops, salt=salt, priority=priority, tenant=tenant, deadline_s=deadline
+        )
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 6.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.history.expire(self.now)
 
     @rule(turns=st.lists(st.integers(0, 5), min_size=1, max_size=16))
     def run(self, turns: list[int]) -> None:
@@ -79,13 +125,19 @@ def dense_history(seed: int, reached: Counter[str]) -> None:
     """A long, crowded history in a small pool; ``reached`` counts what it went through."""
     rng = random.Random(seed)
     budget = rng.choice([4, 5, 8, 12, 24])
-    history = History(limits(rng.randint(7, 16), rng.randint(2, 4), budget), depth=rng.randint(1, 4))
+    config = SchedulerConfig(
+        policy=rng.choice(["fcfs", "priority"]),
+        cache_aware=rng.random() < 0.5,
+        long_prefill_token_threshold=rng.choice([None, None, 4]),
+    )
+    history = History(limits(rng.randint(7, 16), rng.randint(2, 4), budget), config, depth=rng.randint(1, 4))
     for turn in range(300):
         chance = rng.random()
         calm = turn // 50 % 3 == 2
         if chance < (0.05 if calm else 0.2):
             tail = [rng.randrange(2, VOCAB) for _ in range(rng.randint(1, 10))]
-            history.add([*rng.choice(PREFIXES), *tail], rng.randint(1, 20), stops=rng.random() < 0.2)
+            treated = {"priority": rng.randrange(3), "tenant": rng.choice("ab")}
+            history.add([*rng.choice(PREFIXES), *tail], rng.randint(1, 20), stops=rng.random() < 0.2, **treated)
         elif chance < 0.23 and history.live:
             history.abort(rng.choice(sorted(history.live)))
         elif chance < 0.24:

@@ -1,0 +1,140 @@
+"""Who is running: the sequences that hold a slot and pages, and how they come by them and lose them."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+
+from asurge.plan import RunnerLimits
+from asurge.scheduler.pages import PagePool
+from asurge.scheduler.prefix_cache import PrefixCache
+from asurge.scheduler.queue import WaitingQueue
+from asurge.scheduler.reports import Totals
+from asurge.scheduler.request import Phase, Sequence
+
+
+class Residents:
+    """The running sequences, by rank: the first is served first, the last gives way.
+
+    Args:
+        by_priority: whether a waiting sequence may take slot and pages from running ones of lower priority.
+    """
+
+    def __init__(
+        self,
+        limits: RunnerLimits,
+        pool: PagePool,
+        cache: PrefixCache,
+        waiting: WaitingQueue,
+        totals: Totals,
+        *,
+        by_priority: bool,
+    ) -> None:
+        self.running: OrderedDict[Sequence, None] = OrderedDict()
+        self.free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._limits, self._pool, self._cache, self._waiting = limits, pool, cache, waiting
+        self._totals, self._by_priority = totals, by_priority
+
+    def make_room(self) -> None:
+        """Preempt running requests for a waiting one of higher priority, if that is what it needs to run."""
+        while self._by_priority and (first := self._waiting.first()) is not None and self.running:
+            last = next(reversed(self.running))
+            if last.rank[0] <= first.rank[0] or first.pending or not self._would_fit(first):
+                return
+            if self.free_slots and self._pages_needed(first, self._shared(first)) <= self._pool.num_available:
+                return
+            self.preempt(last)
+
+    def _would_fit(self, sequence: Sequence) -> bool:
+        """Whether a waiting request could run if all of lower priority gave up their pages."""
+        given = sum(len(one.pages) for one in self.running if one.rank[0] > sequence.rank[0])
+        return self._pages_needed(sequence, self._shared(sequence)) <= self._pool.num_available + given
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """Pages that a waiting sequence finds in the cache. A prompt that is scored is computed, whatever that holds."""
+        return [] if sequence.request.prompt_logprobs else self._cache.lookup(sequence)
+
+    def _pages_needed(self, sequence: Sequence, shared: list[int]) -> int:
+        """Pages of the pool that admitting a sequence takes, with those that it shares with nobody so far."""
+        fresh = -(-sequence.known // self._limits.page_size) - len(shared)
+        return fresh + sum(self._pool.is_unused(page) for page in shared)
+
+    def reserve(self, sequence: Sequence, count: int) -> bool:
+        """Give a running sequence pages for its next ``count`` tokens, preempting those that come after it if it must.
+        If the sequence itself is the last, it is the one preempted."""
+        needed = -(-(sequence.scheduled + count) // self._limits.page_size) - len(sequence.pages)
+        if needed <= 0:
+            return True
+        while needed > self._pool.num_available:
+            victim = next(reversed(self.running))
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.pages.extend(self._pool.allocate() for _ in range(needed))
+        return True
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Move a waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the rest of what is
+        known. Only a higher priority preempts for that (`make_room`)."""
+        shared = self._shared(sequence)
+        if self._pages_needed(sequence, shared) > self._pool.num_available:
+            return False
+        self._waiting.overtake(sequence)
+        self._waiting.remove(sequence)
+        for page in shared:
+            self._pool.share(page)
+        sequence.set_pages(shared)
+        sequence.scheduled = len(shared) * self._limits.page_size
+        sequence.slot, sequence.phase = self.free_slots.pop(), Phase.RUNNING
+        self.running[sequence] = None
+        self._sort_running(sequence)
+        if sequence.epoch == 0:
+            sequence.cached = sequence.scheduled
+            self._totals.prompt_tokens += sequence.known
+        if self._cache.enabled:
+            self._totals.prefix_cache_queries += sequence.known
+            self._totals.prefix_cache_hits += sequence.scheduled
+        return True
+
+    def _sort_running(self, newcomer: Sequence) -> None:
+        """Keep the running ones in order of rank: one that comes back after a preemption moves forward."""
+        for other in [one for one in self.running if one.rank > newcomer.rank]:
+            self.running.move_to_end(other)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take slot and pages away; the sequence waits in its old place and is computed anew. Draws in flight count."""
+        self._totals.preemptions += 1
+        self.vacate(sequence)
+        sequence.phase = Phase.WAITING
+        sequence.epoch += 1
+        sequence.scheduled = 0
+        sequence.in_slot = False
+        self._waiting.add(sequence)
+
+    def vacate(self, sequence: Sequence) -> None:
+        del self.running[sequence]
+        for page in reversed(sequence.pages):  # the end of a prefix is given away before its beginning
+            self._pool.release(page)
+        sequence.set_pages([])
+        sequence.registered = 0
+        self.free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+    def check(self) -> None:
+        """Assert that pages, slots and order are right. For tests."""
+        self._pool.check(_count_uses(self.running, self._limits.page_size))
+        slots = [sequence.slot for sequence in self.running] + self.free_slots
+        assert sorted(slots) == list(range(self._limits.max_num_seqs)), "a slot is lost or taken twice"
+        ranks = [sequence.rank for sequence in self.running]
+        assert ranks == sorted(ranks), "running sequences are out of order"
+
+
+def _count_uses(running: Iterable[Sequence], page_size: int) -> dict[int, int]:
+    """How many running sequences hold each page."""
+    uses = Counter[int]()
+    for sequence in running:
+        assert sequence.phase is Phase.RUNNING
+        assert sequence.scheduled <= sequence.length <= sequence.max_length
+        assert len(sequence.pages) == -(-sequence.scheduled // page_size)
+        uses.update(sequence.pages)
+    return uses
