@@ -90,6 +90,7 @@ class EngineConfig:
         cache: what is kept of finished work.
         reserve_tokens: tokens of the context kept for the answer when a prompt is cut.
         auto_truncate_prompt / truncate_mode: cut prompts that do not fit, and where.
+        decode_truncated_prompt: the text of a prompt that was cut is that of the tokens that are left.
         auto_cap_new_tokens: lower max_tokens to what fits the context.
         prefer_preserve_prompt: lower max_tokens before cutting the prompt.
         strict_context: refuse instead of cutting or capping.
@@ -127,6 +128,7 @@ class EngineConfig:
     reserve_tokens: int | None = None
     auto_truncate_prompt: bool = True
     truncate_mode: TruncateMode = "left"
+    decode_truncated_prompt: bool = True
     auto_cap_new_tokens: bool = True
     prefer_preserve_prompt: bool = True
     strict_context: bool = False

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from asurge.assembly import Parts, assemble
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError, EngineNotRunningError, EngineStateError, InvalidRequestError
-from asurge.intake import Intake, Prompt
+from asurge.intake import Intake, Prompt, RenderedChat
 from asurge.outputs import RequestOutput
 from asurge.params import RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pipeline
@@ -229,7 +229,13 @@ class Engine:
             ChatTemplateError: malformed messages, no template, or one that fails.
         """
         _, intake = self._running()
-        prompt = await intake.render(messages, tools, chat_template, template_kwargs)
+        prompt = await intake.render(
+            messages,
+            sampling_params or SamplingParams(),
+            tools=tools,
+            chat_template=chat_template,
+            template_kwargs=template_kwargs,
+        )
         tokens = self.stream(prompt, sampling_params, request_id=request_id, **options)
         return tokens if stream else await tokens.wait_finished()
 
@@ -322,7 +328,7 @@ class Engine:
 
 
 def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return isinstance(prompts, str | RenderedChat) or (len(prompts) > 0 and isinstance(prompts[0], int))
 
 
 def _spread(name: str, value: object, count: int, one: type[T]) -> list[T | None]:

@@ -19,19 +19,32 @@ from asurge.params import MAX_SEED, RequestOptions, SamplingParams, check_option
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
-from asurge.text import FittedPrompt, IncrementalDetokenizer, StopMatcher, fit_prompt, render_chat
-
-Prompt = str | Sequence[int]
+from asurge.text import (
+    FittedConversation,
+    FittedPrompt,
+    IncrementalDetokenizer,
+    StopMatcher,
+    answer_room,
+    cut,
+    fit_conversation,
+    fit_prompt,
+    render_chat,
+    text_cutter,
+)
 
 _THREADS = 4
 _BLOCKING_CHARACTERS = 2048
 """Texts up to this long tokenise in well under a millisecond: cheaper on the loop than a thread's hand-over."""
 
 
-class RenderedChat(str):
-    """A prompt that already holds its special tokens."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A conversation as a prompt: its tokens, and what was left out of it so that it fits."""
 
-    __slots__ = ()
+    conversation: FittedConversation
+
+
+Prompt = str | Sequence[int] | RenderedChat
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,16 +70,30 @@ class Intake:
     async def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
         tools: Sequence[Mapping[str, Any]] | None,
         chat_template: str | None,
         template_kwargs: Mapping[str, Any] | None,
     ) -> RenderedChat:
-        """The prompt of a conversation."""
+        """The prompt of a conversation, without its oldest turns if it does not fit and the settings allow it."""
+        config, tokenizer = self._config, self._tokenizer
 
-        def render() -> str:
-            return render_chat(
-                self._tokenizer, messages, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
+        def tokens(some: Sequence[Mapping[str, Any]]) -> list[int]:
+            text = render_chat(
+                tokenizer, some, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
             )
+            return tokenizer.encode(text, add_special_tokens=False)
+
+        def render() -> FittedConversation:
+            if config.strict_context or not config.auto_truncate_prompt:
+                return FittedConversation(tuple(tokens(messages)))
+            prefer_prompt = config.prefer_preserve_prompt and config.auto_cap_new_tokens
+            answer = answer_room(
+                params.max_tokens, self._max_model_len, config.reserve_tokens, prefer_prompt=prefer_prompt
+            )
+            cutter = text_cutter(tokenizer, config.truncate_mode)
+            return fit_conversation(messages, tokens, cutter, self._max_model_len - answer)
 
         return RenderedChat(await to_thread.run_sync(render, limiter=self._threads))
 
@@ -139,12 +166,16 @@ class Intake:
 
     def _fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         config = self._config
-        if isinstance(prompt, str):
-            special = not isinstance(prompt, RenderedChat)
-            ids = self._tokenizer.encode(prompt, add_special_tokens=special)
+        if isinstance(prompt, RenderedChat):
+            ids: Sequence[int] = prompt.conversation.token_ids
+        elif isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt)
         else:
             ids = self._checked(prompt)
-        return fit_prompt(
+        size, most = len(ids), params.truncate_prompt_tokens
+        if most is not None:
+            ids = cut(ids, min(size, self._max_model_len - 1 if most == -1 else most), "left")
+        fitted = fit_prompt(
             ids,
             max_model_len=self._max_model_len,
             max_tokens=params.max_tokens,
@@ -154,6 +185,29 @@ class Intake:
             strict_context=config.strict_context,
             truncate_mode=config.truncate_mode,
             prefer_preserve_prompt=config.prefer_preserve_prompt,
+        )
+        return dataclasses.replace(fitted, truncated=size - len(fitted.token_ids))
+
+    def _facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
+        """What outputs tell of a prompt; the text is that of the tokens that are left, unless the settings say otherwise."""
+        ids = list(fitted.token_ids)
+        chat = prompt.conversation if isinstance(prompt, RenderedChat) else FittedConversation(())
+        truncated = fitted.truncated + chat.truncated_tokens
+        text = prompt if isinstance(prompt, str) else None
+        if isinstance(prompt, RenderedChat) or (
+            text is not None and truncated and self._config.decode_truncated_prompt
+        ):
+            text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        logprobs = None
+        if params.prompt_logprobs is not None:
+            logprobs = PromptLogprobs(ids, LogprobTeller(params.prompt_logprobs, self._decode_token))
+        return PromptFacts(
+            text,
+            ids,
+            num_truncated_tokens=truncated,
+            num_dropped_messages=chat.dropped_messages,
+            capped_max_tokens=fitted.max_tokens if fitted.capped else None,
+            logprobs=logprobs,
         )
 
     def _checked(self, prompt: Sequence[int]) -> list[int]:
@@ -176,13 +230,9 @@ class Intake:
         fitted: FittedPrompt,
         clock: Callable[[], float],
     ) -> Generation:
-        ids = list(fitted.token_ids)
-        logprobs = None
-        if params.prompt_logprobs is not None:
-            logprobs = PromptLogprobs(ids, LogprobTeller(params.prompt_logprobs, self._decode_token))
         return Generation(
             request_id,
-            PromptFacts(prompt if isinstance(prompt, str) else None, ids, fitted.truncated, logprobs),
+            self._facts(prompt, params, fitted),
             [self._choice(index, request, params) for index, request in enumerate(requests)],
             kept=params.n,
             output_kind=params.output_kind,

@@ -51,6 +51,9 @@ class RequestOutput:
         prompt_logprobs: by prompt token, as ``CompletionOutput.logprobs``, if asked for; the first has none.
         delta_text: text of the first completion that is new since the output before this one.
         accumulated_text: all text of the first completion so far.
+        num_truncated_tokens: tokens of the prompt that were left out so that it fits.
+        num_dropped_messages: messages of the conversation that were left out, whose tokens are counted there.
+        capped_max_tokens: what the context left of max_tokens, if it was less.
         first_token_time: from arrival to the first token, or None before it.
         time_spent_generating: from the first token to now.
         processing_time: from arrival to now, waiting included.
@@ -71,6 +74,8 @@ class RequestOutput:
     num_generated_tokens: int = 0
     num_cached_tokens: int = 0
     num_truncated_tokens: int = 0
+    num_dropped_messages: int = 0
+    capped_max_tokens: int | None = None
     time_spent_generating: float = 0.0
     first_token_time: float | None = None
     processing_time: float = 0.0

@@ -46,6 +46,7 @@ class SamplingParams:
         seed: the same seed draws the same tokens in any company; None draws a fresh one.
         logprobs: tell the logprob of each token and of the likeliest so many in its place.
         prompt_logprobs: the same of the prompt's tokens.
+        truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 keeps what the context holds.
         echo: the text begins with that of the prompt.
         stop: strings that end the text (not part of it, unless ``include_stop_str_in_output``).
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
@@ -81,6 +82,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     echo: bool = False
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -105,6 +107,8 @@ class SamplingParams:
             ("seed", 0, MAX_SEED),
         ):
             _optional_integer(field, getattr(self, field), low, high)
+        if self.truncate_prompt_tokens != -1:
+            _optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
         _integer("n", self.n, 1, MAX_CHOICES)
         _optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
         for field in ("echo", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"):  # fmt: skip

@@ -20,6 +20,8 @@ class PromptFacts:
     text: str | None
     token_ids: list[int]
     num_truncated_tokens: int = 0
+    num_dropped_messages: int = 0
+    capped_max_tokens: int | None = None
     logprobs: PromptLogprobs | None = None
 
 
@@ -126,6 +128,8 @@ class Generation:
             num_generated_tokens=count,
             num_cached_tokens=choices[0].num_cached_tokens,
             num_truncated_tokens=self.prompt.num_truncated_tokens,
+            num_dropped_messages=self.prompt.num_dropped_messages,
+            capped_max_tokens=self.prompt.capped_max_tokens,
             time_spent_generating=generating,
             first_token_time=None if begun is None else begun - self.arrival_s,
             processing_time=now - self.arrival_s,

@@ -1,12 +1,13 @@
 """Between text and token ids: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
 
 from asurge.text.chat import render_chat
-from asurge.text.context import FittedPrompt, fit_prompt
+from asurge.text.context import FittedPrompt, answer_room, cut, fit_prompt
+from asurge.text.conversation import FittedConversation, fit_conversation, text_cutter
 from asurge.text.detokenizer import IncrementalDetokenizer
 from asurge.text.stop import StopMatcher, StopScan
 from asurge.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "FittedPrompt", "IncrementalDetokenizer", "StopMatcher", "StopScan", "Tokenizer", "fit_prompt",
-    "load_tokenizer", "render_chat",
+    "FittedConversation", "FittedPrompt", "IncrementalDetokenizer", "StopMatcher", "StopScan", "Tokenizer", "answer_room",
+    "cut", "fit_conversation", "fit_prompt", "load_tokenizer", "render_chat", "text_cutter",
 ]  # fmt: skip

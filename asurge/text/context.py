@@ -24,6 +24,14 @@ class FittedPrompt:
     capped: bool = False
 
 
+def answer_room(max_tokens: int | None, max_model_len: int, reserve_tokens: int | None, *, prefer_prompt: bool) -> int:
+    """Tokens of the context that a prompt which is cut must leave to the answer."""
+    reserve = min(max(reserve_tokens or 1, 1), max_model_len - 1)
+    if max_tokens is None:
+        return reserve
+    return min(max_tokens, reserve) if prefer_prompt else min(max_tokens, max_model_len - 1)
+
+
 def fit_prompt(
     token_ids: Sequence[int],
     *,
@@ -75,14 +83,14 @@ def fit_prompt(
             param="max_tokens",
         )
     return FittedPrompt(
-        _cut(token_ids, kept, truncate_mode),
+        cut(token_ids, kept, truncate_mode),
         answer,
         truncated=size - kept,
         capped=max_tokens is not None and answer < max_tokens,
     )
 
 
-def _cut(token_ids: Sequence[int], kept: int, mode: TruncateMode) -> tuple[int, ...]:
+def cut(token_ids: Sequence[int], kept: int, mode: TruncateMode) -> tuple[int, ...]:
     """``kept`` tokens of a prompt: ``left`` drops its beginning, ``right`` its end, ``middle`` what is between."""
     size = len(token_ids)
     if mode == "left":

@@ -1,0 +1,94 @@
+"""Prompts that do not fit: what is cut, and what outputs tell of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asurge import Engine, SamplingParams
+from asurge.errors import PromptTooLongError
+from tests.conftest import TINY
+
+PARAMS = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
+LONG = "The quick brown fox jumps over the lazy dog. " * 12
+
+
+def talk(turns: int) -> list[dict[str, Any]]:
+    messages = [{"role": "system", "content": "Be brief."}]
+    for at in range(turns):
+        messages += [{"role": "user", "content": f"Question {at}?"}, {"role": "assistant", "content": f"Answer {at}."}]
+    return [*messages, {"role": "user", "content": "And the last one?"}]
+
+
+@pytest.fixture(scope="module")
+async def strict(tiny_folder: Path) -> AsyncIterator[Engine]:
+    async with Engine(str(tiny_folder), **TINY, strict_context=True) as engine:
+        yield engine
+
+
+async def test_a_long_conversation_loses_its_oldest_turns(engine: Engine) -> None:
+    whole = await engine.chat(talk(0), PARAMS)
+    assert (whole.num_dropped_messages, whole.num_truncated_tokens) == (0, 0)
+    output = await engine.chat(talk(30), PARAMS)
+    assert output.prompt is not None
+    assert output.prompt.startswith("<s>system: Be brief.")
+    assert "And the last one?" in output.prompt
+    assert "Question 29?" in output.prompt
+    assert "Question 0?" not in output.prompt
+    assert output.num_dropped_messages % 2 == 0
+    assert output.num_dropped_messages > 30
+    assert output.num_truncated_tokens > 300
+    assert output.finish_reason == "length"
+
+
+async def test_one_huge_message_is_cut_within_its_template(engine: Engine) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LONG}]
+    output = await engine.chat(messages, PARAMS)
+    assert output.prompt is not None
+    assert output.prompt.startswith("<s>system: Be brief.\n<s>user:")
+    assert output.prompt.endswith("<s>assistant: ")
+    assert output.num_dropped_messages == 0
+    assert output.num_truncated_tokens > 0
+
+
+async def test_strict_engines_refuse_long_conversations(strict: Engine) -> None:
+    with pytest.raises(PromptTooLongError):
+        await strict.chat(talk(30), PARAMS)
+
+
+async def test_the_text_of_a_cut_prompt_is_that_of_its_tokens(tiny_folder: Path, engine: Engine) -> None:
+    output = await engine.stream(LONG, PARAMS).wait_finished()
+    assert output.num_truncated_tokens > 0
+    assert output.prompt is not None
+    assert LONG.endswith(output.prompt)
+    assert len(output.prompt) < len(LONG)
+    async with Engine(str(tiny_folder), **TINY, decode_truncated_prompt=False) as other:
+        assert (await other.stream(LONG, PARAMS).wait_finished()).prompt == LONG
+
+
+async def test_a_request_may_keep_the_end_of_its_prompt_only(engine: Engine) -> None:
+    ids = list(range(10, 60))
+    output = await engine.stream(ids, dataclasses.replace(PARAMS, truncate_prompt_tokens=7)).wait_finished()
+    assert output.prompt_token_ids == ids[-7:]
+    assert output.num_truncated_tokens == 43
+    alone = await engine.stream(ids[-7:], PARAMS).wait_finished()
+    assert output.outputs == alone.outputs
+
+
+async def test_minus_one_keeps_what_the_context_holds(strict: Engine) -> None:
+    ids = [10 + at % 300 for at in range(500)]
+    params = dataclasses.replace(PARAMS, truncate_prompt_tokens=-1, max_tokens=None)
+    output = await strict.stream(ids, params).wait_finished()
+    assert output.prompt_token_ids == ids[-127:]
+    assert output.num_generated_tokens == 1
+
+
+async def test_a_capped_answer_is_told(engine: Engine) -> None:
+    ids = [10] * 100
+    output = await engine.stream(ids, dataclasses.replace(PARAMS, max_tokens=90)).wait_finished()
+    assert (output.capped_max_tokens, output.num_generated_tokens, output.num_truncated_tokens) == (28, 28, 0)
+    assert (await engine.stream(ids, PARAMS).wait_finished()).capped_max_tokens is None
