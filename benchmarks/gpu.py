@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asurge.models import convert
+from asurge.models import DenseAttend, convert
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import AttentionBackend, AttentionShape, GpuAttention, Heads, XlaAttention, dense_attention
+from asurge.ops.attention import AttentionBackend, AttentionShape, GpuAttention, XlaAttention, dense_attention
 from asurge.ops.attention.gpu import default_decode
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
 from asurge.plan import PlanRow, RowSampling, StepPlan
@@ -149,7 +149,7 @@ class Steps:
         self.scale, self.slots = scale, sequences
         self.columns = -(-tokens // scale.page_size)
         self.leaves, rebuild = split_model(model)
-        self.spec = StepSpec(rebuild, attention, self.columns, draws)
+        self.spec = StepSpec(rebuild, attention, self.columns, most_rows=0, most_tokens=0, max_draws=draws)
         count = sequences * self.columns + 1
         self.pages = tuple(attention.allocate(count) for _ in range(model.config.num_layers))
         self.last = jnp.zeros((sequences + 1,), jnp.int32)
@@ -163,13 +163,14 @@ class Steps:
         """A compiled step; each call runs it once more and returns what it drew."""
         packed, _ = pack(plan, shape, self.columns, self.slots)
         if shape not in self.compiled:
-            function = jax.jit(make_step(self.spec, shape), donate_argnums=(1, 2))
+            spec = dataclasses.replace(self.spec, most_rows=shape.rows, most_tokens=shape.tokens)
+            function = jax.jit(make_step(spec, shape), donate_argnums=(1, 2))
             lowered = function.lower(self.leaves, self.pages, self.last, packed)
             self.compiled[shape] = lowered.compile(compiler_options=options or None)
         step = self.compiled[shape]
 
         def run() -> jax.Array:
-            self.pages, self.last, drawn = step(self.leaves, self.pages, self.last, packed)
+            self.pages, self.last, drawn, _ = step(self.leaves, self.pages, self.last, packed)
             return drawn
 
         return run
@@ -192,11 +193,7 @@ def check_step(scale: Scale, kernels: str) -> Document:
             plan = StepPlan(0, (steps.row(1, 150 + at, None),), ())
             found.append(int(steps.prepare(plan, StepShape(2), {})()[0, 0]))
         whole = jnp.asarray(np.concatenate((prompt, found[:-1])), jnp.int32)
-
-        def attend(layer: int, heads: Heads) -> jax.Array:
-            return dense_attention(*heads.split(), scale=config.head_dim**-0.5)
-
-        logits = model.logits(model(whole, jnp.arange(len(whole)), attend))[149:, : config.vocab_size]
+        logits = model.logits(model(whole, jnp.arange(len(whole)), DenseAttend(config)))[149:, : config.vocab_size]
     best = logits.max(axis=-1) - logits[jnp.arange(draws), jnp.asarray(found)]
     return {
         "kernels": kernels,

@@ -23,8 +23,7 @@ from flax import nnx
 
 from asurge.demo import CHECKPOINT, QUESTIONS
 from asurge.demo.samples import END
-from asurge.models import Decoder, convert, load_model
-from asurge.ops.attention import Heads, dense_attention
+from asurge.models import Decoder, DenseAttend, convert, load_model
 from asurge.text import load_tokenizer
 
 RANDOM_TEXTS, RANDOM_LENGTH = 4, 128
@@ -43,11 +42,7 @@ def forward(folder: Path, kernels: str, quantization: str | None) -> Callable[[I
     @jax.jit
     def run(state: Any, tokens: jax.Array) -> jax.Array:
         module: Decoder = nnx.merge(graph, state)
-        config = module.config
-
-        def attend(layer: int, heads: Heads) -> jax.Array:
-            return dense_attention(*heads.split(), scale=config.head_dim**-0.5, window=config.window(layer))
-
+        attend = DenseAttend(module.config)
         return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))[:, :size]
 
     return lambda tokens: np.asarray(run(state, tokens))

@@ -3,6 +3,7 @@
 from asurge.models.config import DecoderConfig
 from asurge.models.conversion import convert
 from asurge.models.decoder import Decoder
+from asurge.models.dense import DenseAttend
 from asurge.models.loading import load_model
 from asurge.models.registry import Family, family_for
 from asurge.models.source import read_config, resolve_checkpoint
@@ -10,6 +11,7 @@ from asurge.models.source import read_config, resolve_checkpoint
 __all__ = [
     "Decoder",
     "DecoderConfig",
+    "DenseAttend",
     "Family",
     "convert",
     "family_for",

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asurge.errors import ModelLoadError
+from asurge.ops.norm import Activation
 
 RopeScaling = Mapping[str, Any]  # JSON from the checkpoint; `asurge.ops.rotary` validates it
+Rope = tuple[float, RopeScaling | None]
+"""Base and scaling of rotary positions."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts in place of the feed-forward.
+
+    Attributes:
+        count: experts in a layer.
+        per_token: how many of them a token is sent to.
+        size: of their inner layer.
+        normalize: whether the weights of a token's experts add up to 1.
+        layers: which layers have one; the others are dense.
+        names: what the checkpoint calls the layer, its router, and the three matrices of an expert.
+    """
+
+    count: int
+    per_token: int
+    size: int
+    normalize: bool
+    layers: tuple[bool, ...]
+    names: tuple[str, str, tuple[str, str, str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +57,26 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()
     """Per layer: how many tokens back a query sees, itself included; None sees all."""
+    local_rope: Rope | None = None
+    """Of layers with a sliding window, if they have one of their own."""
+    unrotated: tuple[bool, ...] = ()
+    """Per layer: whether positions are left out (NoPE)."""
+    activation: Activation = "silu"
+    pre_norm: bool = True
+    post_norm: bool = False
+    """Whether attention and feed-forward are normalised on their way in, and on their way back to the residual."""
+    norm_offset: bool = False
+    """Whether norms multiply by 1 + weight."""
+    qk_norm_across_heads: bool = False
+    """With ``qk_norm``: over all heads at once."""
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    """On the scores; None: 1 / sqrt(head_dim)."""
+    score_softcap: float | None = None
+    logit_softcap: float | None = None
+    fused_projections: bool = False
+    """Whether the checkpoint has queries, keys and values in one tensor, and gate and up in another."""
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -42,11 +86,11 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ModelLoadError(f"head_dim={self.head_dim} is odd: rotary embeddings need pairs")
-        if self.sliding_windows and len(self.sliding_windows) != self.num_layers:
-            raise ModelLoadError(
-                f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers: "
-                "layer_types and num_hidden_layers disagree in config.json"
-            )
+        for name, values in (("layer_types", self.sliding_windows), ("no_rope_layers", self.unrotated)):
+            if values and len(values) != self.num_layers:
+                raise ModelLoadError(
+                    f"{len(values)} {name} for {self.num_layers} layers: {name} and num_hidden_layers disagree in config.json"
+                )
 
     @property
     def q_size(self) -> int:
@@ -55,6 +99,15 @@ class DecoderConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """On the scores."""
+        return float(self.head_dim**-0.5) if self.attention_scale is None else self.attention_scale
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer's feed-forward is a mixture of experts."""
+        return self.experts is not None and self.experts.layers[layer]
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, in tokens, or None."""
@@ -87,9 +140,26 @@ class ConfigReader:
             raise ModelLoadError(f"config.json: {key}={value!r} must be true or false")
         return value
 
-    def rope(self) -> tuple[float, RopeScaling | None]:
-        """Base and scaling, from today's ``rope_parameters`` or yesterday's two keys."""
+    def optional_number(self, key: str) -> float | None:
+        """None where it is missing or null."""
+        return None if self.raw.get(key) is None else self.number(key, 1.0)
+
+    def layer_kinds(self) -> list[str] | None:
+        """``layer_types``: whether each layer's attention is full or sliding; None where it is missing."""
+        kinds = self.raw.get("layer_types")
+        if kinds is not None and not (isinstance(kinds, list) and all(kind in _KINDS for kind in kinds)):
+            raise ModelLoadError(f"config.json: layer_types={kinds!r} must be a list of {' and '.join(_KINDS)}")
+        return kinds
+
+    def rope(self, kind: str | None = None) -> Rope:
+        """Base and scaling, from today's ``rope_parameters`` or yesterday's two keys.
+
+        Args:
+            kind: of layer, where each kind has parameters of its own.
+        """
         parameters = self.raw.get("rope_parameters")
+        if kind is not None and isinstance(parameters, Mapping) and kind in parameters:
+            parameters = parameters[kind]
         scaling = parameters if parameters is not None else self.raw.get("rope_scaling")
         if scaling is None:
             return self.number("rope_theta", 10_000.0), None
@@ -104,6 +174,15 @@ class ConfigReader:
         return theta, {**scaling, key: self.raw[key]} if self.raw.get(key) is not None else dict(scaling)
 
 
+_KINDS = ("full_attention", "sliding_attention")
+_ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def windows(kinds: Sequence[str], window: int) -> tuple[int | None, ...]:
+    """Per layer: the window, or None where attention is full."""
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
 def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:
     """The fields every Llama-like config shares; ``family`` fills in or overrides the rest.
 
@@ -111,11 +190,11 @@ def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:
         ModelLoadError: a value is missing or of the wrong kind, or the activation is unknown.
     """
     read = ConfigReader(raw)
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelLoadError(f"config.json: hidden_act={activation!r} is not supported (silu is)")
+    activation = raw.get("hidden_activation") or raw.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise ModelLoadError(f"config.json: hidden_act={activation!r} is not supported ({', '.join(_ACTIVATIONS)} are)")
     hidden, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
-    theta, scaling = read.rope()
+    theta, scaling = read.rope("full_attention")
     shared: dict[str, Any] = dict(
         vocab_size=read.integer("vocab_size"),
         hidden_size=hidden,
@@ -129,5 +208,6 @@ def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=read.flag("tie_word_embeddings"),
+        activation=_ACTIVATIONS[activation],
     )
     return DecoderConfig(**(shared | family))

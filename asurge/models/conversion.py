@@ -27,6 +27,8 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
         ConfigError: the kernels asked for by name cannot serve the model.
     """
     int8 = quantization == "int8"
+    if int8 and model.config.experts is not None:
+        raise ConfigError("quantization='int8' does not cover mixtures of experts: leave it out")
     # On accelerators XLA's own products are what is wanted.
     wanted = kernels == "native" or (kernels == "auto" and jax.default_backend() == "cpu")
     reason = unable(model, int8=int8) if wanted else None
@@ -48,6 +50,17 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
     config, depth = model.config, INT8_DEPTH if int8 else BF16_DEPTH
     if model.embedding[...].dtype != jnp.bfloat16:
         return f"dtype={model.embedding[...].dtype.name} is not bfloat16"
+    others = {
+        "activation": config.activation != "silu",
+        "norms with an offset": config.norm_offset,
+        "norms behind layers": config.post_norm,
+        "norms across heads": config.qk_norm_across_heads,
+        "a mixture of experts": config.experts is not None,
+        "soft-capped logits": config.logit_softcap is not None,
+    }
+    for name, present in others.items():
+        if present:
+            return f"the model has {name}" if name != "activation" else f"its activation is {config.activation}"
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -66,7 +79,7 @@ def _converted(layer: Linear, *, packed: bool, int8: bool) -> PackedLinear | Int
     if packed:
         new: PackedLinear | Int8Linear = PackedLinear(weight, layer.bias, int8=int8, gated=layer.gated)
     else:
-        new = Int8Linear(weight, layer.bias, gated=layer.gated)
+        new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
     jax.block_until_ready(nnx.state(new))
     weight.delete()
     return new

@@ -1,4 +1,4 @@
-"""The one decoder that every family composes (Llama, Mistral, Qwen2, Qwen3 and their kin).
+"""The one decoder that every family composes; `DecoderConfig` says of what.
 
 Tokens come flat, as ``[tokens]``: which tokens belong together is the business of `attend`, so the same
 module runs a packed serving step, a plain causal forward, and training.
@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asurge.models.config import DecoderConfig
+from asurge.models.config import DecoderConfig, Rope
 from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm
 from asurge.ops.attention import Heads
+from asurge.ops.experts import mix, route
 from asurge.ops.linear import linear
+from asurge.ops.norm import soft_cap
 from asurge.ops.packed import take_rows
-from asurge.ops.rotary import rotary
+from asurge.ops.rotary import Rotary, rotary
 from asurge.ops.sampling import argmax
 from asurge.ops.shaping import allow
 
@@ -38,31 +40,35 @@ class Attention(nnx.Module):
         width = config.q_size + 2 * config.kv_size
         self.qkv_proj = Linear(config.hidden_size, width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.o_proj = Linear(config.q_size, config.hidden_size, bias=config.output_bias, dtype=dtype, rngs=rngs)
-        eps = config.rms_norm_eps
-        self.q_norm = RMSNorm(config.head_dim, eps=eps, dtype=dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=eps, dtype=dtype) if config.qk_norm else None
+        sizes = (config.q_size, config.kv_size) if config.qk_norm_across_heads else (config.head_dim,) * 2
+        self.q_norm, self.k_norm = (_norm(config, dtype, size) if config.qk_norm else None for size in sizes)
 
     def __call__(
         self,
         x: jax.Array,
-        norm: RMSNorm,
+        norm: RMSNorm | None,
+        residual: jax.Array | None,
         rotary: tuple[jax.Array, jax.Array],
         attend: Attend,
         layer: int,
         live: jax.Array | None,
     ) -> jax.Array:
-        """``x`` and what attention over ``norm(x)`` adds to it."""
-        config = self.config
+        """``residual`` and what attention over ``norm(x)`` adds to it."""
+        config, qkv = self.config, self.qkv_proj(x, norm=norm, live=live)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if config.qk_norm_across_heads and q_norm is not None and k_norm is not None:
+            q, k, v = jnp.split(qkv, (config.q_size, config.q_size + config.kv_size), axis=1)
+            qkv, q_norm, k_norm = jnp.concatenate((q_norm(q), k_norm(k), v), axis=1), None, None
         heads = Heads(
-            self.qkv_proj(x, norm=norm, live=live).reshape(x.shape[0], -1, config.head_dim),
+            qkv.reshape(x.shape[0], -1, config.head_dim),
             config.num_heads,
             config.num_kv_heads,
             *rotary,
-            q_norm=None if self.q_norm is None else self.q_norm.weight[...],
-            k_norm=None if self.k_norm is None else self.k_norm.weight[...],
+            q_norm=None if q_norm is None else q_norm.factor,
+            k_norm=None if k_norm is None else k_norm.factor,
             epsilon=config.rms_norm_eps,
         )
-        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=x, live=live)
+        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=residual, live=live)
 
 
 class MLP(nnx.Module):
@@ -70,23 +76,57 @@ class MLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs, gated=True)
+        self.gate_up_proj = Linear(
+            hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs, gated=True, activation=config.activation
+        )
         self.down_proj = Linear(inner, hidden, bias=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, norm: RMSNorm, live: jax.Array | None) -> jax.Array:
-        """``x`` and what the feed-forward of ``norm(x)`` adds to it."""
-        return self.down_proj(self.gate_up_proj(x, norm=norm, live=live), residual=x, live=live)
+    def __call__(
+        self, x: jax.Array, norm: RMSNorm | None, residual: jax.Array | None, live: jax.Array | None
+    ) -> jax.Array:
+        """``residual`` and what the feed-forward of ``norm(x)`` adds to it."""
+        return self.down_proj(self.gate_up_proj(x, norm=norm, live=live), residual=residual, live=live)
+
+
+class SparseMLP(nnx.Module):
+    """A mixture of gated feed-forwards. Matrices of all experts lie one below the other, as they are loaded."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        assert config.experts is not None
+        self.experts, self.activation = config.experts, config.activation
+        hidden, count, size = config.hidden_size, config.experts.count, config.experts.size
+        init = nnx.initializers.normal(0.02)
+        self.router = nnx.Param(init(rngs.params(), (count, hidden), dtype))
+        self.gate_up = nnx.Param(init(rngs.params(), (count * 2 * size, hidden), dtype))
+        self.down = nnx.Param(init(rngs.params(), (count * hidden, size), dtype))
+
+    def __call__(
+        self, x: jax.Array, norm: RMSNorm | None, residual: jax.Array | None, live: jax.Array | None
+    ) -> jax.Array:
+        """``residual`` and what the experts of ``norm(x)`` add to it."""
+        experts, hidden = self.experts, x.shape[1]
+        x = x if norm is None else norm(x)
+        weights, chosen = route(
+            linear(x, self.router[...], dtype=jnp.float32), experts.per_token, normalize=experts.normalize
+        )
+        gate_up = self.gate_up[...].reshape(experts.count, 2 * experts.size, hidden)
+        down = self.down[...].reshape(experts.count, hidden, experts.size)
+        out = mix(x, weights, chosen, gate_up, down, self.activation)
+        return out if residual is None else residual + out
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer layer."""
+    """One transformer layer: normalised before, behind, or on both sides of attention and feed-forward."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        eps = config.rms_norm_eps
-        self.input_norm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype)
+    def __init__(self, config: DecoderConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        before, behind = config.pre_norm, config.post_norm
+        self.input_norm = _norm(config, dtype) if before else None
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.post_attention_norm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.attention_output_norm = _norm(config, dtype) if behind else None
+        self.mlp_norm = _norm(config, dtype) if before else None
+        sparse = config.is_sparse(layer)
+        self.mlp = (SparseMLP if sparse else MLP)(config, dtype=dtype, rngs=rngs)
+        self.mlp_output_norm = _norm(config, dtype) if behind else None
 
     def __call__(
         self,
@@ -96,8 +136,21 @@ class Block(nnx.Module):
         layer: int,
         live: jax.Array | None,
     ) -> jax.Array:
-        x = self.attention(x, self.input_norm, rotary, attend, layer, live)
-        return self.mlp(x, self.post_attention_norm, live)
+        out = self.attention_output_norm
+        residual = x if out is None else None
+        added = self.attention(x, self.input_norm, residual, rotary, attend, layer, live)
+        x = added if out is None else x + out(added)
+        out = self.mlp_output_norm
+        added = self.mlp(x, self.mlp_norm, x if out is None else None, live)
+        return added if out is None else x + out(added)
+
+
+def _norm(config: DecoderConfig, dtype: jnp.dtype, size: int | None = None) -> RMSNorm:
+    return RMSNorm(size or config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, offset=config.norm_offset)
+
+
+def _rotary(config: DecoderConfig, rope: Rope) -> Rotary:
+    return rotary(config.head_dim, rope[0], config.max_position_embeddings, rope[1])
 
 
 class Decoder(nnx.Module):
@@ -105,12 +158,13 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.rotary = rotary(config.head_dim, config.rope_theta, config.max_position_embeddings, config.rope_scaling)
+        self.rotary = _rotary(config, (config.rope_theta, config.rope_scaling))
+        self.local_rotary = None if config.local_rope is None else _rotary(config, config.local_rope)
         init = nnx.initializers.normal(0.02)
         table = (config.vocab_size, config.hidden_size)
         self.embedding = nnx.Param(init(rngs.params(), table, dtype))
-        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in range(config.num_layers)])
+        self.norm = _norm(config, dtype)
         self.lm_head = None if config.tie_word_embeddings else nnx.Param(init(rngs.params(), table, dtype))
         # What conversion puts in the place of the head's matrix.
         self.head: PackedLinear | Int8Linear | None = nnx.data(None)
@@ -124,10 +178,20 @@ class Decoder(nnx.Module):
             live: a hint, int32 ``[tokens / 16]`` rounded up: where 0, 16 tokens only pad.
         """
         x = take_rows(self.embedding[...], tokens)
-        tables = self.rotary.tables(positions)
+        if self.config.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        tables = self._tables(positions)
         for index, block in enumerate(self.layers):
-            x = block(x, tables, attend, index, live)
+            x = block(x, tables[index], attend, index, live)
         return x
+
+    def _tables(self, positions: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Cosine and sine for each layer: of its kind, or those that leave heads as they are."""
+        config, own = self.config, self.rotary.tables(positions)
+        local = own if self.local_rotary is None else self.local_rotary.tables(positions)
+        still = jnp.ones_like(own[0]), jnp.zeros_like(own[1])
+        tables = [own if config.window(layer) is None else local for layer in range(config.num_layers)]
+        return [still if config.unrotated and config.unrotated[at] else table for at, table in enumerate(tables)]
 
     @property
     def skips_padding(self) -> bool:
@@ -137,9 +201,11 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
         """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""
         if self.head is not None:
-            return self.head(hidden, norm=self.norm, live=live, dtype=jnp.float32)
-        head = self.embedding if self.lm_head is None else self.lm_head
-        return linear(self.norm(hidden), head[...], dtype=jnp.float32)
+            logits = self.head(hidden, norm=self.norm, live=live, dtype=jnp.float32)
+        else:
+            head = self.embedding if self.lm_head is None else self.lm_head
+            logits = linear(self.norm(hidden), head[...], dtype=jnp.float32)
+        return soft_cap(logits, self.config.logit_softcap)
 
     def greedy(self, hidden: jax.Array, live: jax.Array | None = None, allowed: jax.Array | None = None) -> jax.Array:
         """The most likely tokens, int32 ``[rows]``; of equal ones the first.

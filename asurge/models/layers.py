@@ -7,29 +7,40 @@ import jax.numpy as jnp
 from flax import nnx
 
 from asurge.ops.linear import linear, linear_int8, quantize_int8
-from asurge.ops.norm import rms_norm, silu_gate
+from asurge.ops.norm import Activation, gate, rms_norm
 from asurge.ops.packed import interleave, pack, packed_argmax, packed_linear
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019)."""
+    """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019).
 
-    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype) -> None:
+    Args:
+        offset: multiply by 1 + weight, in float32 (Gemma).
+    """
+
+    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype, offset: bool = False) -> None:
         self.weight = nnx.Param(jnp.ones((size,), dtype))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
+
+    @property
+    def factor(self) -> jax.Array:
+        """What it multiplies by, ``[size]``."""
+        weight: jax.Array = self.weight[...]
+        return 1.0 + weight.astype(jnp.float32) if self.offset else weight
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.weight[...], self.eps)
+        return rms_norm(x, self.factor, self.eps)
 
 
 class _Composed(nnx.Module):
     """``residual + act(norm(x) @ weight.T + bias)``, put together from its parts by plain JAX.
 
     Attributes:
-        gated: the outputs are gate and up; the result is ``silu(gate) * up`` (SwiGLU; Shazeer, 2020).
+        gated: the outputs are gate and up; the result is ``activation(gate) * up``.
     """
 
     gated: bool
+    activation: Activation
 
     def __call__(
         self,
@@ -45,7 +56,7 @@ class _Composed(nnx.Module):
         ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that kernels take to leave padding out.
         """
         out = self.product(x if norm is None else norm(x), dtype)
-        out = silu_gate(out) if self.gated else out
+        out = gate(out, self.activation) if self.gated else out
         return out if residual is None else residual + out
 
     def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
@@ -57,12 +68,20 @@ class Linear(_Composed):
     """A linear layer whose weight is ``[out, in]``, as checkpoints have it."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, gated: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        gated: bool = False,
+        activation: Activation = "silu",
     ) -> None:
         init = nnx.initializers.normal(0.02)
         self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
-        self.gated = gated
+        self.gated, self.activation = gated, activation
 
     def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
         return linear(x, self.weight[...], _value(self.bias), dtype)
@@ -71,10 +90,12 @@ class Linear(_Composed):
 class Int8Linear(_Composed):
     """A `Linear` in 8 bits: weights per output channel, activations per token as they come (W8A8, dynamic)."""
 
-    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, gated: bool = False) -> None:
+    def __init__(
+        self, weight: jax.Array, bias: nnx.Param | None, *, gated: bool = False, activation: Activation = "silu"
+    ) -> None:
         quantized, scale = quantize_int8(weight)
         self.weight, self.scale, self.bias = nnx.Param(quantized), nnx.Param(scale), bias
-        self.gated = gated
+        self.gated, self.activation = gated, activation
 
     def product(self, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
         return linear_int8(x, self.weight[...], self.scale[...], _value(self.bias), dtype)

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asurge.errors import ModelLoadError
-from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
-
-_KINDS = ("full_attention", "sliding_attention")
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, windows
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -18,9 +16,7 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
 def sliding_windows(raw: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Per layer, from ``layer_types``, or from ``max_window_layers`` in older configs."""
     read = ConfigReader(raw)
-    kinds = raw.get("layer_types")
-    if kinds is not None and not (isinstance(kinds, list) and all(kind in _KINDS for kind in kinds)):
-        raise ModelLoadError(f"config.json: layer_types={kinds!r} must be a list of {' and '.join(_KINDS)}")
+    kinds = read.layer_kinds()
     if not read.flag("use_sliding_window") or raw.get("sliding_window") is None:
         return ()
     layers, window = read.integer("num_hidden_layers"), read.integer("sliding_window")
@@ -29,4 +25,4 @@ def sliding_windows(raw: Mapping[str, Any]) -> tuple[int | None, ...]:
         if isinstance(first, bool) or not isinstance(first, int):
             raise ModelLoadError(f"config.json: max_window_layers={first!r} must be an integer")
         kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return windows(kinds, window)

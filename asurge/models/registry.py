@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from asurge.errors import UnknownArchitectureError
-from asurge.models import llama, mistral, qwen2, qwen3
+from asurge.models import gemma, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3
 from asurge.models.config import DecoderConfig
 
 
@@ -23,10 +23,17 @@ class Family:
 FAMILIES = {
     family.architecture: family
     for family in (
+        Family("Gemma2ForCausalLM", gemma.gemma2),
+        Family("Gemma3ForCausalLM", gemma.gemma3),
         Family("LlamaForCausalLM", llama.config),
         Family("MistralForCausalLM", mistral.config),
+        Family("MixtralForCausalLM", mixtral.config),
+        Family("Olmo2ForCausalLM", olmo2.config),
+        Family("Phi3ForCausalLM", phi3.config),
         Family("Qwen2ForCausalLM", qwen2.config),
         Family("Qwen3ForCausalLM", qwen3.config),
+        Family("Qwen3MoeForCausalLM", qwen3_moe.config),
+        Family("SmolLM3ForCausalLM", smollm3.config),
     )
 }
 

@@ -104,7 +104,15 @@ class DeviceRunner:
         self._device = jax.devices()[0]
         shape, dtype = model.config, jnp.dtype(config.dtype)
         attention, self.fallback = choose_attention(
-            AttentionShape(shape.num_heads, shape.num_kv_heads, shape.head_dim, config.page_size, dtype),
+            AttentionShape(
+                shape.num_heads,
+                shape.num_kv_heads,
+                shape.head_dim,
+                config.page_size,
+                dtype,
+                shape.attention_scale,
+                shape.score_softcap,
+            ),
             config.kernels,
             self._device.platform,
         )

@@ -13,6 +13,8 @@ _SIZES: dict[str, Any] = dict(
 _ORIGINAL = dict(original_max_position_embeddings=32)
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("Gemma2", dict(num_hidden_layers=3, head_dim=16, sliding_window=7, query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=5.0)),
+    "gemma3": ("Gemma3Text", dict(num_hidden_layers=4, head_dim=16, sliding_window=7, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention"] * 2, rope_parameters=dict(full_attention=dict(rope_type="linear", factor=4.0, rope_theta=1e5), sliding_attention=dict(rope_type="default", rope_theta=500.0)))),
     "llama": ("Llama", {}),
     "llama-tied-biases": ("Llama", dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=20)),
     "llama-linear": ("Llama", dict(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=500.0))),
@@ -22,10 +24,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-longrope": ("Llama", dict(max_position_embeddings=64, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)], original_max_position_embeddings=128, factor=2.0))),
     "mistral": ("Mistral", dict(sliding_window=None)),
     "mistral-window": ("Mistral", dict(sliding_window=7, head_dim=16)),
+    "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2)),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", dict(sliding_window=9)),
+    "phi3-longrope": ("Phi3", dict(max_position_embeddings=64, original_max_position_embeddings=128, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)]))),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
     "qwen3": ("Qwen3", dict(head_dim=20)),
     "qwen3-tied-window": ("Qwen3", dict(head_dim=16, tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1, attention_bias=True)),
+    "qwen3-moe": ("Qwen3Moe", dict(num_hidden_layers=3, head_dim=16, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True, mlp_only_layers=[1])),
+    "qwen3-moe-raw": ("Qwen3Moe", dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, decoder_sparse_step=2)),
+    "smollm3": ("SmolLM3", dict(num_hidden_layers=4, no_rope_layer_interval=2)),
 }  # fmt: skip
 
 PROMPT_TOKENS = 40

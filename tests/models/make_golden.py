@@ -1,4 +1,4 @@
-"""Write the golden checkpoints: ``python -m tests.models.make_golden`` (needs torch).
+"""Write the golden checkpoints: ``python -m tests.models.make_golden [CASE ...]`` (needs torch).
 
 Each is a checkpoint folder in Hugging Face's format with ``golden.npz`` beside it: prompt, float32 logits of the last
 16 prompt positions, and 64 greedy tokens, all from transformers.
@@ -6,6 +6,7 @@ Each is a checkpoint folder in Hugging Face's format with ``golden.npz`` beside 
 
 from __future__ import annotations
 
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def build(case: str) -> tuple[Any, np.ndarray]:
     family, arguments = settings(case)
     torch.manual_seed(zlib.crc32(case.encode()))
     config = getattr(transformers, f"{family}Config")(**arguments)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval().float()
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval().float()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # norms start at one and biases at zero, which would hide mistakes
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
@@ -44,7 +45,7 @@ def run(model: Any, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    for case in CASES:
+    for case in sys.argv[1:] or CASES:
         model, prompt = build(case)
         logits, tokens = run(model, prompt)
         folder = FOLDER / case

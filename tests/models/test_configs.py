@@ -114,7 +114,7 @@ def test_unclear_scalings_are_refused(scaling: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("architectures", [5, "LlamaForCausalLM", [["LlamaForCausalLM"]], {"LlamaForCausalLM": 1}])
 def test_malformed_architectures_are_refused(architectures: object) -> None:
-    with pytest.raises(UnknownArchitectureError, match="is not supported; these are: LlamaForCausalLM"):
+    with pytest.raises(UnknownArchitectureError, match=r"is not supported; these are: .*LlamaForCausalLM"):
         family_for({"architectures": architectures})
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asurge.models import load_model
-from asurge.ops.attention import Heads, dense_attention
+from asurge.models import DenseAttend, load_model
 
 THRESHOLD, TOKENS = 24, 56
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -47,8 +45,5 @@ def test_logits_equal_a_cached_decode_across_the_threshold(kind: str, tmp_path: 
 
     ours = load_model(tmp_path, dtype="float32", progress=False)
 
-    def attend(layer: int, heads: Heads) -> jax.Array:
-        return dense_attention(*heads.split(), scale=ours.config.head_dim**-0.5, window=ours.config.window(layer))
-
-    logits = np.asarray(ours.logits(ours(jnp.asarray(ids.numpy()), jnp.arange(TOKENS), attend)))
+    logits = np.asarray(ours.logits(ours(jnp.asarray(ids.numpy()), jnp.arange(TOKENS), DenseAttend(ours.config))))
     assert np.abs(logits - theirs).max() / np.abs(theirs).max() < 1e-4

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asurge.models import Decoder, load_model
-from asurge.ops.attention import Heads, dense_attention
+from asurge.models import Decoder, DenseAttend, load_model
 from asurge.ops.rotary import rotary
 from tests.models.cases import CASES, NEW_TOKENS, PROMPT_TOKENS
 
@@ -28,11 +27,7 @@ def forward(model: Decoder) -> Any:
     @jax.jit
     def run(tokens: jax.Array) -> jax.Array:
         module = nnx.merge(graph, state)
-        config = module.config
-
-        def attend(layer: int, heads: Heads) -> jax.Array:
-            return dense_attention(*heads.split(), scale=config.head_dim**-0.5, window=config.window(layer))
-
+        attend = DenseAttend(module.config)
         return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))
 
     return run

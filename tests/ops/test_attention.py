@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 Span = tuple[int, int, int]
 """A device row: sequence, start, length."""
 
-attend = jax.jit(paged_attention, static_argnames=("scale", "window", "block_tokens"))
+attend = jax.jit(paged_attention, static_argnames=("scale", "window", "softcap", "block_tokens"))
 write = jax.jit(write_pages, donate_argnames="pages")
 
 
@@ -67,7 +67,13 @@ class Paged:
         return jnp.full_like(empty, jnp.nan if empty.dtype == jnp.float32 else 0xFFFF)
 
     def attend(
-        self, spans: Sequence[Span], queries: int, *, window: int | None = None, block_tokens: int = 256
+        self,
+        spans: Sequence[Span],
+        queries: int,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        block_tokens: int = 256,
     ) -> list[Array]:
         """Each row's real outputs. Padding queries are checked to be finite."""
         q = np.zeros((len(spans), queries, self.layout.heads, self.layout.head_dim), self.layout.dtype)
@@ -76,33 +82,41 @@ class Paged:
         sequences, starts, lengths = np.asarray(spans, np.int32).T
         out = attend(
             q, self.keys, self.values, self.table[sequences], starts, lengths,
-            scale=self.layout.scale, window=window, block_tokens=block_tokens,
+            scale=self.layout.scale, window=window, softcap=softcap, block_tokens=block_tokens,
         )  # fmt: skip
         found = np.asarray(out).astype(np.float64)
         assert np.isfinite(found).all(), "garbage leaked"
         return [found[row, :length] for row, (_, _, length) in enumerate(spans)]
 
-    def expected(self, span: Span, window: int | None = None) -> Array:
+    def expected(self, span: Span, window: int | None = None, softcap: float | None = None) -> Array:
         sequence, start, length = span
-        whole = reference(self.q[sequence], self.k[sequence], self.v[sequence], self.layout.scale, window)
+        whole = reference(self.q[sequence], self.k[sequence], self.v[sequence], self.layout.scale, window, softcap)
         return whole[start : start + length]
 
 
-def reference(q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, scale: float, window: int | None) -> Array:
+def reference(
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Array:
     """Causal attention of one sequence, in float64."""
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     back = np.arange(len(q))[:, None] - np.arange(len(q))[None, :]
     seen = (back >= 0) & (back < (window or len(q)))
-    scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) * scale, -np.inf)
+    scores = np.einsum("qhd,khd->hqk", q, k) * scale
+    scores = np.where(seen, scores if softcap is None else softcap * np.tanh(scores / softcap), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def check(paged: Paged, spans: Sequence[Span], queries: int, *, atol: float = 3e-6, **options: int | None) -> None:
-    window = options.get("window")
+def check(paged: Paged, spans: Sequence[Span], queries: int, *, atol: float = 3e-6, **options: float | None) -> None:
+    window, softcap = options.get("window"), options.get("softcap")
     for span, out in zip(spans, paged.attend(spans, queries, **options), strict=True):  # type: ignore[arg-type]
-        np.testing.assert_allclose(out, paged.expected(span, window), atol=atol, err_msg=str(span))
+        np.testing.assert_allclose(out, paged.expected(span, window, softcap), atol=atol, err_msg=str(span))
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
@@ -230,3 +244,14 @@ def test_the_dense_form_agrees(window: int | None) -> None:
         *(jnp.asarray(x[0]) for x in (paged.q, paged.k, paged.v)), scale=paged.layout.scale, window=window
     )
     np.testing.assert_allclose(np.asarray(out), paged.expected((0, 0, 7), window), atol=2e-6)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 3.0])
+def test_soft_capped_scores(softcap: float) -> None:
+    paged = Paged([29, 11])
+    check(paged, [(0, 8, 8), (1, 4, 7)], 8, window=9, softcap=softcap)
+    out = dense_attention(
+        *(jnp.asarray(x[0]) for x in (paged.q, paged.k, paged.v)), scale=paged.layout.scale, window=9, softcap=softcap
+    )
+    np.testing.assert_allclose(np.asarray(out), paged.expected((0, 0, 29), 9, softcap), atol=2e-6)
+    assert np.abs(np.asarray(out) - paged.expected((0, 0, 29), 9)).max() > 1e-3

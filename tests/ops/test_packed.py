@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from asurge.ops import native
 from asurge.ops.linear import linear, linear_int8, quantize_int8
-from asurge.ops.norm import rms_norm, silu_gate
+from asurge.ops.norm import gate, rms_norm
 from asurge.ops.packed import bit_patterns, interleave, pack, packed_argmax, packed_linear, take_rows
 
 EPSILON = 1e-5
@@ -76,7 +76,7 @@ class Layer:
         ) -> jax.Array:
             x = x if norm is None else rms_norm(x, norm, EPSILON)
             out = linear_int8(x, *quantize_int8(weight), bias, dtype) if self.int8 else linear(x, weight, bias, dtype)
-            out = silu_gate(out) if self.gated else out
+            out = gate(out, "silu") if self.gated else out
             return out if residual is None else residual + out
 
         exact = {"xla_allow_excess_precision": False}  # otherwise XLA leaves roundings out

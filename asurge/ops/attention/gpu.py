@@ -47,6 +47,8 @@ class GpuAttention:
     @staticmethod
     def unable(shape: AttentionShape) -> str | None:
         """Why this backend cannot serve a shape on the first device, or None."""
+        if shape.score_softcap is not None:
+            return f"scores are soft-capped by {shape.score_softcap:g}"
         if shape.dtype.name not in _DTYPES:
             return f"dtype={shape.dtype.name} is none of {', '.join(_DTYPES)}"
         if shape.head_dim not in _HEAD_DIMS:

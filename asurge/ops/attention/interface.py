@@ -17,18 +17,25 @@ LayerPages = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What all layers of one engine have in common."""
+    """What all layers of one engine have in common.
+
+    Attributes:
+        score_scale: on the scores; None: 1 / sqrt(head_dim).
+        score_softcap: scaled scores are soft-capped by it (`asurge.ops.norm.soft_cap`); None leaves them alone.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     page_size: int
     dtype: jnp.dtype
+    score_scale: float | None = None
+    score_softcap: float | None = None
 
     @property
     def scale(self) -> float:
         """On the scores."""
-        return float(self.head_dim**-0.5)
+        return float(self.head_dim**-0.5) if self.score_scale is None else self.score_scale
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -32,6 +32,8 @@ class NativeAttention:
     @staticmethod
     def unable(shape: AttentionShape) -> str | None:
         """Why this backend cannot serve a shape, or None."""
+        if shape.score_softcap is not None:
+            return f"scores are soft-capped by {shape.score_softcap:g}"
         if shape.dtype != jnp.bfloat16:
             return f"dtype={shape.dtype.name} is not bfloat16"
         if shape.head_dim % _TILE or shape.head_dim > _MAX_HEAD_DIM:

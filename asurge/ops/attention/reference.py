@@ -5,8 +5,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from asurge.ops.norm import soft_cap
 
-def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int | None = None) -> jax.Array:
+
+def dense_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
     """The reference: one sequence, everything at once, in float32.
 
     ``q [tokens, heads, head_dim]``, ``k, v [tokens, kv_heads, head_dim]`` -> shape and dtype of ``q``.
@@ -14,7 +24,7 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, w
     tokens, heads, _ = q.shape
     group = heads // k.shape[1]
     wide_k, wide_v = (jnp.repeat(x.astype(jnp.float32), group, axis=1) for x in (k, v))
-    scores = jnp.einsum("qhd,khd->hqk", q.astype(jnp.float32), wide_k) * scale
+    scores = soft_cap(jnp.einsum("qhd,khd->hqk", q.astype(jnp.float32), wide_k) * scale, softcap)
     back = jnp.arange(tokens)[:, None] - jnp.arange(tokens)[None, :]
     seen = (back >= 0) & (back < (tokens if window is None else window))
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)

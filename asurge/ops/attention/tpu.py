@@ -83,6 +83,7 @@ class TpuAttention:
             jnp.full((1,), rows.start.shape[0], jnp.int32),
             sm_scale=shape.scale,
             sliding_window=window,
+            soft_cap=shape.score_softcap,
             num_kv_pages_per_block=min(max(1, _BLOCK_BYTES // self.page_bytes), rows.page_table.shape[1]),
             num_queries_per_block=_BLOCK_QUERIES,
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows
+from asurge.ops.norm import soft_cap
 
 BLOCK_TOKENS = 256
 """Context tokens of each row gathered at a time, at most."""
@@ -77,9 +78,19 @@ class XlaAttention:
         page_ids, offsets = page_slots(rows, self._shape.page_size)
         keys = write_pages(pages[0], k, page_ids, offsets)
         values = write_pages(pages[1], v, page_ids, offsets)
-        scale = self._shape.scale
+        shape = self._shape
         parts = [
-            paged_attention(queries, keys, values, table, start, length, scale=scale, window=window)
+            paged_attention(
+                queries,
+                keys,
+                values,
+                table,
+                start,
+                length,
+                scale=shape.scale,
+                window=window,
+                softcap=shape.score_softcap,
+            )
             for queries, table, start, length in rows.split(q)
         ]
         return jnp.concatenate([part.reshape(-1, *q.shape[1:]) for part in parts]), (keys, values)
@@ -107,6 +118,7 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> jax.Array:
     """Causal attention of rows of queries over each row's pages.
@@ -123,6 +135,7 @@ def paged_attention(
         start, length: int32 ``[rows]``.
         scale: on the scores.
         window: a query sees this many tokens back, itself included; None sees all.
+        softcap: on scaled scores (`asurge.ops.norm.soft_cap`).
         block_tokens: context tokens of each row gathered at a time, at most.
 
     Returns:
@@ -152,7 +165,8 @@ def paged_attention(
         if window is not None:
             seen &= at[:, None, :] > positions[:, :, None] - window
         seen = jnp.tile(seen[:, None], (1, 1, heads // kv_heads, 1))
-        scores = jnp.where(seen, _scores(grouped, _gather(keys, ids, q.dtype)) * scale, _MASKED)
+        scores = soft_cap(_scores(grouped, _gather(keys, ids, q.dtype)) * scale, softcap)
+        scores = jnp.where(seen, scores, _MASKED)
         new_best = jnp.maximum(best, scores.max(axis=-1, keepdims=True))
         shrink = jnp.exp(best - new_best)
         weights = jnp.where(seen, jnp.exp(scores - new_best), 0.0)

@@ -1,0 +1,21 @@
+"""A model over one whole sequence, without pages: the plain forward that everything else is compared with."""
+
+from __future__ import annotations
+
+import jax
+
+from asurge.models.config import DecoderConfig
+from asurge.ops.attention import Heads, dense_attention
+
+
+class DenseAttend:
+    """`asurge.models.decoder.Attend` over all tokens of one sequence at once, in float32."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self._config = config
+
+    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+        config = self._config
+        return dense_attention(
+            *heads.split(), scale=config.score_scale, window=config.window(layer), softcap=config.score_softcap
+        )

@@ -1,0 +1,58 @@
+"""Gemma 2 and 3 (text): norms on both sides, windows in most layers, soft caps or normalised heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, windows
+
+_DEFAULT_WINDOW = 4096
+
+
+def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
+    read = ConfigReader(raw)
+    kinds = read.layer_kinds() or _every(read, 2)
+    return _gemma(
+        raw,
+        sliding_windows=windows(kinds, read.integer("sliding_window", _DEFAULT_WINDOW)),
+        score_softcap=read.optional_number("attn_logit_softcapping"),
+    )
+
+
+def gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
+    read = ConfigReader(raw)
+    kinds = read.layer_kinds() or _every(read, read.integer("sliding_window_pattern", 6))
+    parameters = raw.get("rope_parameters")
+    by_kind = isinstance(parameters, Mapping) and "sliding_attention" in parameters
+    local = read.rope("sliding_attention") if by_kind else (read.number("rope_local_base_freq", 10_000.0), None)
+    return _gemma(
+        raw,
+        sliding_windows=windows(kinds, read.integer("sliding_window", _DEFAULT_WINDOW)),
+        local_rope=local,
+        qk_norm=True,
+    )
+
+
+def _gemma(raw: Mapping[str, Any], **own: Any) -> DecoderConfig:
+    read = ConfigReader(raw)
+    bias = read.flag("attention_bias")
+    return decoder_config(
+        {"hidden_activation": "gelu_pytorch_tanh", **raw},
+        head_dim=read.integer("head_dim", 256),
+        tie_word_embeddings=read.flag("tie_word_embeddings", True),
+        qkv_bias=bias,
+        output_bias=bias,
+        post_norm=True,
+        norm_offset=True,
+        embedding_scale=read.integer("hidden_size") ** 0.5,
+        attention_scale=read.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        logit_softcap=read.optional_number("final_logit_softcapping"),
+        **own,
+    )
+
+
+def _every(read: ConfigReader, pattern: int) -> list[str]:
+    """Each ``pattern``-th layer is full, the others have windows."""
+    layers = range(1, read.integer("num_hidden_layers") + 1)
+    return ["sliding_attention" if layer % pattern else "full_attention" for layer in layers]

@@ -1,0 +1,21 @@
+"""OLMo 2: norms behind layers only, and over all queries and all keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
+
+
+def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    bias = ConfigReader(raw).flag("attention_bias")
+    return decoder_config(
+        raw,
+        qkv_bias=bias,
+        output_bias=bias,
+        pre_norm=False,
+        post_norm=True,
+        qk_norm=True,
+        qk_norm_across_heads=True,
+    )

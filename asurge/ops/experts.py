@@ -1,0 +1,87 @@
+"""Mixture of experts: each token goes to a few of many feed-forwards."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asurge.ops.norm import Activation, gate
+
+_OUTPUTS_LAST = lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
+)
+
+
+def route(logits: jax.Array, per_token: int, *, normalize: bool) -> tuple[jax.Array, jax.Array]:
+    """Where tokens go: weights float32 and experts int32, ``[tokens, per_token]``.
+
+    Args:
+        logits: float32 ``[tokens, experts]``.
+        normalize: the weights of a token's experts add up to 1; otherwise to what softmax over all gives them.
+    """
+    weights, experts = lax.top_k(jax.nn.softmax(logits, axis=-1), per_token)
+    if normalize:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    return weights, experts.astype(jnp.int32)
+
+
+def mix(
+    x: jax.Array, weights: jax.Array, experts: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation
+) -> jax.Array:
+    """``x [tokens, hidden]`` through each token's experts, weighted: ``[tokens, hidden]`` in the dtype of ``x``.
+
+    In the form that is fast on the platform (`benchmarks/experts.py`): XLA:CPU has no grouped product, and multiplies
+    every expert by all tokens for one; there, only experts that got a token do so.
+
+    Args:
+        weights, experts: of `route`.
+        gate_up: ``[experts, 2 * inner, hidden]``, gate first.
+        down: ``[experts, hidden, inner]``.
+    """
+    form = mix_looped if jax.default_backend() == "cpu" else mix_grouped
+    return form(x, weights, experts, gate_up, down, activation)
+
+
+def mix_grouped(
+    x: jax.Array, weights: jax.Array, experts: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation
+) -> jax.Array:
+    """`mix` by grouped products: tokens are sorted by expert, and each expert multiplies those it got."""
+    tokens, per_token = experts.shape
+    order = jnp.argsort(experts.reshape(-1), stable=True)
+    sizes = jnp.bincount(experts.reshape(-1), length=gate_up.shape[0]).astype(jnp.int32)
+    inner = gate(_grouped(x[order // per_token], gate_up, sizes).astype(x.dtype), activation)
+    came = _grouped(inner, down, sizes) * weights.reshape(-1)[order][:, None]
+    return jnp.zeros((tokens, x.shape[1]), jnp.float32).at[order // per_token].add(came).astype(x.dtype)
+
+
+def mix_looped(
+    x: jax.Array, weights: jax.Array, experts: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation
+) -> jax.Array:
+    """`mix` by a loop over the experts: one that got any token multiplies all of them, the others read nothing."""
+    rows, count = jnp.arange(x.shape[0])[:, None], gate_up.shape[0]
+    shares = jnp.zeros((x.shape[0], count), jnp.float32).at[rows, experts].add(weights)
+
+    def visit(index: jax.Array, total: jax.Array) -> jax.Array:
+        share = shares[:, index]
+
+        def add() -> jax.Array:
+            inner = gate(_product(x, gate_up[index]).astype(x.dtype), activation)
+            return total + _product(inner, down[index]) * share[:, None]
+
+        added: jax.Array = lax.cond(jnp.any(share > 0), add, lambda: total)
+        return added
+
+    mixed: jax.Array = lax.fori_loop(0, count, visit, jnp.zeros(x.shape, jnp.float32))
+    return mixed.astype(x.dtype)
+
+
+def _grouped(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
+    """``x [rows, in]`` by groups of rows times ``weight [groups, out, in]``, in float32."""
+    product: jax.Array = lax.ragged_dot_general(x, weight, sizes, _OUTPUTS_LAST, preferred_element_type=jnp.float32)
+    return product
+
+
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """``x [rows, in]`` times ``weight [out, in]``, in float32."""
+    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
