@@ -175,12 +175,7 @@ def paged_attention(
         update = jnp.einsum("rhqk,rhkd->rhqd", weights.astype(q.dtype), block, preferred_element_type=jnp.float32)
         return new_best, total * shrink + weights.sum(axis=-1, keepdims=True), mixed * shrink + update
 
-    shape = grouped.shape[:3]
-    carry: _Carry = (
-        jnp.full((*shape, 1), _MASKED, jnp.float32),
-        jnp.zeros((*shape, 1), jnp.float32),
-        jnp.zeros((*shape, head_dim), jnp.float32),
-    )
+    carry = _nothing_seen(grouped.shape)
     if blocks == 1:
         carry = attend(0, carry)
     else:
@@ -190,6 +185,11 @@ def paged_attention(
     out = jnp.where(total > 0, mixed / jnp.where(total > 0, total, 1.0), 0.0)
     out = out.reshape(rows, kv_heads, -1, queries, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(q.shape).astype(q.dtype)
+
+
+def _nothing_seen(shape: tuple[int, ...]) -> _Carry:
+    ones = jnp.zeros((*shape[:-1], 1), jnp.float32)
+    return ones + _MASKED, ones, jnp.zeros(shape, jnp.float32)
 
 
 def _pages_per_block(most: int, column_bytes: int) -> int:
