@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from asurge.config import CacheConfig, EngineConfig
@@ -22,6 +23,7 @@ class Parts:
 
     Attributes:
         vocab_size: the model's: ids at or beyond it are refused.
+        compilations: since the start.
         fallbacks: what runs in plain XLA although kernels were wanted, and why.
     """
 
@@ -29,6 +31,7 @@ class Parts:
     scheduler: Scheduler
     runner: Runner
     vocab_size: int
+    compilations: Callable[[], int]
     fallbacks: tuple[str, ...] = ()
 
 
@@ -53,7 +56,9 @@ def assemble(config: EngineConfig) -> Parts:
         scheduler = Scheduler(runner.limits, config.scheduler, cache, max_queued_requests=config.max_queued_requests)
         reasons = {"matrix products": reason, "attention": runner.fallback}
         fallbacks = tuple(f"{what}: {why}" for what, why in reasons.items() if why is not None)
-        return Parts(tokenizer.result(), scheduler, runner, model.config.vocab_size, fallbacks)
+        return Parts(
+            tokenizer.result(), scheduler, runner, model.config.vocab_size, lambda: runner.compilations, fallbacks
+        )
 
 
 def _max_model_len(config: EngineConfig, model_limit: int) -> int:

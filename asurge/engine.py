@@ -19,9 +19,10 @@ from asurge.errors import ConfigError, EngineNotRunningError, EngineStateError, 
 from asurge.intake import Intake, Prompt, RenderedChat
 from asurge.outputs import RequestOutput
 from asurge.params import RequestOptions, SamplingParams
-from asurge.pipeline import Generation, Pipeline
+from asurge.pipeline import Generation, Pipeline, StepObserver
 from asurge.scheduler import SchedulerStatistics
 from asurge.stream import TokenStream
+from asurge.summary import summarize
 
 T = TypeVar("T")
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
@@ -277,21 +278,7 @@ class Engine:
     def get_metrics_summary(self) -> dict[str, float]:
         """Totals and averages since the start; latencies in seconds, throughput in tokens per second."""
         parts, (pipeline, intake) = self._started(), self._running()
-        totals, waiting, running = pipeline.statistics(), parts.scheduler.num_waiting, parts.scheduler.num_running
-        done, uptime = max(totals.completed, 1), max(pipeline.clock() - intake.started_s, 1e-9)
-        return {
-            "requests_per_second": totals.completed / uptime,
-            "average_latency": totals.latency_sum_s / done,
-            "average_ttft": totals.ttft_sum_s / done,
-            "average_throughput": totals.generated_tokens / uptime,
-            "total_completed": totals.completed,
-            "total_failed": totals.failed,
-            "total_tokens": totals.generated_tokens,
-            "active_requests": waiting + running,
-            "queue_size": waiting,
-            "running_requests": running,
-            "fallbacks": len(parts.fallbacks),
-        }
+        return summarize(parts, pipeline, intake.started_s)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -301,6 +288,15 @@ class Engine:
             EngineNotRunningError: the engine has not started.
         """
         return self._started().fallbacks
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Have someone watch the steps go by (`asurge.bench.trace.StepTrace`); None ends it.
+
+        Raises:
+            EngineNotRunningError: the engine has not started or has stopped.
+        """
+        pipeline, _ = self._running()
+        pipeline.observer = observer
 
     def set_sampling_params_callback(self, callback: ParamsCallback | None) -> None:
         """Let a function see the parameters of each request, with ``{"request_id", "prompt", "engine"}``, before it is

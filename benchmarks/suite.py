@@ -24,6 +24,7 @@ from asurge.bench.bandwidth import measure_bandwidth
 from asurge.bench.machine import describe_machine, load_average
 from asurge.bench.roofline import Footprint, roofline
 from asurge.bench.works import WORKS, named_work
+from asurge.cli.options import parse_settings
 from benchmarks.job import run_job
 from benchmarks.stalls import undisturbed
 
@@ -155,18 +156,6 @@ _SHOWN = (("ttft_ms", "p50"), ("ttft_ms", "p99"), ("tpot_ms", "p50"), ("itl_ms",
 def parse_works(text: str) -> list[str]:
     """Names of works separated by commas."""
     return [named_work(name).name for name in text.split(",")]
-
-
-def parse_settings(given: list[str]) -> dict[str, Any]:
-    """Engine settings from NAME=VALUE, with JSON values; what is not JSON is text."""
-    settings: dict[str, Any] = {}
-    for item in given:
-        name, _, value = item.partition("=")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
 
 
 def store(result: dict[str, Any], name: str | None) -> None:

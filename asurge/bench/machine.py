@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+from asurge.runner.compilation import COMPILED
 
 
 def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def count_compilations() -> Iterator[list[float]]:
     seconds: list[float] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED:
+        if event == COMPILED:
             seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

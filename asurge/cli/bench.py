@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,9 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace", type=Path, default=None, metavar="PATH", help="write a timeline of steps (.json, .png, .svg)"
+    )
     parser.add_argument("--no-roofline", action="store_true", help="do not measure the memory's bandwidth")
     _add_common(parser)
     add_engine_options(parser)
@@ -142,6 +147,10 @@ def _run(given: argparse.Namespace, command: str, work: Work, how: Any) -> int:
         from asurge.bench.plot import check_plot
 
         check_plot(given.plot)
+    if getattr(given, "trace", None) is not None:
+        from asurge.bench.trace import check_trace
+
+        check_trace(given.trace)
     from asurge.bench.machine import load_average
 
     busy = load_average()
@@ -168,7 +177,8 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
         folder = await to_thread.run_sync(resolve_checkpoint, engine.config.model)
         footprint = read_footprint(folder, engine.config)
         with count_compilations() as compilations:
-            measurement = await _measured(given, EngineClient(engine), work, footprint.vocab_size)
+            client = EngineClient(engine)
+            measurement = await _measured(given, client, work, footprint.vocab_size, _traced(given, engine))
         most = engine.config.max_num_seqs
     if bandwidths:  # what a shared machine gives changes: before and after, and the better one counts
         bandwidths.append(await to_thread.run_sync(measure_bandwidth))
@@ -194,12 +204,33 @@ async def _over_http(given: argparse.Namespace, work: Work) -> tuple[Measurement
         return measurement, None, {**described, "machine": describe_machine(with_device=False)}
 
 
-async def _measured(given: argparse.Namespace, client: Client, work: Work, vocab_size: int) -> Measurement:
+@contextmanager
+def _traced(given: argparse.Namespace, engine: Engine) -> Iterator[None]:
+    """Record a timeline of the steps within, if one was asked for."""
+    if given.trace is None:
+        yield
+        return
+    from asurge.bench.trace import StepTrace, write_trace
+
+    trace = StepTrace()
+    engine.observe_steps(trace)
+    yield
+    engine.observe_steps(None)
+    write_trace(trace, given.trace)
+
+
+async def _measured(
+    given: argparse.Namespace,
+    client: Client,
+    work: Work,
+    vocab_size: int,
+    traced: AbstractContextManager[None] | None = None,
+) -> Measurement:
     from asurge.bench.measure import measure, warm_up
 
     await warm_up(client, work, vocab_size=vocab_size, rounds=given.warmup, seed=given.seed + 1)
     total, quiet = work.requests * work.rounds, not sys.stderr.isatty()
-    with tqdm(total=total, desc="Measuring", unit="req", disable=quiet, leave=False) as bar:
+    with traced or nullcontext(), tqdm(total=total, desc="Measuring", unit="req", disable=quiet, leave=False) as bar:
         return await measure(
             client,
             work,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from asurge.config import DTYPES
+from asurge.errors import ConfigError
 from asurge.params import SamplingParams
 
 
@@ -17,6 +20,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
     group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")
+    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, as kernels=xla")
     group.add_argument("--max-num-seqs", type=int, default=None, metavar="N", help="sequences running at once")
 
 
@@ -24,7 +28,25 @@ def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `asurge.Engine`; what was not given stays at its default."""
     names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    return {**settings, "silent_mode": not sys.stderr.isatty()}
+    return {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Engine settings from NAME=VALUE, with JSON values; what is not JSON is text.
+
+    Raises:
+        ConfigError: an entry has no value.
+    """
+    settings: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"set={item!r} must be NAME=VALUE, as kernels=xla")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, temperature: float) -> None:

@@ -3,9 +3,11 @@
 from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation, PromptFacts
 from asurge.pipeline.logprobs import LogprobTeller, PromptLogprobs
+from asurge.pipeline.observer import STAGES, Stage, StepObserver
 from asurge.pipeline.pipeline import Pipeline, PipelineStatistics
 
 __all__ = [
+    "STAGES",
     "Choice",
     "Generation",
     "LogprobTeller",
@@ -13,4 +15,6 @@ __all__ = [
     "PipelineStatistics",
     "PromptFacts",
     "PromptLogprobs",
+    "Stage",
+    "StepObserver",
 ]

@@ -24,12 +24,17 @@ from asurge.outputs import FinishReason
 from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks
+from asurge.pipeline.observer import Stage, StepObserver
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
 from asurge.scheduler import Request, Scheduler, Update, duplicate
 
 DELIVERIES_A_TURN = 32
 """Requests that get their text before the loop's other tasks have a turn: about a millisecond."""
+
+
+_News = tuple[StepPlan, list[Update]]
+"""What a step brought to whom."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,6 +67,7 @@ class Pipeline:
     ) -> None:
         self.clock = clock
         self.failure: EngineDeadError | None = None
+        self.observer: StepObserver | None = None
         self._scheduler, self._runner = scheduler, runner
         self._depth, self._step_timeout_s = depth, step_timeout_s
         self._pacer = pacer or Pacer()
@@ -141,7 +147,7 @@ class Pipeline:
     async def _serve(self) -> None:
         plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)
         handles_in, handles = anyio.create_memory_object_stream[StepHandle](self._depth)
-        updates_in, updates = anyio.create_memory_object_stream[list[Update]](self._depth)
+        updates_in, updates = anyio.create_memory_object_stream[_News](self._depth)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._expire, name="asurge.expire")
             tasks.start_soon(self._schedule, plans_in, name="asurge.schedule")
@@ -170,8 +176,10 @@ class Pipeline:
         scheduler = self._scheduler
         async with plans:
             while True:
+                begin_s = self.clock()
                 plan = scheduler.plan(self._pacer.draws) if scheduler.num_in_flight < self._depth else None
                 if plan is not None:
+                    self._saw("plan", plan, begin_s)
                     await plans.send(plan)
                     continue
                 if scheduler.has_work and scheduler.num_in_flight == 0:
@@ -184,29 +192,39 @@ class Pipeline:
     ) -> None:
         async with plans, handles:
             async for plan in plans:
-                handle = await to_thread.run_sync(self._runner.dispatch, plan, limiter=self._dispatching)
+                handle = await to_thread.run_sync(self._dispatch, plan, limiter=self._dispatching)
                 if plan.draws_apart:
                     await self._draw(plan, handle)
                 await handles.send(handle)
 
+    def _dispatch(self, plan: StepPlan) -> StepHandle:
+        begin_s = self.clock()
+        handle = self._runner.dispatch(plan)
+        self._saw("dispatch", plan, begin_s)
+        return handle
+
+    def _saw(self, stage: Stage, plan: StepPlan, begin_s: float) -> None:
+        if self.observer is not None:
+            self.observer.saw(stage, plan.step_id, begin_s, self.clock())
+
     async def _draw(self, plan: StepPlan, handle: StepHandle) -> None:
         """Send the draws behind a forward pass that is running. Masks depend on all tokens drawn before, which come while
         it runs, and are filled while it runs."""
-        if not self._masks.wanted(plan):
-            await to_thread.run_sync(handle.draw, limiter=self._dispatching)
-            return
-        while self._applied < plan.step_id - 1:
+        masked = self._masks.wanted(plan)
+        while masked and self._applied < plan.step_id - 1:
             await self._newly_applied.wait()
 
         def fill_and_draw() -> dict[str, Exception]:
-            masks, failed = self._masks.fill(plan)
+            begin_s = self.clock()
+            masks, failed = self._masks.fill(plan) if masked else (None, {})
             handle.draw(masks)
+            self._saw("draw", plan, begin_s)
             return failed
 
         self._fail_all(await to_thread.run_sync(fill_and_draw, limiter=self._dispatching))
 
     async def _collect(
-        self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[list[Update]]
+        self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[_News]
     ) -> None:
         async with handles, updates:
             async for handle in handles:
@@ -215,21 +233,27 @@ class Pipeline:
                 self._totals.steps += result.plan.draws
                 self._pacer.see(result.plan.draws, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
+                begin_s = self.clock()
+                if self.observer is not None:
+                    self.observer.saw("device", result.plan.step_id, begin_s - result.device_time_s, begin_s)
                 news = self._scheduler.apply(result)
                 self._fail_all(self._masks.accept(news))
                 self._applied = result.plan.step_id
                 self._newly_applied.set()
                 self._newly_applied = anyio.Event()
                 self._wake.set()
-                await updates.send(news)
+                self._saw("apply", result.plan, begin_s)
+                await updates.send((result.plan, news))
 
-    async def _detokenize(self, updates: MemoryObjectReceiveStream[list[Update]]) -> None:
+    async def _detokenize(self, updates: MemoryObjectReceiveStream[_News]) -> None:
         async with updates:
-            async for news in updates:
+            async for plan, news in updates:
+                begin_s = self.clock()
                 for count, update in enumerate(news, 1):
                     self._deliver(update)
                     if count % DELIVERIES_A_TURN == 0:
                         await checkpoint()
+                self._saw("deliver", plan, begin_s)
 
     def _deliver(self, update: Update) -> None:
         choice, generation = self._choices.get(update.request_id, (None, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -17,6 +18,27 @@ from asurge.errors import CompilationError
 
 K = TypeVar("K", bound=Hashable)
 _STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
+
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""What JAX calls the event of a compilation."""
+
+
+class CompilationCounter:
+    """Counts what XLA compiles in this process, from its first use on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.count += event == COMPILED
+
+
+@functools.cache
+def compilation_counter() -> CompilationCounter:
+    """The one counter of this process."""
+    return CompilationCounter()
 
 
 def use_persistent_cache(directory: str | None) -> None:

@@ -17,7 +17,7 @@ from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, choose_attention
 from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
-from asurge.runner.compilation import compile_all, use_persistent_cache
+from asurge.runner.compilation import compilation_counter, compile_all, use_persistent_cache
 from asurge.runner.draw import Drawer, DrawSpec
 from asurge.runner.lattice import Lattice, StepShape
 from asurge.runner.memory import kv_budget_bytes, num_pages
@@ -153,10 +153,16 @@ class DeviceRunner:
         self._done_s = 0.0
         self._compile(shape.hidden_size, dtype, silent=config.silent_mode)
         self._warm_up()
+        self._compiled = compilation_counter().count
 
     @property
     def limits(self) -> RunnerLimits:
         return self._limits
+
+    @property
+    def compilations(self) -> int:
+        """What XLA has compiled in this process since the runner was ready; its own steps need none."""
+        return compilation_counter().count - self._compiled
 
     @property
     def shapes(self) -> tuple[StepShape, ...]:
