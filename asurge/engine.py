@@ -21,7 +21,7 @@ from asurge.outputs import RequestOutput
 from asurge.params import RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pipeline, StepObserver
 from asurge.scheduler import SchedulerStatistics
-from asurge.stream import TokenStream
+from asurge.stream import TokenStream, finish_all
 from asurge.summary import summarize
 
 T = TypeVar("T")
@@ -169,20 +169,31 @@ class Engine:
             self.stream(prompt, one, request_id=name, **options)
             for prompt, one, name in zip(batch, params, names, strict=True)
         ]
-        outputs: list[RequestOutput | None] = [None] * len(batch)
         with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
+            return await finish_all(streams, lambda: bar.update())
 
-            async def finish(index: int) -> None:
-                outputs[index] = await streams[index].wait_finished()
-                bar.update()
+    async def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beam_width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        **options: Unpack[RequestOptions],
+    ) -> RequestOutput:
+        """The ``beam_width`` likeliest completions, best first, by logprob / length ** ``length_penalty``.
 
-            try:
-                async with anyio.create_task_group() as tasks:
-                    for index in range(len(batch)):
-                        tasks.start_soon(finish, index)
-            except ExceptionGroup as group:
-                raise group.exceptions[0] from group.exceptions[0].__cause__
-        return [output for output in outputs if output is not None]
+        Raises:
+            InvalidRequestError: an argument is out of range.
+        """
+
+        async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
+            return await self.generate(list[Prompt](prompts), params, use_tqdm=False, **options)
+
+        _, intake = self._running()
+        return await intake.search(
+            complete, prompt, beam_width=beam_width, max_tokens=max_tokens, length_penalty=length_penalty
+        )
 
     @overload
     async def chat(

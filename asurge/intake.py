@@ -11,10 +11,12 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from asurge.assembly import Parts
+from asurge.beam import Complete, check_beams, completions, search
 from asurge.config import EngineConfig
 from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
+from asurge.outputs import RequestOutput
 from asurge.params import MAX_SEED, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
@@ -96,6 +98,36 @@ class Intake:
             return fit_conversation(messages, tokens, cutter, self._max_model_len - answer)
 
         return RenderedChat(await to_thread.run_sync(render, limiter=self._threads))
+
+    async def search(
+        self, complete: Complete, prompt: Prompt, *, beam_width: int, max_tokens: int, length_penalty: float
+    ) -> RequestOutput:
+        """The likeliest texts behind a prompt; see `asurge.Engine.beam_search`."""
+        check_beams(beam_width, max_tokens, length_penalty)
+        began_s, params = time.monotonic(), SamplingParams(max_tokens=max_tokens)
+        fitted = await to_thread.run_sync(self._fit, prompt, params, limiter=self._threads)
+        found = await search(
+            complete,
+            fitted.token_ids,
+            self._eos,
+            beam_width=beam_width,
+            max_tokens=fitted.max_tokens,
+            length_penalty=length_penalty,
+        )
+        outputs = completions(found, self._eos, self._tokenizer.decode)
+        facts = self._facts(prompt, params, fitted)
+        return RequestOutput(
+            request_id=f"beam-{secrets.token_hex(8)}",
+            prompt=facts.text,
+            prompt_token_ids=facts.token_ids,
+            outputs=outputs,
+            finished=True,
+            accumulated_text=outputs[0].text,
+            num_generated_tokens=sum(len(one.token_ids) for one in outputs),
+            num_truncated_tokens=facts.num_truncated_tokens,
+            capped_max_tokens=facts.capped_max_tokens,
+            processing_time=time.monotonic() - began_s,
+        )
 
     async def prepare(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
+
+import anyio
 
 from asurge.outputs import RequestOutput
 from asurge.pipeline import Generation
@@ -93,3 +95,24 @@ class TokenStream:
             self._over = True
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._abort, self.request_id)
+
+
+async def finish_all(streams: Sequence[TokenStream], on_done: Callable[[], object]) -> list[RequestOutput]:
+    """Read all streams to their ends together; their last outputs, in their order.
+
+    Raises:
+        AsurgeError: of the first that was refused or failed. The others are aborted.
+    """
+    outputs: dict[int, RequestOutput] = {}
+
+    async def finish(index: int) -> None:
+        outputs[index] = await streams[index].wait_finished()
+        on_done()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for index in range(len(streams)):
+                tasks.start_soon(finish, index)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group.exceptions[0].__cause__
+    return [outputs[index] for index in range(len(streams))]
