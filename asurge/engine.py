@@ -170,7 +170,7 @@ class Engine:
             for prompt, one, name in zip(batch, params, names, strict=True)
         ]
         with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
-            return await finish_all(streams, lambda: bar.update())
+            return await finish_all(streams, bar.update)
 
     async def beam_search(
         self,
@@ -190,10 +190,8 @@ class Engine:
         async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
             return await self.generate(list[Prompt](prompts), params, use_tqdm=False, **options)
 
-        _, intake = self._running()
-        return await intake.search(
-            complete, prompt, beam_width=beam_width, max_tokens=max_tokens, length_penalty=length_penalty
-        )
+        sizes = {"beam_width": beam_width, "max_tokens": max_tokens}
+        return await self._running()[1].search(complete, prompt, length_penalty=length_penalty, **sizes)
 
     @overload
     async def chat(
