@@ -23,6 +23,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("streaming.py", "pathname components"),
         ("batch.py", "Return the number of items in a container."),
         ("chat.py", "current working directory"),
+        ("structured.py", "as an object: {'module': "),
     ],
 )
 def test_scripts(name: str, shown: str) -> None:

@@ -36,6 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2, biases, tied, odd vocabulary": dict(
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=397, hidden_size=128
     ),
+    "phi3, one tensor for three": dict(architectures=["Phi3ForCausalLM"], model_type="phi3", tie_word_embeddings=False),
+    "smollm3, every other layer without positions": dict(
+        architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layer_interval=2
+    ),
 }
 TOKENS = np.random.default_rng(5).integers(4, 390, 40).astype(np.int32)
 every_case = pytest.mark.parametrize("case", CASES)
@@ -218,3 +222,27 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
         assert mine[:clear] == its[:clear]
         compared += clear
     assert compared >= 2 * len(PROMPTS)
+
+
+DECLINED: dict[str, dict[str, Any]] = {
+    "activation is gelu_tanh": dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2"),
+    "norms behind layers": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2"),
+    "a mixture of experts": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=2),
+}
+
+
+@kernels
+@pytest.mark.parametrize("reason", DECLINED)
+def test_what_the_kernels_cannot_do_is_declined_by_name(reason: str, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, **SIZES | DECLINED[reason])
+    found = convert(load(folder), kernels="auto", quantization=None)
+    assert found is not None
+    assert reason in found
+    with pytest.raises(ConfigError, match=reason):
+        convert(load(folder), kernels="native", quantization=None)
+
+
+def test_experts_are_not_quantised_in_silence(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, **SIZES | DECLINED["a mixture of experts"])
+    with pytest.raises(ConfigError, match="experts"):
+        convert(load(folder), kernels="auto", quantization="int8")
