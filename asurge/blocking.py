@@ -139,6 +139,14 @@ class Engine:
 
         return self._portal.call(generate)
 
+    def beam_search(self, prompt: Prompt, **options: Any) -> RequestOutput:
+        """See `asurge.Engine.beam_search`, whose options are taken by name."""
+
+        async def beam_search() -> RequestOutput:
+            return await self._engine.beam_search(prompt, **options)
+
+        return self._portal.call(beam_search)
+
     @overload
     def chat(
         self,

@@ -26,6 +26,7 @@ def test_stream_generate_and_chat_agree(engine: Engine) -> None:
     outputs = list(engine.stream("hello", GREEDY))
     (whole,) = engine.generate("hello", GREEDY, use_tqdm=False)
     assert "".join(output.delta_text for output in outputs) == whole.get_text()
+    assert engine.beam_search("hello", beam_width=2, max_tokens=3).num_generated_tokens == 6
     messages = [{"role": "user", "content": "hello"}]
     assert list(engine.chat(messages, GREEDY, stream=True))[-1].outputs == engine.chat(messages, GREEDY).outputs
 

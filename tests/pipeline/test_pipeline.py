@@ -20,7 +20,13 @@ from asurge.text import StopMatcher
 from tests.fakes import FakeRunner, continuation
 
 LIMITS = RunnerLimits(
-    num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
+    num_pages=33,
+    page_size=4,
+    max_num_seqs=4,
+    max_num_batched_tokens=16,
+    max_model_len=64,
+    prefill_quantum=4,
+    vocab_size=1000,
 )
 PROMPT = list(range(2, 10))
 

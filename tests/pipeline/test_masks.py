@@ -1,0 +1,86 @@
+"""Masks of constrained requests: each is filled when all tokens before it are known, and while its step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from asurge.errors import RequestFailedError
+from asurge.guidance import SequenceConstraint
+from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.plan import RowSampling, Shaping
+from asurge.scheduler import Request
+from tests.fakes import FakeRunner, continuation
+from tests.pipeline.test_pipeline import LIMITS, PROMPT, read, serving, submit
+
+STEPS = 6
+
+
+class Watched(SequenceConstraint):
+    """Allows everything, and remembers what it knew when it was asked."""
+
+    def __init__(self, runner: FakeRunner, *, breaks_at: int = -1) -> None:
+        super().__init__({0}, LIMITS.vocab_size)
+        self.runner, self.breaks_at = runner, breaks_at
+        self.known: list[int] = []
+        self.asked: list[list[int]] = []
+        self.dispatched: list[int] = []
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        self.known += token_ids
+
+    def narrow(self, mask: np.ndarray) -> None:
+        self.asked.append(list(self.known))
+        self.dispatched.append(sum(kind == "dispatch" for kind, _ in self.runner.events))
+        if len(self.asked) == self.breaks_at:
+            raise RuntimeError("broken")
+        mask[0] = len(self.asked)
+
+
+def constrained(pipeline: Pipeline, constraint: SequenceConstraint, name: str = "a") -> Generation:
+    sampling = RowSampling(shaping=Shaping(masked=True))
+    request = Request(name, list(PROMPT), STEPS, sampling, arrival_s=pipeline.clock())
+    generation = Generation(
+        name, PromptFacts(None, list(PROMPT)), [Choice(name)], arrival_s=request.arrival_s, clock=pipeline.clock
+    )
+    pipeline.submit(generation, [request], [constraint])
+    return generation
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+async def test_a_mask_knows_all_tokens_before_it(depth: int) -> None:
+    async with serving(depth=depth) as (pipeline, _, runner):
+        watched = Watched(runner)
+        output = await read(constrained(pipeline, watched))
+    expected = continuation(PROMPT, STEPS)
+    assert output.outputs[0].token_ids == expected
+    assert watched.asked[:STEPS] == [expected[:count] for count in range(STEPS)]
+    assert watched.dispatched[:STEPS] == list(range(1, STEPS + 1)), "its own step runs already"
+    draws = [step for kind, step in runner.events if kind == "draw"]
+    assert [int(runner.masks[step][0, 0]) for step in draws[:STEPS]] == list(range(1, STEPS + 1))  # type: ignore[index]
+
+
+async def test_free_requests_in_the_same_steps_have_masks_of_ones() -> None:
+    async with serving() as (pipeline, _, runner):
+        runner.hold()
+        watched = Watched(runner)
+        bound, free = constrained(pipeline, watched), submit(pipeline, "free")
+        runner.release()
+        assert (await read(free)).outputs[0].token_ids == continuation(PROMPT, 6)
+        await read(bound)
+    both = [masks for masks in runner.masks.values() if masks is not None and len(masks) == 2]
+    assert both
+    assert all((masks[:, 0] == 0xFFFFFFFF).sum() == 1 for masks in both)
+
+
+async def test_a_constraint_that_breaks_fails_its_request_and_nobody_else() -> None:
+    async with serving() as (pipeline, scheduler, runner):
+        other = submit(pipeline, "free")
+        failing = constrained(pipeline, Watched(runner, breaks_at=3), "failing")
+        with pytest.raises(RequestFailedError, match="broken"):
+            await read(failing)
+        assert (await read(other)).outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()
+        assert pipeline.statistics().failed == 1
