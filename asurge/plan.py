@@ -89,7 +89,8 @@ class PlanRow:
         token_ids: the new tokens of a prefill chunk, int32 ``[n]``, n >= 1; None for a decode row, whose
             single token is the slot's last one.
         samples: whether the chunk reaches the end of what is known, so that a token is drawn.
-        page_table: ids of all pages that hold positions 0 to start + num_tokens - 1, in order.
+        page_table: ids of all pages that hold positions 0 to start + num_tokens - 1, in order; `NULL_PAGE` for those behind
+            the window, which no layer reads any more.
         sampling: how to draw.
         draws: tokens that a decode row draws one after another, unless one of them is a stop token.
         stop_token_ids: tokens that end the sequence; the device may look at `DEVICE_STOPS` of them only, and the
@@ -215,6 +216,7 @@ class RunnerLimits:
         prefill_quantum: a prefill chunk of n tokens costs n rounded up to this many of the budget.
         max_draws: most steps in a group of decode steps.
         vocab_size: token ids that can be drawn.
+        window: no layer sees more tokens back than this, itself included; None: some layer sees all.
     """
 
     num_pages: int
@@ -225,6 +227,7 @@ class RunnerLimits:
     prefill_quantum: int = 16
     max_draws: int = 1
     vocab_size: int = 0
+    window: int | None = None
 
 
 class Runner(Protocol):

@@ -109,6 +109,12 @@ class DecoderConfig:
         """Whether a layer's feed-forward is a mixture of experts."""
         return self.experts is not None and self.experts.layers[layer]
 
+    @property
+    def longest_window(self) -> int | None:
+        """Of all layers; None if one of them sees everything."""
+        limited = [window for window in self.sliding_windows if window is not None]
+        return max(limited) if limited and len(limited) == self.num_layers else None
+
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, in tokens, or None."""
         return self.sliding_windows[layer] if self.sliding_windows else None

@@ -135,6 +135,7 @@ class DeviceRunner:
             prefill_quantum=quantum,
             max_draws=max_draws,
             vocab_size=shape.vocab_size,
+            window=shape.longest_window,
         )
         self._allocate = partial(attention.allocate, pages)
         self._layers = shape.num_layers

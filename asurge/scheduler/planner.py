@@ -154,6 +154,7 @@ class Scheduler:
         Args:
             max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
         """
+        self._residents.release_behind_window()
         self._residents.make_room()
         group = self._group(max_draws)
         budget = self.limits.max_num_batched_tokens

@@ -74,7 +74,7 @@ class PrefixCache:
         full = min(sequence.scheduled, sequence.known) // self._page_size
         if full <= sequence.registered or not self.enabled:
             return
-        for index in range(sequence.registered, full):
+        for index in range(max(sequence.registered, sequence.released), full):
             self._pool.register(sequence.pages[index], self._digest(sequence, index))
         sequence.registered = full
 

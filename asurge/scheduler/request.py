@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from asurge.plan import History, PlanRow, RowSampling
+from asurge.plan import NULL_PAGE, History, PlanRow, RowSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Sequence:
 
     __slots__ = (
         "_table", "arrival", "cached", "digests", "epoch", "in_slot", "max_length", "overtaken", "pages", "pending", "phase",
-        "rank", "registered", "request", "scheduled", "scored", "slot", "token_ids", "told", "valid_epoch",
+        "rank", "registered", "released", "request", "scheduled", "scored", "slot", "token_ids", "told", "valid_epoch",
     )  # fmt: skip
 
     def __init__(self, request: Request, arrival: int, longest: int, *, by_priority: bool = False) -> None:
@@ -79,6 +79,7 @@ class Sequence:
         self.pages: list[int] = []
         self.digests: list[bytes] = []
         self.registered = 0
+        self.released = 0  # pages at the beginning that were given up, because no later token sees them
         self._table: tuple[int, ...] = ()
 
     @property
@@ -122,6 +123,13 @@ class Sequence:
     def set_pages(self, pages: list[int]) -> None:
         """Replace all pages."""
         self.pages, self._table = pages, tuple(pages)
+        self.released = 0
+
+    def release_page(self, index: int) -> int:
+        """Give up one page; returns it."""
+        page, self.pages[index] = self.pages[index], NULL_PAGE
+        self._table = ()
+        return page
 
     def plan_chunk(self, count: int) -> PlanRow:
         """A row of the next ``count`` known tokens; it draws if they are all there is."""

@@ -35,6 +35,17 @@ class Residents:
         self._limits, self._pool, self._cache, self._waiting = limits, pool, cache, waiting
         self._totals, self._by_priority = totals, by_priority
 
+    def release_behind_window(self) -> None:
+        """Take pages that no layer reads any more. Steps in flight that read them run before any that writes them anew."""
+        window, size = self._limits.window, self._limits.page_size
+        if window is None:
+            return
+        for sequence in self.running:
+            seen_from = max(sequence.scheduled - window + 1, 0)
+            for index in range(sequence.released, seen_from // size):
+                self._pool.release(sequence.release_page(index))
+            sequence.released = max(sequence.released, seen_from // size)
+
     def make_room(self) -> None:
         """Preempt running requests for a waiting one of higher priority, if that is what it needs to run."""
         while self._by_priority and (first := self._waiting.first()) is not None and self.running:
@@ -113,7 +124,9 @@ class Residents:
 
     def vacate(self, sequence: Sequence) -> None:
         del self.running[sequence]
-        for page in reversed(sequence.pages):  # the end of a prefix is given away before its beginning
+        for page in reversed(
+            sequence.pages[sequence.released :]
+        ):  # the end of a prefix is given away before its beginning
             self._pool.release(page)
         sequence.set_pages([])
         sequence.registered = 0
@@ -136,5 +149,6 @@ def _count_uses(running: Iterable[Sequence], page_size: int) -> dict[int, int]:
         assert sequence.phase is Phase.RUNNING
         assert sequence.scheduled <= sequence.length <= sequence.max_length
         assert len(sequence.pages) == -(-sequence.scheduled // page_size)
-        uses.update(sequence.pages)
+        assert not any(sequence.pages[: sequence.released])
+        uses.update(sequence.pages[sequence.released :])
     return uses

@@ -1,0 +1,115 @@
+"""Pages behind a sliding window go to others, and nobody notices: over a device that sees no further than the window."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+
+from asurge.plan import NULL_PAGE, PlanRow, RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler
+from tests.fakes import PagedDevice, next_token
+
+
+class WindowedDevice(PagedDevice):
+    """Draws from the last tokens only, and reads no others."""
+
+    def _draw(self, row: PlanRow, step: int) -> int:
+        if not row.samples:
+            return 0
+        assert self.limits.window is not None
+        end = row.start + (step + 1 if row.token_ids is None else row.num_tokens)
+        size = self.limits.page_size
+        seen = range(max(end - self.limits.window, 0), end)
+        pages = [row.page_table[at // size] for at in seen]
+        assert NULL_PAGE not in pages, "a page was given up too early"
+        self.last_token[row.slot] = next_token([int(self.pages[page, at % size]) for page, at in zip(pages, seen, strict=True)])  # fmt: skip
+        return int(self.last_token[row.slot])
+
+
+def reference(prompt: list[int], count: int, window: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens[-window:]))
+    return tokens[len(prompt) :]
+
+
+def limits(window: int, *, pages: int = 14, slots: int = 3) -> RunnerLimits:
+    return RunnerLimits(pages, 4, slots, 12, 48, prefill_quantum=4, max_draws=3, window=window)
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 5, 9])
+def test_any_history_gives_the_windowed_reference(window: int) -> None:
+    """Arrivals, groups of steps, preemptions, aborts and lost state, with results some steps late."""
+    preemptions = hits = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        scheduler = Scheduler(limits(window, pages=rng.choice([6, 14]), slots=4))
+        device = WindowedDevice(scheduler.limits)
+        flying, live, texts = deque[StepResult](), dict[str, Request](), dict[str, list[int]]()
+        for turn in range(200):
+            chance = rng.random()
+            if chance < 0.2 and turn < 150:
+                prompt = [*range(2, rng.choice([3, 12, 20])), rng.randrange(2, 900)]
+                request = Request(f"r{turn}", prompt, rng.randint(1, 24), RowSampling())
+                scheduler.add(request)
+                live[request.request_id], texts[request.request_id] = request, []
+            elif chance < 0.22 and live:
+                name = rng.choice(sorted(live))
+                scheduler.finish(name, "abort")
+                del live[name]
+            elif chance < 0.65 and len(flying) < 3 and (plan := scheduler.plan(rng.randint(1, 3))) is not None:
+                flying.append(device.execute(plan))
+            elif flying:
+                apply(scheduler, flying.popleft(), live, texts, window)
+            scheduler.check()
+        while live or flying:
+            if (plan := scheduler.plan()) is not None:
+                flying.append(device.execute(plan))
+            apply(scheduler, flying.popleft(), live, texts, window)
+            scheduler.check()
+        statistics = scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        preemptions += statistics.preemptions
+        hits += statistics.prefix_cache_hits
+    assert preemptions > 0
+    assert hits > 500
+
+
+def apply(
+    scheduler: Scheduler, result: StepResult, live: dict[str, Request], texts: dict[str, list[int]], window: int
+) -> None:
+    for update in scheduler.apply(result):
+        name = update.request_id
+        texts[name].extend(update.token_ids)
+        request = live[name]
+        expected = reference(list(request.prompt_token_ids), len(texts[name]), window)
+        assert texts[name] == expected
+        if update.finish_reason is not None:
+            most = min(48, (scheduler.limits.num_pages - 1) * 4 + 1)
+            assert len(texts[name]) == min(request.max_tokens, most - len(request.prompt_token_ids))
+            del live[name]
+
+
+def test_a_sequence_holds_no_more_pages_than_its_window_needs() -> None:
+    scheduler = Scheduler(limits(9))
+    device = WindowedDevice(scheduler.limits)
+    scheduler.add(Request("a", list(range(2, 14)), 30, RowSampling()))
+    held: list[int] = []
+    while (plan := scheduler.plan()) is not None:
+        held.append(len(set(plan.rows[0].page_table) - {NULL_PAGE}))
+        scheduler.apply(device.execute(plan))
+        scheduler.check()
+    assert max(held[1:]) <= 9 // 4 + 2
+    assert scheduler.statistics().pages_cached > 5, "what was given up can still be found"
+
+
+def test_without_a_window_everything_is_kept() -> None:
+    plan: StepPlan | None
+    scheduler = Scheduler(RunnerLimits(14, 4, 1, 12, 48, prefill_quantum=4))
+    device = PagedDevice(scheduler.limits)
+    scheduler.add(Request("a", list(range(2, 14)), 20, RowSampling()))
+    while (plan := scheduler.plan()) is not None:
+        assert NULL_PAGE not in plan.rows[0].page_table
+        scheduler.apply(device.execute(plan))
