@@ -68,7 +68,9 @@ def test_not_started_and_stopped() -> None:
 
 
 def test_a_failed_start_leaves_nothing_running() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(Exception, match="no such folder"):
         Engine("./nowhere").initiate()
-    assert threading.active_count() <= before
+    for thread in set(threading.enumerate()) - before:  # workers end on their own, a moment after their loop
+        thread.join(timeout=30)
+        assert not thread.is_alive()
