@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from asurge.config import EngineConfig
+    from asurge.config import CacheConfig, EngineConfig, SchedulerConfig
     from asurge.engine import Engine
     from asurge.guided import GuidedDecodingParams
     from asurge.outputs import CompletionOutput, Logprob, RequestOutput
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from asurge.stream import TokenStream
 
 _HOMES = {
+    "CacheConfig": "asurge.config",
     "CompletionOutput": "asurge.outputs",
     "Engine": "asurge.engine",
     "EngineConfig": "asurge.config",
@@ -23,10 +24,12 @@ _HOMES = {
     "Logprob": "asurge.outputs",
     "RequestOutput": "asurge.outputs",
     "SamplingParams": "asurge.params",
+    "SchedulerConfig": "asurge.config",
     "TokenStream": "asurge.stream",
 }
 
 __all__ = [
+    "CacheConfig",
     "CompletionOutput",
     "Engine",
     "EngineConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "SchedulerConfig",
     "TokenStream",
     "__version__",
 ]
