@@ -187,11 +187,9 @@ class Engine:
             InvalidRequestError: an argument is out of range.
         """
 
-        async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
-            return await self.generate(list[Prompt](prompts), params, use_tqdm=False, **options)
-
+        _, intake = self._running()
         sizes = {"beam_width": beam_width, "max_tokens": max_tokens}
-        return await self._running()[1].search(complete, prompt, length_penalty=length_penalty, **sizes)
+        return await intake.search(self.generate, prompt, options, length_penalty=length_penalty, **sizes)
 
     @overload
     async def chat(

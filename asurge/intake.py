@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
 from asurge.assembly import Parts
-from asurge.beam import Complete, check_beams, completions, search
+from asurge.beam import check_beams, completions, search
 from asurge.config import EngineConfig
 from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
@@ -100,11 +100,25 @@ class Intake:
         return RenderedChat(await to_thread.run_sync(render, limiter=self._threads))
 
     async def search(
-        self, complete: Complete, prompt: Prompt, *, beam_width: int, max_tokens: int, length_penalty: float
+        self,
+        generate: Callable[..., Awaitable[list[RequestOutput]]],
+        prompt: Prompt,
+        options: RequestOptions,
+        *,
+        beam_width: int,
+        max_tokens: int,
+        length_penalty: float,
     ) -> RequestOutput:
-        """The likeliest texts behind a prompt; see `asurge.Engine.beam_search`."""
+        """The likeliest texts behind a prompt; see `asurge.Engine.beam_search`, whose ``generate`` draws each round."""
         check_beams(beam_width, max_tokens, length_penalty)
+        check_options(options)
         began_s, params = time.monotonic(), SamplingParams(max_tokens=max_tokens)
+        deadline_s = options.get("deadline_s")
+
+        async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
+            left = None if deadline_s is None else max(deadline_s - (time.monotonic() - began_s), 0.0)
+            return await generate(prompts, params, use_tqdm=False, **{**options, "deadline_s": left})
+
         fitted = await to_thread.run_sync(self._fit, prompt, params, limiter=self._threads)
         found = await search(
             complete,
@@ -181,7 +195,7 @@ class Intake:
             presence_penalty=params.presence_penalty,
             logit_bias=tuple(params.logit_bias.items()),
             processors=tuple((self._processor(name), float(at)) for name, at in params.logits_processors.items()),
-            logprobs=0 if params.logprobs is None and _ranks(params) else params.logprobs,
+            logprobs=_told(params),
             masked=masked,
         )
         return None if shaping == Shaping() else shaping
@@ -281,7 +295,7 @@ class Intake:
                 skip_special_tokens=params.skip_special_tokens,
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
-        stops, told = params.stop_strings, 0 if params.logprobs is None and _ranks(params) else params.logprobs
+        stops, told = params.stop_strings, _told(params)
         return Choice(
             request.request_id,
             index,
@@ -304,9 +318,11 @@ class Intake:
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _ranks(params: SamplingParams) -> bool:
-    """Whether completions have to be told apart by how likely they are."""
-    return params.best_of is not None and params.best_of > params.n
+def _told(params: SamplingParams) -> int | None:
+    """How many of the likeliest tokens to tell of beside each drawn one; None tells nothing. Where the likeliest of several
+    completions are wanted, the drawn ones must be told."""
+    ranks = params.best_of is not None and params.best_of > params.n
+    return 0 if params.logprobs is None and ranks else params.logprobs
 
 
 def _sampling(params: SamplingParams, shaping: Shaping | None, index: int) -> RowSampling:
