@@ -17,6 +17,7 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
 from asurge.server.state import Served
+from asurge.text import Tokenizer, render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
@@ -172,13 +173,35 @@ def _bound(tool_format: ToolFormat, tools: list[dict[str, Any]]) -> dict[str, An
     return {} if tags is None else {"structural_tag": tags}
 
 
-def _template_kwargs(asked: ChatCompletionRequest, config: ServerConfig) -> dict[str, Any]:
-    kwargs = dict(asked.chat_template_kwargs or {})
-    if unknown := sorted(kwargs.keys() - set(config.template_kwargs)):
+def allowed_kwargs(given: Mapping[str, Any] | None, config: ServerConfig) -> dict[str, Any]:
+    """What a request hands to the chat template.
+
+    Raises:
+        ApiError: the settings do not allow it.
+    """
+    if unknown := sorted((given or {}).keys() - set(config.template_kwargs)):
         raise ApiError(
             f"chat_template_kwargs has {unknown[0][:100]!r}: allowed are {', '.join(config.template_kwargs)}",
             param="chat_template_kwargs",
         )
+    return dict(given or {})
+
+
+def conversation_tokens(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """A conversation as the engine would be asked, whole. Blocks."""
+    listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
+    given = [template_message(message) for message in messages]
+    rendered = render_chat(tokenizer, given, tools=listed, template_kwargs=template_kwargs)
+    return tokenizer.encode(rendered, add_special_tokens=False)
+
+
+def _template_kwargs(asked: ChatCompletionRequest, config: ServerConfig) -> dict[str, Any]:
+    kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
     if asked.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", asked.reasoning_effort)
         if asked.reasoning_effort == "none":

@@ -13,7 +13,7 @@ from aiohttp import web
 from asurge.outputs import RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
-from asurge.server.conversation import Conversation, conversation_of, template_message
+from asurge.server.conversation import Conversation, conversation_of, conversation_tokens
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
 from asurge.server.schema.chat import (
@@ -43,7 +43,6 @@ from asurge.server.sse import EventStream
 from asurge.server.state import STATE, Served
 from asurge.server.voice import Voices, call_id
 from asurge.stream import TokenStream
-from asurge.text import render_chat
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -65,9 +64,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[STATE].find(asked.model)
 
     def count() -> int:
-        tokenizer, messages = served.engine.tokenizer, [template_message(one) for one in _conversation(asked)]
-        tools: list[dict[str, Any]] | None = msgspec.to_builtins(_tools(asked))
-        return len(tokenizer.encode(render_chat(tokenizer, messages, tools=tools), add_special_tokens=False))
+        return len(conversation_tokens(served.engine.tokenizer, _conversation(asked), _tools(asked)))
 
     return reply(CountMessagesResponse(input_tokens=await Exchange(request).threaded(count)))
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from anyio import to_thread
 
 import asurge
-from asurge.server.conversation import template_message
+from asurge.server.conversation import allowed_kwargs, conversation_tokens
 from asurge.server.errors import ApiError
 from asurge.server.exchange import Exchange, read, reply
 from asurge.server.schema.chat import Message, Tool
@@ -27,7 +27,6 @@ from asurge.server.schema.models import (
     TokenizeResponse,
 )
 from asurge.server.state import STATE, Served, ServerState
-from asurge.text import render_chat
 
 _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("itl_p50_s", "itl_s", 50), ("itl_p99_s", "itl_s", 99), ("e2el_p50_s", "e2el_s", 50), ("e2el_p99_s", "e2el_s", 99))  # fmt: skip
 
@@ -63,17 +62,13 @@ async def tokenize(request: web.Request) -> web.Response:
     """A text or a conversation, as tokens."""
     asked = await read(request, TokenizeRequest)
     served = request.app[STATE].find(asked.model)
-    if unknown := sorted((asked.chat_template_kwargs or {}).keys() - set(request.app[STATE].config.template_kwargs)):
-        raise ApiError(
-            f"chat_template_kwargs has {unknown[0][:100]!r}, which is not allowed", param="chat_template_kwargs"
-        )
     tokens = _tokens(
         served,
         asked.prompt,
         asked.messages,
         asked.tools,
         special=asked.add_special_tokens,
-        template_kwargs=asked.chat_template_kwargs,
+        template_kwargs=allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config),
     )
 
     def answer() -> bytes:
@@ -146,10 +141,7 @@ def _tokens(
     def tokens() -> list[int]:
         if text is not None:
             return tokenizer.encode(text, add_special_tokens=special)
-        conversation = [template_message(one) for one in messages or ()]
-        listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
-        rendered = render_chat(tokenizer, conversation, tools=listed, template_kwargs=template_kwargs)
-        return tokenizer.encode(rendered, add_special_tokens=False)
+        return conversation_tokens(tokenizer, messages or (), tools, template_kwargs)
 
     return tokens
 

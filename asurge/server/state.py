@@ -167,10 +167,6 @@ class ServerState:
         """Requests under way."""
         return len(self._active)
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._stopping
-
     def enter(self, one: UnderWay) -> None:
         """A request that an engine works for begins.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from asurge.parsing.events import Output
@@ -55,24 +56,11 @@ class Pythonic(MarkedFormat):
         yield from reader.space()
         yield from reader.need("(")
         yield from reader.space()
-        separator = "{"
-        while not (yield from reader.skip(")")):
-            key = yield from reader.word(self._key)
-            yield from reader.space()
-            yield from reader.need("=")
-            if not key:
-                raise MalformedError("key")
-            begin(reader, out, name)
-            out.arguments(f"{separator}{quoted(key)}: {(yield from self._literals.value(reader))}")
-            separator = ", "
-            yield from reader.space()
-            if (yield from reader.skip(",")):
-                yield from reader.space()
-            elif (yield from reader.peek()) != ")":
-                raise MalformedError("arguments")
-        begin(reader, out, name)
-        out.arguments("{}" if separator == "{" else "}")
-        out.end()
+        yield from _arguments(reader, out, name, self._read_key, "=", ")", self._literals)
+
+    def _read_key(self, reader: Reader) -> Wait[str]:
+        key = yield from reader.word(self._key)
+        return quoted(key) if key else ""
 
     def grammar(self, tools: Tools, *, parallel: bool) -> str | None:
         lark, calls = Lark(), list[str]()
@@ -121,22 +109,10 @@ class Gemma(MarkedFormat):
         yield from reader.space()
         if not name:
             raise MalformedError("name")
-        separator = "{"
-        while not (yield from reader.skip("}")):
-            key = yield from self._literals.key(reader, (yield from reader.peek()))
-            yield from reader.space()
-            yield from reader.need(":")
-            begin(reader, out, name)
-            out.arguments(f"{separator}{key}: {(yield from self._literals.value(reader))}")
-            separator = ", "
-            yield from reader.space()
-            if (yield from reader.skip(",")):
-                yield from reader.space()
-            elif (yield from reader.peek()) != "}":
-                raise MalformedError("arguments")
-        begin(reader, out, name)
-        out.arguments("{}" if separator == "{" else "}")
-        out.end()
+        yield from _arguments(reader, out, name, self._read_key, ":", "}", self._literals)
+
+    def _read_key(self, reader: Reader) -> Wait[str]:
+        return (yield from self._literals.key(reader, (yield from reader.peek())))
 
     def grammar(self, tools: Tools, *, parallel: bool) -> str | None:
         lark, calls = Lark(), list[str]()
@@ -164,3 +140,37 @@ def begin(reader: Reader, out: Output, name: str) -> None:
     if not out.in_call:
         out.start(name)
         reader.forget()
+
+
+def _arguments(
+    reader: Reader,
+    out: Output,
+    name: str,
+    read_key: Callable[[Reader], Wait[str]],
+    joint: str,
+    close: str,
+    literals: Literals,
+) -> Wait[None]:
+    """Read a call's arguments, each a key, a joint and a value, up to what closes them; they become a JSON object.
+
+    Raises:
+        MalformedError: they break off, or a key is empty.
+    """
+    separator = "{"
+    while not (yield from reader.skip(close)):
+        key = yield from read_key(reader)
+        yield from reader.space()
+        yield from reader.need(joint)
+        if not key:
+            raise MalformedError("key")
+        begin(reader, out, name)
+        out.arguments(f"{separator}{key}: {(yield from literals.value(reader))}")
+        separator = ", "
+        yield from reader.space()
+        if (yield from reader.skip(",")):
+            yield from reader.space()
+        elif (yield from reader.peek()) != close:
+            raise MalformedError("arguments")
+    begin(reader, out, name)
+    out.arguments("{}" if separator == "{" else "}")
+    out.end()
