@@ -202,7 +202,7 @@ class Decoder(nnx.Module):
         """``tokens, positions [tokens]`` -> hidden states ``[tokens, hidden]``, before the last normalisation.
 
         Args:
-            live: a hint, int32 ``[tokens / 16]`` rounded up: where 0, 16 tokens only pad.
+            live: a hint, int32 ``[tokens / 16]`` rounded up: of 16 tokens all but the first so many only pad.
         """
         x = take_rows(self.embedding[...], tokens)
         if self.config.embedding_scale != 1.0:

@@ -73,7 +73,7 @@ def packed_linear(
         epsilon: of that normalisation.
         bias: bf16 ``[columns]``.
         residual: bf16 ``[rows, columns]``, added to a bf16 result.
-        live: int32 ``[rows / 16]``, rounded up: where 0, none of 16 rows matters, and what comes out for them is undefined.
+        live: int32 ``[rows / 16]``, rounded up: of 16 rows the first so many matter; what comes out for the others is undefined.
         gated: columns are `interleave`\\ d; the result is ``silu(gate) * up``.
         dtype: bf16, or float32 without residual and gate.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from asurge.ops.attention import any_of
+from asurge.ops.attention import up_to_last
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import few_at_a_time, sample
 from asurge.ops.shaping import (
@@ -267,7 +267,7 @@ def _make_draw(
         model, rows = spec.rebuild(leaves), packed.shape[0]
         given = {name: packed[:, _FIELDS[name]] for name in _INTEGERS}
         given |= {name: _floats(packed[:, _FIELDS[name]]) for name in _FLOATS}
-        live = any_of(given["slot"] < spec.slots, LIVE_ROWS)
+        live = up_to_last(given["slot"] < spec.slots, LIVE_ROWS)
         hidden = last[given["at"]]
 
         def draw() -> tuple[jax.Array, jax.Array]:

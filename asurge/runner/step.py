@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows, any_of
+from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import sample
 from asurge.runner.lattice import StepShape
@@ -107,7 +107,7 @@ def _forward(
     ]
     rows = by_table[0]
     attend = PagedAttend(spec, model, by_table, pages)
-    flat = model(tokens, rows.positions, attend, any_of(rows.real, LIVE_ROWS))
+    flat = model(tokens, rows.positions, attend, up_to_last(rows.real, LIVE_ROWS))
     last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
 
     def draw() -> jax.Array:
@@ -123,7 +123,7 @@ def _forward(
         )
 
     def greedy() -> jax.Array:
-        return model.greedy(last, any_of(inputs.length > 0, LIVE_ROWS))
+        return model.greedy(last, up_to_last(inputs.length > 0, LIVE_ROWS))
 
     def nothing() -> jax.Array:
         return jnp.zeros(shape.rows, jnp.int32)

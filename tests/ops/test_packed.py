@@ -161,8 +161,8 @@ def test_few_rows_of_many_columns(output: str, int8: bool) -> None:
     )  # fmt: skip
     layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
     layer = Layer(50, 64, columns, residual=output == "residual", gated=output == "gated", int8=int8)
-    whole, part = layer.kernel(), layer.kernel(live=jnp.asarray([0, 0, 1, 0]))
-    np.testing.assert_array_equal(wide(part)[32:48], wide(whole)[32:48])
+    whole, part = layer.kernel(), layer.kernel(live=jnp.asarray([0, 0, 11, 0]))
+    np.testing.assert_array_equal(wide(part)[32:43], wide(whole)[32:43])
 
 
 @kernels
@@ -173,9 +173,20 @@ def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
     layer = Layer(rows, 192, 48, norm=True, residual=True, int8=int8)
     tiles = -(-rows // 16)
     live = np.zeros(tiles, np.int32)
-    live[{"none": [], "first": [0], "last": [-1], "every other": slice(0, None, 2), "all": slice(None)}[which]] = 1
+    live[{"none": [], "first": [0], "last": [-1], "every other": slice(0, None, 2), "all": slice(None)}[which]] = 16
     whole, part = layer.kernel(), layer.kernel(live=jnp.asarray(live))
     matters = np.repeat(live, 16)[:rows] > 0
+    np.testing.assert_array_equal(wide(part)[matters], wide(whole)[matters])
+
+
+@kernels
+@both_widths
+@settings(max_examples=40, deadline=None)
+@given(counts=st.lists(st.integers(0, 16), min_size=1, max_size=4), columns=st.sampled_from([16, 32, 48, 1024]))
+def test_of_16_rows_only_the_first_matter(counts: list[int], columns: int, int8: bool) -> None:
+    layer = Layer(16 * len(counts), 64, columns, norm=True, residual=True, int8=int8)
+    whole, part = layer.kernel(), layer.kernel(live=jnp.asarray(counts))
+    matters = np.concatenate([np.arange(16) < count for count in counts])
     np.testing.assert_array_equal(wide(part)[matters], wide(whole)[matters])
 
 
@@ -265,7 +276,7 @@ def test_all_minus_infinity_takes_the_first() -> None:
 @both_widths
 def test_dead_rows_have_no_largest(int8: bool) -> None:
     layer = Layer(40, 64, 112, norm=True, int8=int8)
-    part = argmax(layer, 100, live=jnp.asarray([0, 1, 0]))
+    part = argmax(layer, 100, live=jnp.asarray([0, 16, 0]))
     np.testing.assert_array_equal(part[16:32], argmax(layer, 100)[16:32])
     assert ((part >= 0) & (part < 100)).all()
     assert argmax(layer, 100, live=jnp.zeros(3, jnp.int32)).shape == (40,)

@@ -2,7 +2,7 @@
 
 from asurge.ops.attention.choice import choose_attention
 from asurge.ops.attention.gpu import GpuAttention
-from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows, Window, any_of
+from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows, Window, up_to_last
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.attention.reference import dense_attention
 from asurge.ops.attention.tpu import TpuAttention
@@ -19,7 +19,7 @@ __all__ = [
     "TpuAttention",
     "Window",
     "XlaAttention",
-    "any_of",
     "choose_attention",
     "dense_attention",
+    "up_to_last",
 ]

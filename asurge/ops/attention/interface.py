@@ -152,10 +152,10 @@ class Rows:
         return jnp.concatenate(parts)
 
 
-def any_of(flags: jax.Array, size: int) -> jax.Array:
-    """``flags [n]`` -> int32 ``[n / size]``, rounded up: whether any of ``size`` neighbours is set."""
-    padded = jnp.pad(flags, (0, -flags.shape[0] % size))
-    return padded.reshape(-1, size).any(axis=1).astype(jnp.int32)
+def up_to_last(flags: jax.Array, size: int) -> jax.Array:
+    """``flags [n]`` -> int32 ``[n / size]``, rounded up: of ``size`` neighbours, how many up to the last that is set."""
+    padded = jnp.pad(flags, (0, -flags.shape[0] % size)).reshape(-1, size)
+    return jnp.max(padded * jnp.arange(1, size + 1, dtype=jnp.int32), axis=1)
 
 
 class AttentionBackend(Protocol):

@@ -97,7 +97,8 @@ class Attender {
  public:
   // `next` is what the same member attends to after this, or null.
   Attender(const Attention& a, const Unit& unit, const Unit* next, Workspace& work)
-      : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows) {
+      : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows),
+        lines_{std::min(unit.count, kRows), std::max(unit.count - kRows, 0)} {
     start_ = a.start[unit.row];
     const int last = start_ + (unit.first + unit.count - 1) / group_;
     begin_ = seen_from(start_ + unit.first / group_);
@@ -149,12 +150,12 @@ class Attender {
       const uint8_t* keys = reinterpret_cast<const uint8_t*>(block(a_.keys, unit_, at + t));
       prefetch(a_.values, unit_, at + t);
       if (at + t + a_.page_size < end_) prefetch(a_.keys, unit_, at + t + a_.page_size);
-      const auto b = [&](int k) { return keys + k * kTile; };
+      const Strip b{keys};
       float* out = &work_.scores[0][t];
       if (two_) {
-        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, unit_.count);
+        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, unit_.count);
+        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_);
       }
     }
   }
@@ -236,9 +237,9 @@ class Attender {
     for (int d = 0; d < a_.head_dim; d += 32) {
       const auto b = [&](int k) { return blocks[k] + d / 16 * kTile; };
       if (two_) {
-        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, unit_.count);
+        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, unit_.count);
+        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_);
       }
       for (int line = 0; line < unit_.count; ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
@@ -283,6 +284,7 @@ class Attender {
   Workspace& work_;
   const int group_;
   const bool two_;
+  const LiveRows lines_;
   int start_, begin_, end_;
 };
 

@@ -17,13 +17,22 @@ constexpr int kSmallInput = 8192;  // elements of x that one thread prepares fas
 constexpr int kAhead = 4096;
 constexpr int kAheadWide = 2048;
 
-// The live rows of x as A tiles: [live tiles][depth tiles][16][64 bytes]; for int8 also one scale per row of these.
+// How a row went to 8 bits: its scale, and what its products are to be corrected by.
+struct Quantized {
+  float scale;
+  int32_t correction;
+};
+
+// The live rows of x as A tiles: [live tiles][depth tiles][16][64 bytes].
 struct Prepared {
   uint8_t* tiles;
-  float* scales;
+  Quantized* quantized;  // of each row of these
   int depth_tiles;
-  // Which 16 rows each tile holds.
-  std::vector<int> live;
+  struct Rows {
+    int first, count;
+  };
+  // What each tile holds.
+  std::vector<Rows> live;
 
   uint8_t* line(int row) const { return tiles + size_t(row / kRows) * depth_tiles * kTile + row % kRows * 64; }
 };
@@ -69,15 +78,18 @@ void prepare_int8(const Linear& linear, const Prepared& to, int row, int at) {
   }
   const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
   const float scale = std::max(largest, 1e-30f) / 127.0f;
-  to.scales[at] = scale;
   const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+  __m512i sum = _mm512_setzero_si512();
   uint8_t* tile = to.line(at);
   for (int k = 0; k < linear.depth; k += 64, tile += kTile) {
     for (int part = 0; part < 64; part += 16) {
       const __m512 value = _mm512_mul_ps(load_input(linear, x, k + part, factor), inverse);
-      _mm_store_si128(reinterpret_cast<__m128i*>(tile + part), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value)));
+      const __m512i rounded = _mm512_cvtps_epi32(value);
+      _mm_store_si128(reinterpret_cast<__m128i*>(tile + part), _mm512_cvtsepi32_epi8(rounded));
+      sum = _mm512_add_epi32(sum, rounded);
     }
   }
+  to.quantized[at] = {scale, static_cast<int32_t>(int64_t{-kInt8Excess} * _mm512_reduce_add_epi32(sum))};
 }
 
 // Products of up to 32 rows x 32 columns, on their way out.
@@ -140,10 +152,11 @@ struct Columns {
   }
 
   template <Depth depth>
-  __m512 finish(const float* product, __m512 row_scale) const {
+  __m512 finish(const float* product, Quantized by) const {
     __m512 value = _mm512_load_ps(product);
     if constexpr (depth == Depth::kInt8) {
-      value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(value)), _mm512_mul_ps(scale, row_scale));
+      const __m512i exact = _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(by.correction));
+      value = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_set1_ps(by.scale)));
     }
     return _mm512_add_ps(value, bias);
   }
@@ -156,18 +169,18 @@ __mmask16 competing(const Linear& linear, int row, int column, int real) {
   return lanes(real) & static_cast<__mmask16>(word >> column % 32);
 }
 
-// `rows` rows from `row` on, whose products are in `block`; the scales are those of these rows.
+// `rows` rows from `row` on, whose products are in `block`; `quantized` is of these rows.
 template <Depth depth, Output output>
-void finish(const Linear& linear, const float (*block)[kPanel], const float* scales, int row, int rows, int column,
+void finish(const Linear& linear, const float (*block)[kPanel], const Quantized* quantized, int row, int rows, int column,
             int columns, Best* best) {
   const Columns left(linear, column), right(linear, columns == kPanel ? column + kRows : column);
   const size_t width = output == Output::kGated ? linear.columns / 2 : linear.columns;
   size_t at = row * width + (output == Output::kGated ? column / 2 : column);
   for (int line = 0; line < rows; ++line, at += width) {
     const float* product = block[line];
-    const __m512 row_scale = _mm512_set1_ps(depth == Depth::kInt8 ? scales[line] : 1.0f);
-    const __m512 first = left.finish<depth>(product, row_scale);
-    const __m512 second = right.finish<depth>(product + kRows, row_scale);
+    const Quantized by = depth == Depth::kInt8 ? quantized[line] : Quantized{};
+    const __m512 first = left.finish<depth>(product, by);
+    const __m512 second = right.finish<depth>(product + kRows, by);
     if constexpr (output == Output::kGated) {
       store_bf16(linear.out_bf16 + at, _mm512_mul_ps(silu(round_bf16(first)), round_bf16(second)));
     } else if constexpr (output == Output::kArgmax) {
@@ -193,6 +206,9 @@ void finish(const Linear& linear, const float (*block)[kPanel], const float* sca
   }
 }
 
+// Bytes from a member's columns to those it will most likely take next: all take them in turns.
+int to_next(const Prepared& x, int columns) { return Pool::get().size() * (columns / 16) * x.depth_tiles * kTile; }
+
 // All rows of one panel of columns: its weights are read from memory once.
 template <Depth depth, Output output>
 void compute_panel(const Linear& linear, const Prepared& x, int column, int columns, Best* best) {
@@ -200,28 +216,27 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
   const int tiles = static_cast<int>(x.live.size());
+  const Strip b{weight};
   for (int tile = 0; tile < tiles; tile += 2) {
     const uint8_t* a = x.tiles + tile * strip;
     const bool two = tile + 1 < tiles;
-    const int ahead = tile == 0 ? kAhead : 0;
+    const Fetch fetch = tile ? Fetch{} : Fetch{kAhead, to_next(x, columns)};
     float* out = &block.values[0][0];
-    const auto b = [&](int k) { return weight + size_t(k) * kTile; };
-    const int last = x.live[tile + two] * kRows;
-    const int rows = two * kRows + std::min(kRows, linear.rows - last);
+    const LiveRows rows{x.live[tile].count, two ? x.live[tile + 1].count : 0};
     if (columns == kPanel) {
       if (two) {
-        multiply<depth, 2, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, ahead);
+        multiply<depth, 2, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
       } else {
-        multiply<depth, 1, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, ahead);
+        multiply<depth, 1, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
       }
     } else if (two) {
-      multiply<depth, 2, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, ahead);
+      multiply<depth, 2, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
     } else {
-      multiply<depth, 1, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, ahead);
+      multiply<depth, 1, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
     }
     for (int part = 0; part <= static_cast<int>(two); ++part) {
-      const int row = x.live[tile + part] * kRows, rows = std::min(kRows, linear.rows - row);
-      finish<depth, output>(linear, block.values + part * kRows, x.scales + (tile + part) * kRows, row, rows, column,
+      const auto [row, count] = x.live[tile + part];
+      finish<depth, output>(linear, block.values + part * kRows, x.quantized + (tile + part) * kRows, row, count, column,
                             columns, best);
     }
   }
@@ -230,15 +245,14 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
 // Two panels at once, where all live rows fit one tile.
 template <Depth depth, Output output>
 void compute_pair(const Linear& linear, const Prepared& x, int column, Best* best) {
-  Block left, right;
+  Block blocks[2];
   const size_t strip = size_t(x.depth_tiles) * kTile;
-  const uint8_t* weight = linear.weight + column / 16 * strip;
-  const auto b = [&](int k) { return weight + size_t(k) * kTile; };
-  const int row = x.live[0] * kRows, rows = std::min(kRows, linear.rows - row);
-  multiply_wide<depth>(x.tiles, b, strip, x.depth_tiles, &left.values[0][0], &right.values[0][0], kPanel, rows,
-                       kAheadWide);
-  finish<depth, output>(linear, left.values, x.scales, row, rows, column, kPanel, best);
-  finish<depth, output>(linear, right.values, x.scales, row, rows, column + kPanel, kPanel, best);
+  const Strip b{linear.weight + column / 16 * strip};
+  const auto [row, count] = x.live[0];
+  multiply_wide<depth>(x.tiles, b, strip, x.depth_tiles, &blocks[0].values[0][0], &blocks[1].values[0][0], kPanel,
+                       LiveRows{count}, Fetch{kAheadWide, to_next(x, 2 * kPanel)});
+  finish<depth, output>(linear, blocks[0].values, x.quantized, row, count, column, kPanel, best);
+  finish<depth, output>(linear, blocks[1].values, x.quantized, row, count, column + kPanel, kPanel, best);
 }
 
 // Columns that a member takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster.
@@ -255,18 +269,20 @@ Prepared allocate(const Linear& linear, int depth_of_tile) {
   Prepared x;
   x.depth_tiles = linear.depth / depth_of_tile;
   for (int tile = 0; tile * kRows < linear.rows; ++tile) {
-    if (linear.live == nullptr || linear.live[tile]) x.live.push_back(tile);
+    const int first = tile * kRows, most = std::min(kRows, linear.rows - first);
+    const int count = linear.live ? std::clamp(linear.live[tile], 0, most) : most;
+    if (count) x.live.push_back({first, count});
   }
   const size_t bytes = x.live.size() * x.depth_tiles * kTile;
-  x.tiles = scratch.get<uint8_t>(bytes + x.live.size() * kRows * sizeof(float));
-  x.scales = reinterpret_cast<float*>(x.tiles + bytes);
+  x.tiles = scratch.get<uint8_t>(bytes + x.live.size() * kRows * sizeof(Quantized));
+  x.quantized = reinterpret_cast<Quantized*>(x.tiles + bytes);
   return x;
 }
 
 template <Depth depth>
 void prepare(const Linear& linear, const Prepared& x, int tile) {
-  const int first = x.live[tile] * kRows, rows = std::min(kRows, linear.rows - first);
-  for (int line = 0; line < rows; ++line) {
+  const auto [first, count] = x.live[tile];
+  for (int line = 0; line < count; ++line) {
     if constexpr (depth == Depth::kBf16) {
       prepare_bf16(linear, x, first + line, tile * kRows + line);
     } else {

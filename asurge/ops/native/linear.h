@@ -19,7 +19,7 @@ struct Linear {
   // Gate and up columns alternate in blocks of 16; the output is silu(gate) * up.
   bool gated;
   int rows, depth, columns;
-  // [rows / 16, rounded up]: 0 where none of 16 rows matters and their output may stay as it is; null: all matter.
+  // [rows / 16, rounded up]: how many of 16 rows matter, the first ones; the others' output may stay as it is. Null: all.
   const int32_t* live;
   // Exactly one is set: [rows, columns], half the columns when gated; or for each row the first of the `candidates`
   // columns with the largest value.

@@ -9,7 +9,27 @@ namespace asurge {
 
 enum class Depth { kBf16, kInt8 };
 
+
+// The tiles of B below each other, in one piece.
+struct Strip {
+  const uint8_t* first;
+  const uint8_t* operator()(int k) const { return first + size_t(k) * kTile; }
+};
+
+// What of B to fetch early, in bytes from the tile at hand: a little ahead in the same strip, and the same tile of what
+// is multiplied next. 0 fetches nothing.
+struct Fetch {
+  int near = 0, next = 0;
+};
+
+// How many rows of one A tile, or of two, matter: the first ones. AMX computes the others at no cost.
+struct LiveRows {
+  int first, second = 0;
+};
+
 #ifndef ASURGE_AVX512
+
+constexpr int kInt8Excess = 0;
 
 // The tile registers of this thread belong to the scope; other code on the thread configures its own.
 class TileScope {
@@ -39,21 +59,21 @@ class TileScope {
   } while (0)
 
 // C [16 * kA rows][16 * kB columns] of float32 or int32 at `out` = sum over `depth_tiles` of A x B. `b(k)` is where the
-// k-th tiles of B are, `b_stride` apart. Only the first `rows` rows matter.
+// k-th tiles of B are, `b_stride` apart.
 template <Depth depth, int kA, int kB, typename B>
 inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
-                     int out_columns, int /*rows*/, int ahead = 0) {
+                     int out_columns, LiveRows /*rows*/, Fetch fetch = {}) {
   _tile_zero(0);
   if constexpr (kB == 2) _tile_zero(1);
   if constexpr (kA == 2) _tile_zero(2);
   if constexpr (kA == 2 && kB == 2) _tile_zero(3);
   for (int k = 0; k < depth_tiles; ++k) {
     const uint8_t* b0 = b(k);
-    if (ahead) {
+    if (fetch.near) {
       for (int line = 0; line < 16; ++line) {
-        _mm_prefetch(reinterpret_cast<const char*>(b0 + ahead + 64 * line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(b0 + fetch.near + 64 * line), _MM_HINT_T0);
         if constexpr (kB == 2) {
-          _mm_prefetch(reinterpret_cast<const char*>(b0 + b_stride + ahead + 64 * line), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(b0 + b_stride + fetch.near + 64 * line), _MM_HINT_T0);
         }
       }
     }
@@ -80,7 +100,7 @@ inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_str
 // The same for one A tile and four B tiles: where rows are few, memory is read faster in more streams at a time.
 template <Depth depth, typename B>
 inline void multiply_wide(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* left, float* right,
-                          int out_columns, int /*rows*/, int ahead) {
+                          int out_columns, LiveRows /*rows*/, Fetch fetch) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -89,7 +109,7 @@ inline void multiply_wide(const uint8_t* a, const B& b, size_t b_stride, int dep
     const uint8_t* b0 = b(k);
     for (int stream = 0; stream < 4; ++stream) {
       for (int line = 0; line < 16; ++line) {
-        _mm_prefetch(reinterpret_cast<const char*>(b0 + stream * b_stride + ahead + 64 * line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(b0 + stream * b_stride + fetch.near + 64 * line), _MM_HINT_T0);
       }
     }
     _tile_loadd(4, a + k * kTile, 64);
@@ -117,34 +137,48 @@ class TileScope {
   TileScope() {}
 };
 
+// There is a product of unsigned with signed bytes only, so weights go in as if each were larger by this; a product of a
+// row comes out larger by as much times the row's sum.
+constexpr int kInt8Excess = 128;
+
+template <Depth depth>
+inline __m512i load_weights(const uint8_t* from) {
+  const __m512i w = _mm512_loadu_si512(from);
+  return depth == Depth::kBf16 ? w : _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+}
+
 // acc += x . w, where x is one group along the depth, the same in all columns.
 template <Depth depth>
 inline __m512 dot(__m512 acc, __m512i x, __m512i w) {
   if constexpr (depth == Depth::kBf16) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   } else {
-    // There is a product of unsigned with signed bytes only: the signs of x go over to w. Neither holds -128.
-    const __m512i signed_w = _mm512_mask_sub_epi8(w, _mm512_movepi8_mask(x), _mm512_setzero_si512(), w);
-    return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), _mm512_abs_epi8(x), signed_w));
+    return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), w, x));
   }
 }
 
+// Which tiles along the depth to fetch early, and how far ahead of them.
+struct Ahead {
+  int begin, end, bytes;
+};
+
 // `kLines` rows of A by `kStrips` tiles of B side by side, `b_stride` apart; `a` is the first of the rows.
 template <Depth depth, int kLines, int kStrips, typename B>
-inline void multiply_lines(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* const (&out)[kStrips],
-                           int out_columns, int ahead) {
+[[gnu::noinline]] void multiply_lines(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* out,
+                                      const int* strip_offset, int out_columns, Ahead ahead) {
   __m512 sums[kLines][kStrips];
   for (auto& line : sums) {
     for (auto& sum : line) sum = _mm512_setzero_ps();
   }
   for (int k = 0; k < depth_tiles; ++k, a += kTile) {
     const uint8_t* tile = b(k);
+    const bool fetch = k >= ahead.begin && k < ahead.end;
     for (int group = 0; group < 16; ++group) {
       __m512i w[kStrips];
       for (int strip = 0; strip < kStrips; ++strip) {
         const uint8_t* from = tile + strip * b_stride + 64 * group;
-        if (ahead) _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
-        w[strip] = _mm512_loadu_si512(from);
+        if (fetch) _mm_prefetch(reinterpret_cast<const char*>(from + ahead.bytes), _MM_HINT_T1);
+        w[strip] = load_weights<depth>(from);
       }
       for (int line = 0; line < kLines; ++line) {
         int32_t pair;
@@ -155,50 +189,58 @@ inline void multiply_lines(const uint8_t* a, const B& b, size_t b_stride, int de
     }
   }
   for (int line = 0; line < kLines; ++line) {
-    for (int strip = 0; strip < kStrips; ++strip) _mm512_storeu_ps(out[strip] + line * out_columns, sums[line][strip]);
+    for (int strip = 0; strip < kStrips; ++strip) {
+      _mm512_storeu_ps(out + strip_offset[strip] + line * out_columns, sums[line][strip]);
+    }
   }
 }
 
-// The first `rows` rows of one A tile; a few more where that is faster, whose results nobody reads.
+// As many sums as fit the registers.
+template <int kStrips>
+constexpr int kMostLines = kStrips == 4 ? 6 : kStrips == 2 ? 12 : 16;
+
+template <Depth depth, int kStrips, typename B, int kLines = kMostLines<kStrips>>
+inline void multiply_lines(int lines, const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* out,
+                           const int* strip_offset, int out_columns, Ahead ahead) {
+  if (lines == kLines) {
+    multiply_lines<depth, kLines, kStrips>(a, b, b_stride, depth_tiles, out, strip_offset, out_columns, ahead);
+  } else if constexpr (kLines > 1) {
+    multiply_lines<depth, kStrips, B, kLines - 1>(lines, a, b, b_stride, depth_tiles, out, strip_offset, out_columns,
+                                                  ahead);
+  }
+}
+
+// The live rows of one A tile or two. What is multiplied next is fetched in equal parts by all passes over the depth, so
+// that memory works as long as the products do; a single pass waits for memory anyway, and fetches its own.
 template <Depth depth, int kStrips, typename B>
-inline void multiply_rows(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* const (&out)[kStrips],
-                          int out_columns, int rows, int ahead) {
-  constexpr int kMost = kStrips == 4 ? 4 : 8;
-  for (int row = 0; row < rows;) {
-    float* to[kStrips];
-    for (int strip = 0; strip < kStrips; ++strip) to[strip] = out[strip] + row * out_columns;
-    const int left = rows - row;
-    const uint8_t* from = a + 64 * row;
-    const int fetch = row == 0 ? ahead : 0;
-    if (left > kMost / 2) {
-      multiply_lines<depth, kMost, kStrips>(from, b, b_stride, depth_tiles, to, out_columns, fetch);
-      row += kMost;
-    } else if (left > 1) {
-      multiply_lines<depth, kMost / 2, kStrips>(from, b, b_stride, depth_tiles, to, out_columns, fetch);
-      row += kMost / 2;
-    } else {
-      multiply_lines<depth, 1, kStrips>(from, b, b_stride, depth_tiles, to, out_columns, fetch);
-      row += 1;
-    }
+inline void multiply_rows(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
+                          const int* strip_offset, int out_columns, LiveRows rows, Fetch fetch) {
+  constexpr int kMost = kMostLines<kStrips>;
+  const int first = (rows.first + kMost - 1) / kMost, passes = first + (rows.second + kMost - 1) / kMost;
+  const int bytes = passes == 1 ? fetch.near : fetch.next, fetched = bytes ? depth_tiles : 0;
+  for (int pass = 0; pass < passes; ++pass) {
+    const bool second = pass >= first;
+    const int live = second ? rows.second : rows.first;
+    const int at = second ? pass - first : pass, shares = second ? passes - first : first;
+    const int row = live * at / shares, lines = live * (at + 1) / shares - row;
+    const Ahead ahead{fetched * pass / passes, fetched * (pass + 1) / passes, bytes};
+    multiply_lines<depth, kStrips>(lines, a + second * a_stride + 64 * row, b, b_stride, depth_tiles,
+                                   out + (second * kRows + row) * out_columns, strip_offset, out_columns, ahead);
   }
 }
 
 template <Depth depth, int kA, int kB, typename B>
 inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
-                     int out_columns, int rows, int ahead = 0) {
-  for (int tile = 0; tile < kA; ++tile) {
-    float* to[kB];
-    for (int strip = 0; strip < kB; ++strip) to[strip] = out + tile * kRows * out_columns + strip * kRows;
-    multiply_rows<depth, kB>(a + tile * a_stride, b, b_stride, depth_tiles, to, out_columns,
-                             std::min(kRows, rows - tile * kRows), tile == 0 ? ahead : 0);
-  }
+                     int out_columns, LiveRows rows, Fetch fetch = {}) {
+  const int offsets[2] = {0, kRows};
+  multiply_rows<depth, kB>(a, a_stride, b, b_stride, depth_tiles, out, offsets, out_columns, rows, fetch);
 }
 
 template <Depth depth, typename B>
 inline void multiply_wide(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* left, float* right,
-                          int out_columns, int rows, int ahead) {
-  float* const out[4] = {left, left + kRows, right, right + kRows};
-  multiply_rows<depth, 4>(a, b, b_stride, depth_tiles, out, out_columns, rows, ahead);
+                          int out_columns, LiveRows rows, Fetch fetch) {
+  const int apart = static_cast<int>(right - left), offsets[4] = {0, kRows, apart, apart + kRows};
+  multiply_rows<depth, 4>(a, 0, b, b_stride, depth_tiles, left, offsets, out_columns, rows, fetch);
 }
 
 #endif
