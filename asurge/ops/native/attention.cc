@@ -93,6 +93,15 @@ __attribute__((noinline)) Workspace& own_workspace() {
   return work;
 }
 
+// A span's values, 32 tokens each, and what is fetched beside them.
+struct Blocks {
+  const uint8_t* values[kSpan / 32];
+  const uint8_t* next[kSpan / 32];
+  int offset;
+  const uint8_t* operator()(int k) const { return values[k] + offset; }
+  const uint8_t* early(int k, ptrdiff_t) const { return next[k] ? next[k] + offset : nullptr; }
+};
+
 class Attender {
  public:
   // `next` is what the same member attends to after this, or null.
@@ -100,16 +109,14 @@ class Attender {
       : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows),
         lines_{std::min(unit.count, kRows), std::max(unit.count - kRows, 0)} {
     start_ = a.start[unit.row];
-    const int last = start_ + (unit.first + unit.count - 1) / group_;
-    begin_ = seen_from(start_ + unit.first / group_);
-    end_ = last + 1;
+    begin_ = begin_of(unit);
+    end_ = end_of(unit);
   }
 
   void run() {
-    if (next_) {
-      const int begin = seen_from(a_.start[next_->row] + next_->first / group_);
-      prefetch(a_.keys, *next_, begin / 32 * 32);
-      prefetch(a_.values, *next_, begin / 32 * 32);
+    if (next_ && !kFetchesBetween) {
+      prefetch(a_.keys, *next_, begin_of(*next_) / 32 * 32);
+      prefetch(a_.values, *next_, begin_of(*next_) / 32 * 32);
     }
     load_queries();
     std::fill_n(work_.best, unit_.count, kNothing);
@@ -130,6 +137,10 @@ class Attender {
     return a_.chunked ? position / a_.window * a_.window : std::max(0, position - a_.window + 1);
   }
 
+  // The context that the queries of a unit see.
+  int begin_of(const Unit& unit) const { return seen_from(a_.start[unit.row] + unit.first / group_); }
+  int end_of(const Unit& unit) const { return a_.start[unit.row] + (unit.first + unit.count - 1) / group_ + 1; }
+
   void load_queries() {
     const int depth = a_.head_dim / 32;
     alignas(64) uint16_t query[kMaxHeadDim];
@@ -147,15 +158,19 @@ class Attender {
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
     for (int t = 0; t < tokens; t += 32) {
-      const uint8_t* keys = reinterpret_cast<const uint8_t*>(block(a_.keys, unit_, at + t));
-      prefetch(a_.values, unit_, at + t);
-      if (at + t + a_.page_size < end_) prefetch(a_.keys, unit_, at + t + a_.page_size);
-      const Strip b{keys};
+      const Strip b{reinterpret_cast<const uint8_t*>(block(a_.keys, unit_, at + t))};
+      Fetch values;
+      if constexpr (kFetchesBetween) {
+        values.near = values.next = reinterpret_cast<const uint8_t*>(block(a_.values, unit_, at + t)) - b.first;
+      } else {
+        prefetch(a_.values, unit_, at + t);
+        if (at + t + a_.page_size < end_) prefetch(a_.keys, unit_, at + t + a_.page_size);
+      }
       float* out = &work_.scores[0][t];
       if (two_) {
-        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_);
+        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_);
+        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
       }
     }
   }
@@ -225,21 +240,23 @@ class Attender {
   }
 
   void mix(int at, int tokens) {
-    const uint8_t* blocks[kSpan / 32];
+    Blocks b{};
     int masked = 0;
     for (int t = 0; t < tokens; t += 32) {
       const uint16_t* values = block(a_.values, unit_, at + t);
       if (at + t < begin_ || at + t + 32 > end_) values = mask_values(values, at + t, work_.masked[masked++]);
-      blocks[t / 32] = reinterpret_cast<const uint8_t*>(values);
+      b.values[t / 32] = reinterpret_cast<const uint8_t*>(values);
     }
+    if constexpr (kFetchesBetween) find_next_keys(at, b);
+    const Fetch keys{kFetchesBetween, kFetchesBetween};
     const size_t strip = kSpan / 32 * kTile;
     float* out = &work_.product[0][0];
     for (int d = 0; d < a_.head_dim; d += 32) {
-      const auto b = [&](int k) { return blocks[k] + d / 16 * kTile; };
+      b.offset = d / 16 * kTile;
       if (two_) {
-        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_);
+        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_);
+        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
       }
       for (int line = 0; line < unit_.count; ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
@@ -249,6 +266,18 @@ class Attender {
           _mm512_store_ps(mixed, _mm512_fmadd_ps(_mm512_load_ps(mixed), shrink, fresh));
         }
       }
+    }
+  }
+
+  // Where the keys are that are scored behind a span: the next one's, or the next unit's first.
+  void find_next_keys(int at, Blocks& b) {
+    const bool own = at + kSpan < end_;
+    if (!own && !next_) return;
+    const Unit& unit = own ? unit_ : *next_;
+    const int end = own ? end_ : end_of(unit);
+    int from = own ? at + kSpan : begin_of(unit) / 32 * 32;
+    for (int k = 0; k < kSpan / 32 && from < end; ++k, from += 32) {
+      b.next[k] = reinterpret_cast<const uint8_t*>(block(a_.keys, unit, from));
     }
   }
 

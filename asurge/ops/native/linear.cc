@@ -207,7 +207,9 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
 }
 
 // Bytes from a member's columns to those it will most likely take next: all take them in turns.
-int to_next(const Prepared& x, int columns) { return Pool::get().size() * (columns / 16) * x.depth_tiles * kTile; }
+ptrdiff_t to_next(const Prepared& x, int columns) {
+  return ptrdiff_t{Pool::get().size()} * (columns / 16) * x.depth_tiles * kTile;
+}
 
 // All rows of one panel of columns: its weights are read from memory once.
 template <Depth depth, Output output>

@@ -10,16 +10,17 @@ namespace asurge {
 enum class Depth { kBf16, kInt8 };
 
 
-// The tiles of B below each other, in one piece.
+// Where the tiles of B are: here below each other, in one piece.
 struct Strip {
   const uint8_t* first;
   const uint8_t* operator()(int k) const { return first + size_t(k) * kTile; }
+  const uint8_t* early(int k, ptrdiff_t ahead) const { return (*this)(k) + ahead; }
 };
 
-// What of B to fetch early, in bytes from the tile at hand: a little ahead in the same strip, and the same tile of what
-// is multiplied next. 0 fetches nothing.
+// What to fetch early, in bytes from the tile at hand: a little ahead in the same strip, and the same tile of what is
+// multiplied next. 0 fetches nothing.
 struct Fetch {
-  int near = 0, next = 0;
+  ptrdiff_t near = 0, next = 0;
 };
 
 // How many rows of one A tile, or of two, matter: the first ones. AMX computes the others at no cost.
@@ -30,6 +31,7 @@ struct LiveRows {
 #ifndef ASURGE_AVX512
 
 constexpr int kInt8Excess = 0;
+constexpr bool kFetchesBetween = false;  // whether attention has products fetch what comes next, or asks for it in bursts
 
 // The tile registers of this thread belong to the scope; other code on the thread configures its own.
 class TileScope {
@@ -157,9 +159,12 @@ inline __m512 dot(__m512 acc, __m512i x, __m512i w) {
   }
 }
 
-// Which tiles along the depth to fetch early, and how far ahead of them.
+constexpr bool kFetchesBetween = true;
+
+// Beside which tiles along the depth to fetch early, and how far ahead of them.
 struct Ahead {
-  int begin, end, bytes;
+  int begin, end;
+  ptrdiff_t bytes;
 };
 
 // `kLines` rows of A by `kStrips` tiles of B side by side, `b_stride` apart; `a` is the first of the rows.
@@ -172,13 +177,13 @@ template <Depth depth, int kLines, int kStrips, typename B>
   }
   for (int k = 0; k < depth_tiles; ++k, a += kTile) {
     const uint8_t* tile = b(k);
-    const bool fetch = k >= ahead.begin && k < ahead.end;
+    const uint8_t* early = k >= ahead.begin && k < ahead.end ? b.early(k, ahead.bytes) : nullptr;
     for (int group = 0; group < 16; ++group) {
       __m512i w[kStrips];
       for (int strip = 0; strip < kStrips; ++strip) {
-        const uint8_t* from = tile + strip * b_stride + 64 * group;
-        if (fetch) _mm_prefetch(reinterpret_cast<const char*>(from + ahead.bytes), _MM_HINT_T1);
-        w[strip] = load_weights<depth>(from);
+        const size_t at = strip * b_stride + 64 * group;
+        if (early) _mm_prefetch(reinterpret_cast<const char*>(early + at), _MM_HINT_T1);
+        w[strip] = load_weights<depth>(tile + at);
       }
       for (int line = 0; line < kLines; ++line) {
         int32_t pair;
@@ -217,7 +222,8 @@ inline void multiply_rows(const uint8_t* a, size_t a_stride, const B& b, size_t 
                           const int* strip_offset, int out_columns, LiveRows rows, Fetch fetch) {
   constexpr int kMost = kMostLines<kStrips>;
   const int first = (rows.first + kMost - 1) / kMost, passes = first + (rows.second + kMost - 1) / kMost;
-  const int bytes = passes == 1 ? fetch.near : fetch.next, fetched = bytes ? depth_tiles : 0;
+  const ptrdiff_t bytes = passes == 1 ? fetch.near : fetch.next;
+  const int fetched = bytes ? depth_tiles : 0;
   for (int pass = 0; pass < passes; ++pass) {
     const bool second = pass >= first;
     const int live = second ? rows.second : rows.first;
