@@ -7,12 +7,11 @@
 
 #include "pool.h"
 #include "multiply.h"
+#include "units.h"
 
 namespace asurge {
 namespace {
 
-constexpr int kSpan = 256;             // context tokens between two looks at the running maximum
-constexpr int kQueries = 2 * kRows;    // query rows computed together
 constexpr int kMaxHeadDim = 256;
 constexpr int kMostUnits = 4;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
@@ -70,11 +69,6 @@ void write_token(const Attention& a, int row, int index) {
   }
 }
 
-// Query rows of one KV head that share a sequence: row i is query i / group, head i % group.
-struct Unit {
-  int row, kv_head, first, count;
-};
-
 struct Workspace {
   alignas(64) float scores[kQueries][kSpan];
   alignas(64) float product[kQueries][kQueries];
@@ -106,47 +100,65 @@ class Attender {
  public:
   // `next` is what the same member attends to after this, or null.
   Attender(const Attention& a, const Unit& unit, const Unit* next, Workspace& work)
-      : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads), two_(unit.count > kRows),
-        lines_{std::min(unit.count, kRows), std::max(unit.count - kRows, 0)} {
-    start_ = a.start[unit.row];
-    begin_ = begin_of(unit);
-    end_ = end_of(unit);
-  }
+      : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads) {}
 
   void run() {
     if (next_ && !kFetchesBetween) {
-      prefetch(a_.keys, *next_, begin_of(*next_) / 32 * 32);
-      prefetch(a_.values, *next_, begin_of(*next_) / 32 * 32);
+      prefetch(a_.keys, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
+      prefetch(a_.values, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
     }
+    const int lines = unit_.lines();
+    std::fill_n(work_.best, lines, kNothing);
+    std::fill_n(work_.total, lines, 0.0f);
+    for (int line = 0; line < lines; ++line) std::fill_n(work_.mixed[line], a_.head_dim, 0.0f);
+    if (unit_.shared) attend(0, unit_.size, 0, unit_.shared);
+    for (int at = 0; at < unit_.size; ++at) {
+      attend(at, at + 1, unit_.shared ? unit_.shared : begin_of(unit_), end_of(unit_.rows[at]));
+    }
+    store();
+  }
+
+ private:
+  // The sequences [from, to) of the unit, all at once, to context [begin, end), which lies in the pages of the first.
+  void attend(int from, int to, int begin, int end) {
+    from_ = from;
+    to_ = to;
+    begin_ = begin;
+    end_ = end;
+    const int count = (to - from) * unit_.count;
+    lines_ = {std::min(count, kRows), std::max(count - kRows, 0)};
     load_queries();
-    std::fill_n(work_.best, unit_.count, kNothing);
-    std::fill_n(work_.total, unit_.count, 0.0f);
-    for (int line = 0; line < unit_.count; ++line) std::fill_n(work_.mixed[line], a_.head_dim, 0.0f);
     for (int at = begin_ / 32 * 32; at < end_; at += kSpan) {
       const int tokens = std::min(kSpan, (end_ - at + 31) / 32 * 32);
       score(at, tokens);
       weigh(at, tokens);
       mix(at, tokens);
     }
-    store();
   }
 
- private:
   int seen_from(int position) const {
     if (a_.window == 0) return 0;
     return a_.chunked ? position / a_.window * a_.window : std::max(0, position - a_.window + 1);
   }
 
-  // The context that the queries of a unit see.
-  int begin_of(const Unit& unit) const { return seen_from(a_.start[unit.row] + unit.first / group_); }
-  int end_of(const Unit& unit) const { return a_.start[unit.row] + (unit.first + unit.count - 1) / group_ + 1; }
+  // The context that a unit sees: from the first of its queries to its last in a sequence.
+  int begin_of(const Unit& unit) const {
+    return unit.shared ? 0 : seen_from(a_.start[*unit.rows] + unit.first / group_);
+  }
+  int end_of(int row) const { return a_.start[row] + (unit_.first + unit_.count - 1) / group_ + 1; }
+
+  // Where the state of the first line is that is attended to now, and the sequence and query of a line.
+  int base() const { return from_ * unit_.count; }
+  int count() const { return lines_.first + lines_.second; }
+  int row_of(int line) const { return unit_.rows[from_ + line / unit_.count]; }
+  int flat_of(int line) const { return unit_.first + line % unit_.count; }
 
   void load_queries() {
     const int depth = a_.head_dim / 32;
     alignas(64) uint16_t query[kMaxHeadDim];
-    for (int line = 0; line < unit_.count; ++line) {
-      const int flat = unit_.first + line;
-      load_head(a_, a_.first[unit_.row] + flat / group_, unit_.kv_head * group_ + flat % group_, a_.q_norm, query);
+    for (int line = 0; line < count(); ++line) {
+      const int flat = flat_of(line), token = a_.first[row_of(line)] + flat / group_;
+      load_head(a_, token, unit_.kv_head * group_ + flat % group_, a_.q_norm, query);
       for (int tile = 0; tile < depth; ++tile) {
         uint8_t* to = work_.queries + (line / kRows * depth + tile) * kTile + line % kRows * 64;
         std::memcpy(to, query + 32 * tile, 64);
@@ -158,16 +170,16 @@ class Attender {
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
     for (int t = 0; t < tokens; t += 32) {
-      const Strip b{reinterpret_cast<const uint8_t*>(block(a_.keys, unit_, at + t))};
+      const Strip b{reinterpret_cast<const uint8_t*>(block(a_.keys, at + t))};
       Fetch values;
       if constexpr (kFetchesBetween) {
-        values.near = values.next = reinterpret_cast<const uint8_t*>(block(a_.values, unit_, at + t)) - b.first;
+        values.near = values.next = reinterpret_cast<const uint8_t*>(block(a_.values, at + t)) - b.first;
       } else {
-        prefetch(a_.values, unit_, at + t);
-        if (at + t + a_.page_size < end_) prefetch(a_.keys, unit_, at + t + a_.page_size);
+        prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
+        if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
       }
       float* out = &work_.scores[0][t];
-      if (two_) {
+      if (lines_.second) {
         multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
       } else {
         multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
@@ -176,20 +188,21 @@ class Attender {
   }
 
   // 32 tokens' keys or values.
-  const uint16_t* block(const uint16_t* pages, const Unit& unit, int at) const {
-    return pages + page_offset(a_, unit.row, at, unit.kv_head) + size_t(at % a_.page_size) * a_.head_dim;
+  const uint16_t* block(const uint16_t* pages, int row, int kv_head, int at) const {
+    return pages + page_offset(a_, row, at, kv_head) + size_t(at % a_.page_size) * a_.head_dim;
   }
+  const uint16_t* block(const uint16_t* pages, int at) const { return block(pages, row_of(0), unit_.kv_head, at); }
 
   // Pages lie anywhere, and the processor's own prefetching starts anew at each: ask for 32 tokens' worth early.
-  void prefetch(const uint16_t* pages, const Unit& unit, int at) {
-    const char* from = reinterpret_cast<const char*>(block(pages, unit, at));
+  void prefetch(const uint16_t* pages, int row, int kv_head, int at) {
+    const char* from = reinterpret_cast<const char*>(block(pages, row, kv_head, at));
     for (int byte = 0; byte < 32 * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
   }
 
   // Scores to weights against the largest score so far; what was mixed before shrinks accordingly.
   void weigh(int at, int tokens) {
-    for (int line = 0; line < unit_.count; ++line) {
-      const int position = start_ + (unit_.first + line) / group_;
+    for (int line = 0; line < count(); ++line) {
+      const int position = a_.start[row_of(line)] + flat_of(line) / group_;
       const int from = seen_from(position) - at, to = position - at;
       if (from > 0 || to < tokens - 1) hide(work_.scores[line], tokens, from, to);
       weigh_line(line, tokens);
@@ -217,7 +230,7 @@ class Attender {
     for (int t = 32; t < tokens; t += 32) {
       most = _mm512_max_ps(most, _mm512_max_ps(_mm512_load_ps(scores + t), _mm512_load_ps(scores + t + 16)));
     }
-    const float factor = a_.scale * kLog2E, before = work_.best[line];
+    const float factor = a_.scale * kLog2E, before = work_.best[base() + line];
     const float best = std::max(before, _mm512_reduce_max_ps(most) * factor);
     if (best == kNothing) {  // none of this span is seen
       for (int t = 0; t < tokens; t += 32) std::memset(row + t / 32 * kTile, 0, 64);
@@ -234,8 +247,9 @@ class Attender {
       store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile) + 16, high);
     }
     const float shrink = before == kNothing ? 0.0f : std::exp2(before - best);
-    work_.total[line] = work_.total[line] * shrink + _mm512_reduce_add_ps(sum);
-    work_.best[line] = best;
+    float& total = work_.total[base() + line];
+    total = total * shrink + _mm512_reduce_add_ps(sum);
+    work_.best[base() + line] = best;
     work_.shrink[line] = shrink;
   }
 
@@ -243,7 +257,7 @@ class Attender {
     Blocks b{};
     int masked = 0;
     for (int t = 0; t < tokens; t += 32) {
-      const uint16_t* values = block(a_.values, unit_, at + t);
+      const uint16_t* values = block(a_.values, at + t);
       if (at + t < begin_ || at + t + 32 > end_) values = mask_values(values, at + t, work_.masked[masked++]);
       b.values[t / 32] = reinterpret_cast<const uint8_t*>(values);
     }
@@ -253,15 +267,15 @@ class Attender {
     float* out = &work_.product[0][0];
     for (int d = 0; d < a_.head_dim; d += 32) {
       b.offset = d / 16 * kTile;
-      if (two_) {
+      if (lines_.second) {
         multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
       } else {
         multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
       }
-      for (int line = 0; line < unit_.count; ++line) {
+      for (int line = 0; line < count(); ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
         for (int part = 0; part < 32; part += 16) {
-          float* mixed = work_.mixed[line] + d + part;
+          float* mixed = work_.mixed[base() + line] + d + part;
           const __m512 fresh = _mm512_load_ps(&work_.product[line][part]);
           _mm512_store_ps(mixed, _mm512_fmadd_ps(_mm512_load_ps(mixed), shrink, fresh));
         }
@@ -269,15 +283,19 @@ class Attender {
     }
   }
 
-  // Where the keys are that are scored behind a span: the next one's, or the next unit's first.
+  // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's.
   void find_next_keys(int at, Blocks& b) {
-    const bool own = at + kSpan < end_;
-    if (!own && !next_) return;
-    const Unit& unit = own ? unit_ : *next_;
-    const int end = own ? end_ : end_of(unit);
-    int from = own ? at + kSpan : begin_of(unit) / 32 * 32;
+    int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
+    if (from >= end && to_ < unit_.size) {
+      row = unit_.rows[to_], from = unit_.shared, end = end_of(row);
+    } else if (from >= end && unit_.shared && begin_ == 0) {
+      row = *unit_.rows, from = unit_.shared, end = end_of(row);
+    } else if (from >= end) {
+      if (!next_) return;
+      row = *next_->rows, head = next_->kv_head, from = begin_of(*next_) / 32 * 32, end = a_.start[row] + 1;
+    }
     for (int k = 0; k < kSpan / 32 && from < end; ++k, from += 32) {
-      b.next[k] = reinterpret_cast<const uint8_t*>(block(a_.keys, unit, from));
+      b.next[k] = reinterpret_cast<const uint8_t*>(block(a_.keys, row, head, from));
     }
   }
 
@@ -296,9 +314,9 @@ class Attender {
   }
 
   void store() {
-    for (int line = 0; line < unit_.count; ++line) {
-      const int flat = unit_.first + line;
-      const int token = a_.first[unit_.row] + flat / group_, head = unit_.kv_head * group_ + flat % group_;
+    for (int line = 0; line < unit_.lines(); ++line) {
+      const int row = unit_.rows[line / unit_.count], flat = flat_of(line);
+      const int token = a_.first[row] + flat / group_, head = unit_.kv_head * group_ + flat % group_;
       uint16_t* out = a_.out + (size_t(token) * a_.heads + head) * a_.head_dim;
       const __m512 inverse = _mm512_set1_ps(1.0f / work_.total[line]);
       for (int d = 0; d < a_.head_dim; d += 16) {
@@ -312,35 +330,23 @@ class Attender {
   const Unit* next_;
   Workspace& work_;
   const int group_;
-  const bool two_;
-  const LiveRows lines_;
-  int start_, begin_, end_;
+  // What is attended to now: sequences of the unit, context, and lines.
+  int from_ = 0, to_ = 0, begin_ = 0, end_ = 0;
+  LiveRows lines_{};
 };
 
 }  // namespace
 
 void run(const Attention& a) {
-  const int group = a.heads / a.kv_heads;
-  struct Token {
-    int row, index;
-  };
-  std::vector<Token> tokens;
-  std::vector<Unit> units;
-  // The last rows are prefill chunks, and of a chunk the last queries see most: the longest units go first.
-  for (int row = a.rows - 1; row >= 0; --row) {
-    for (int index = 0; index < a.length[row]; ++index) tokens.push_back({row, index});
-    const int flat = a.length[row] * group;
-    for (int head = 0; head < a.kv_heads; ++head) {
-      for (int first = (flat - 1) / kQueries * kQueries; flat > 0 && first >= 0; first -= kQueries) {
-        units.push_back({row, head, first, std::min(kQueries, flat - first)});
-      }
-    }
-  }
+  const int members = Pool::get().size();
+  const Units plan(a, members);
+  const std::vector<Token>& tokens = plan.tokens;
+  const std::vector<Unit>& units = plan.units;
   // Padding is read by the next product: it must hold numbers.
   if (static_cast<int>(tokens.size()) < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
   constexpr int kTokens = 4;
   // Some units at a time, so that one's memory comes while another is attended to; few enough that all members end together.
-  const int share = std::clamp(static_cast<int>(units.size()) / (8 * Pool::get().size()), 1, kMostUnits);
+  const int share = std::clamp(static_cast<int>(units.size()) / (8 * members), 1, kMostUnits);
   Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens);
   Tickets attends((static_cast<int>(units.size()) + share - 1) / share);
   Pool::get().run([&](int, Team& team) {

@@ -1,0 +1,51 @@
+// What one member attends to at a time.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "tiles.h"
+
+namespace asurge {
+
+constexpr int kSpan = 256;           // context tokens between two looks at the running maximum
+constexpr int kQueries = 2 * kRows;  // query rows computed together
+
+// Query rows of one KV head: of one sequence, or of several that generate behind the same beginning, which is read once
+// for all (Hydragen, Juravsky et al. 2024).
+struct Unit {
+  int kv_head;
+  // The sequences.
+  const int* rows;
+  int size;
+  // Of each of them, query rows [first, first + count): row i is query i / group, head i % group.
+  int first, count;
+  // Tokens of context that all have in common. Whole spans, so that a sequence comes out the same in any company.
+  int shared;
+
+  int lines() const { return size * count; }
+};
+
+struct Token {
+  int row, index;
+};
+
+// All of a step: the tokens to be written, and the units behind them, the longest first.
+struct Units {
+  Units(const Attention& a, int members);
+  Units(const Units&) = delete;
+  Units& operator=(const Units&) = delete;
+
+  std::vector<Token> tokens;
+  std::vector<Unit> units;
+
+ private:
+  struct Company {
+    int first, size;  // in `sequences_`
+    int shared;
+  };
+  std::vector<Company> companies(const Attention& a, int generating);
+  std::vector<int> sequences_;
+};
+
+}  // namespace asurge
