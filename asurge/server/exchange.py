@@ -49,11 +49,19 @@ async def read(request: web.Request, kind: type[T]) -> T:
     Raises:
         ApiError: it is not JSON, or not what it should be; ``param`` says where.
     """
-    most = request.app[STATE].config.max_body_bytes
+    config = request.app[STATE].config
+    most = config.max_body_bytes
     # Mounted in another application, requests come with that one's limit.
     source = request if request.client_max_size == most else request.clone(client_max_size=most)
     try:
-        body = await source.read()
+        with anyio.fail_after(config.body_timeout_s):
+            body = await source.read()
+    except TimeoutError:
+        raise ApiError(
+            f"the body has not come within body_timeout_s={config.body_timeout_s}: send it faster, or less of it",
+            status=408,
+            code="body_timeout",
+        ) from None
     except web.RequestPayloadError as error:
         raise ApiError("the body is not what its headers say", code="invalid_body") from error
     request[BODY_BYTES] = len(body)
@@ -155,14 +163,14 @@ class Exchange:
         """Do some work in a worker thread."""
         return await self.attended(lambda: to_thread.run_sync(work))
 
-    async def attended(self, work: Callable[[], Awaitable[R]], ping: Callable[[], Awaitable[None]] | None = None) -> R:
+    async def attended(self, work: Callable[[], Awaitable[R]], tend: Callable[[], Awaitable[None]] | None = None) -> R:
         """Do some work while the client is there.
 
         aiohttp's cancellation ends the waiting for worker threads at once, which gives up their places in limits while they
         go on; anyio's waits for them. So the work is a task in a group.
 
         Args:
-            ping: called now and then.
+            tend: called now and then; ends the work if it raises.
 
         Raises:
             ConnectionResetError: the client is gone, and the work was cancelled.
@@ -180,8 +188,8 @@ class Exchange:
                 if self.request.transport is None or self.request.transport.is_closing():
                     scope.cancel()
                     return
-                if ping is not None:
-                    await ping()
+                if tend is not None:
+                    await tend()
 
         try:
             async with anyio.create_task_group() as tasks:
@@ -204,7 +212,7 @@ class Exchange:
         Args:
             failed: an error as an event.
         """
-        events = EventStream(self.request, self.state.config.keep_alive_s)
+        events = EventStream(self.request, self.state.config)
 
         async def work() -> None:
             async with AsyncExitStack() as admitted:
@@ -222,7 +230,7 @@ class Exchange:
                     await events.send(failed(error))
                 await events.close()
 
-        await self.attended(work, events.ping)
+        await self.attended(work, events.tend)
         return events.response
 
 
