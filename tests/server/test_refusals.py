@@ -169,6 +169,7 @@ async def test_a_mounted_application_keeps_its_own_bounds(
 HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
     "many messages": (CHAT, {"messages": ASK * 50_000, "max_tokens": 1}),
     "a large form": (CHAT, {"messages": ASK, "guided_json": {"properties": {f"p{at}": {"type": "string"} for at in range(50_000)}}}),
+    "much structure": (CHAT, {"messages": ASK, "guided_json": {"a": [[]] * 1_000_000}}),
     "many token ids": (TEXT, {"prompt": [5] * 1_000_000, "max_tokens": 1}),
     "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 300] * 256, "max_tokens": 1}),
     "many allowed tokens": (TEXT, {"prompt": "a", "allowed_token_ids": [5] * 250_000, "max_tokens": 1}),
