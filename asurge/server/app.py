@@ -56,7 +56,7 @@ def make_app(
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler, name=route.name)
     app[middleware.OPEN] = frozenset(route.name for route in routes if route.open)
-    app[middleware.METERED] = frozenset(route.name for route in routes if route.metered)
+    app[middleware.METERED] = {route.name: route.metered for route in routes if route.metered is not None}
     if config.admin_key is not None:
         admin.add_to(app)
     app.on_response_prepare.append(middleware.headers)

@@ -8,7 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from asurge.errors import ConfigError
 from asurge.server.config import check_key
@@ -16,6 +16,8 @@ from asurge.server.errors import RateLimitError
 
 _PREFIX = "sk-asurge-"
 ANONYMOUS = "anonymous"
+Meter = Literal["requests", "tokens"]
+"""What a request counts against of a key's limits: that of requests, or that of tokens as well."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,13 +64,16 @@ class ApiKey:
     requests: Allowance | None = None
     tokens: Allowance | None = None
 
-    def admit(self) -> None:
+    def admit(self, *, costs_tokens: bool = True) -> None:
         """Count a request.
+
+        Args:
+            costs_tokens: whether it needs some of the key's tokens, too.
 
         Raises:
             RateLimitError: its requests or tokens of this minute are used up.
         """
-        for kind, allowance in (("requests", self.requests), ("tokens", self.tokens)):
+        for kind, allowance in (("requests", self.requests), ("tokens", self.tokens if costs_tokens else None)):
             wait_s = 0.0 if allowance is None else allowance.wait_s(1.0)
             if wait_s > 0.0:
                 self.usage.refused += 1

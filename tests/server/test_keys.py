@@ -118,6 +118,29 @@ async def test_limits_answer_429(demo: Engine, running: Running) -> None:
     assert raised.value.code == "rate_limit_exceeded"
 
 
+COUNTED: dict[str, dict[str, Any]] = {
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [1]},
+    "/v1/count_tokens": {"text": "a"},
+    "/v1/messages/count_tokens": {"messages": ASK},
+}
+
+
+async def test_counting_counts_as_a_request_and_costs_no_tokens(demo: Engine, running: Running) -> None:
+    server = ApiServer(demo, require_api_key=True, api_keys={KEY: {"requests_per_minute": 4, "tokens_per_minute": 10}})
+    url = await running.start(server.app)
+    [key] = server.keys
+    key.charge(1000, 0)  # in debt, which does not matter here
+    async with aiohttp.ClientSession(url, headers={"X-API-Key": KEY}) as http:
+        for path, body in COUNTED.items():
+            async with http.post(path, json=body) as response:
+                assert response.status == 200, path
+        for path, body in COUNTED.items():
+            async with http.post(path, json=body) as response:
+                assert (response.status, "requests" in await response.text()) == (429, True), path
+    assert (key.usage.requests, key.usage.prompt_tokens, key.usage.refused) == (4, 1000, 4)
+
+
 def test_tokens_are_charged_afterwards() -> None:
     clock = Clock()
     key = KeyRing(tokens_per_minute=600, clock=clock).add(KEY)
