@@ -9,13 +9,14 @@ from aiohttp import web
 
 from asurge.engine import Engine
 from asurge.errors import ConfigError
-from asurge.server import admin, middleware, responses
+from asurge.server import admin, middleware
 from asurge.server.config import ServerConfig
 from asurge.server.keys import KeyRing
 from asurge.server.lifespan import drain, lifespan
 from asurge.server.openapi import OPENAPI
 from asurge.server.routes import ROUTES
 from asurge.server.state import STATE, ServerState
+from asurge.server.store import STORE, ResponseStore
 
 
 def make_app(
@@ -51,7 +52,7 @@ def make_app(
     )
     app = web.Application(middlewares=[middleware.around], client_max_size=config.max_body_bytes)
     app[STATE] = ServerState(engines, aliases or {}, ring, config)
-    app[responses.STORE] = responses.ResponseStore(config.stored_responses)
+    app[STORE] = ResponseStore(config.stored_responses)
     routes = (*ROUTES, OPENAPI)
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler, name=route.name)

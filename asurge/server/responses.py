@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
-from collections import OrderedDict
 from typing import Any, Literal
 
 import msgspec
@@ -41,57 +39,11 @@ from asurge.server.schema.responses import (
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
+from asurge.server.store import STORE, ResponseStore
 from asurge.server.voice import Voices
 from asurge.stream import TokenStream
 
-STORED_BYTES = 64 << 20
 _TEXTS = ("input_text", "output_text", "text")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """An answer that is kept, with the conversation up to and with it."""
-
-    owner: str
-    body: bytes
-    conversation: tuple[Message, ...]
-    size: int
-
-
-class ResponseStore:
-    """The newest answers, bounded in number and bytes. Each key sees its own only."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
-        self._kept: OrderedDict[str, Stored] = OrderedDict()
-
-    def put(self, name: str, body: bytes, conversation: list[Message], owner: ApiKey) -> None:
-        size = len(body) + len(msgspec.json.encode(conversation))
-        self._kept[name] = Stored(owner.name, body, tuple(conversation), size)
-        self._bytes += size
-        while len(self._kept) > self._most or self._bytes > STORED_BYTES:
-            self._bytes -= self._kept.popitem(last=False)[1].size
-
-    def get(self, name: str, owner: ApiKey) -> Stored:
-        """Raises:
-        ApiError: there is none, or it is another's.
-        """
-        found = self._kept.get(name)
-        if found is None or found.owner != owner.name:
-            raise ApiError(
-                "there is no such response: it was not stored, or is forgotten", status=404, code="not_found"
-            )
-        return found
-
-    def delete(self, name: str, owner: ApiKey) -> None:
-        """Raises:
-        ApiError: there is none, or it is another's.
-        """
-        self._bytes -= self.get(name, owner).size
-        del self._kept[name]
-
-
-STORE = web.AppKey("asurge.responses", ResponseStore)
 
 
 async def create(request: web.Request) -> web.StreamResponse:
