@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -26,6 +26,7 @@ class EngineMetrics:
         self.registry = CollectorRegistry()
         self.requests: dict[str, RequestFigures] = {}
         self._engines: dict[str, EngineStatus] = {}
+        self._ends: list[Callable[[], None]] = []
         self._histograms = Histograms(self.registry, max_model_len)
         self._aliases = CollectorRegistry() if vllm_names else None
         self.registry.register(_Engines(self._engines))
@@ -33,11 +34,16 @@ class EngineMetrics:
             self._aliases.register(_Aliases(self.registry))
 
     def watch(self, name: str, engine: EngineStatus) -> RequestFigures:
-        """Tell of a started engine from now on."""
+        """Tell of a started engine from now on, until `close`."""
         figures = RequestFigures(self._histograms, name)
-        engine.observe_requests(figures)
+        self._ends.append(engine.observe_requests(figures))
         self._engines[name], self.requests[name] = engine, figures
         return figures
+
+    def close(self) -> None:
+        """Have engines tell no more; to be called once."""
+        for end in self._ends:
+            end()
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""
