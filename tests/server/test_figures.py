@@ -40,3 +40,13 @@ async def test_applications_over_one_engine_have_figures_of_their_own(demo: Engi
     before = len(demo._pipeline.request_observers)
     await other.stop()
     assert len(demo._pipeline.request_observers) == before - 1
+
+
+async def test_the_figures_have_no_times_of_birth(demo: Engine, running: Running) -> None:
+    """Which nobody reads; the host's own metrics keep theirs."""
+    url = await running.start(make_app(demo))
+    async with aiohttp.ClientSession(url) as http, http.post(TEXT, json={"prompt": "a", "max_tokens": 2}) as answer:
+        assert answer.status == 200
+    told = await scraped(url)
+    assert {"asurge_request_success_total", "vllm:request_success_total", "vllm:e2e_request_latency_seconds_sum"} <= told.keys()  # fmt: skip
+    assert not [name for name in told if name.endswith("_created")]
