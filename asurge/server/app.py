@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from asurge.engine import Engine
 from asurge.errors import ConfigError
@@ -55,7 +55,9 @@ def make_app(
     app[STORE] = ResponseStore(config.stored_responses)
     routes = (*ROUTES, OPENAPI)
     for route in routes:
-        app.router.add_route(route.method, route.path, route.handler, name=route.name)
+        resource = app.router.add_resource(route.path, name=route.name)
+        for method in (hdrs.METH_GET, hdrs.METH_HEAD) if route.method == hdrs.METH_GET else (route.method,):
+            resource.add_route(method, route.handler)
     app[middleware.OPEN] = frozenset(route.name for route in routes if route.open)
     app[middleware.METERED] = {route.name: route.metered for route in routes if route.metered is not None}
     if config.admin_key is not None:

@@ -121,6 +121,16 @@ async def test_routes_and_methods(http: aiohttp.ClientSession) -> None:
             assert (await response.json())["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/liveness", "/readiness", "/ping", "/version", "/metrics", "/v1/models", "/"]
+)
+async def test_heads_of_what_can_be_got(http: aiohttp.ClientSession, path: str) -> None:
+    """Load balancers ask so."""
+    async with http.head(path) as head, http.get(path) as whole:
+        assert (head.status, await head.read()) == (200, b"")
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+
+
 async def test_bodies_have_bounds(demo: Engine, running: Running) -> None:
     url = await running.start(make_app(demo, max_body_bytes=10_000))
     async with aiohttp.ClientSession(url) as http:
