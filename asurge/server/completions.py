@@ -46,7 +46,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
             return await exchange.streamed(lambda events: answer.stream(exchange, streams, events))
         outputs = await exchange.attended(lambda: finish_all(streams, lambda: None))
         ended = [exchange.ended_well(output) for output in outputs]
-        return reply(await exchange.written(asked, lambda: msgspec.json.encode(answer.whole(ended))))
+        return reply(
+            await exchange.written(lambda: msgspec.json.encode(answer.whole(ended)), much=asked.tells_of_tokens)
+        )
 
 
 def prompts_of(field: str, given: str | Sequence[str | int | list[int]], config: ServerConfig) -> list[str | list[int]]:
@@ -130,7 +132,7 @@ class CompletionAnswer:
                 news = [one for one in output.outputs if one.index not in finished]
                 chunks = functools.partial(self._chunks, at, news, output)
                 # The first tells of the prompt's tokens, too.
-                data = chunks() if at in last else await exchange.written(self._asked, chunks)
+                data = chunks() if at in last else await exchange.written(chunks, much=self._asked.tells_of_tokens)
                 last[at] = output
                 finished |= {one.index for one in output.outputs if one.finish_reason is not None}
                 if data:

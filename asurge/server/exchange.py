@@ -158,9 +158,9 @@ class Exchange:
         """What is made of the body: in a worker thread if there is much of it."""
         return work() if self.request.get(BODY_BYTES, 0) <= _LARGE_BYTES else await self.threaded(work)
 
-    async def written(self, asked: Sampling, work: Callable[[], R]) -> R:
-        """What an answer is made of: in a worker thread if it tells of single tokens, of which there may be many."""
-        return await self.threaded(work) if asked.tells_of_tokens else work()
+    async def written(self, work: Callable[[], R], *, much: bool) -> R:
+        """What an answer is made of: in a worker thread if that is much work."""
+        return await self.threaded(work) if much else work()
 
     async def threaded(self, work: Callable[[], R]) -> R:
         """Do some work in a worker thread."""
