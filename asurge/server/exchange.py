@@ -93,6 +93,9 @@ class Exchange:
     """One request that engines work for. Within ``with``, the server counts it as under way; at the end the key is charged
     for what was done, however it ended.
 
+    Attributes:
+        charges_drawn: whether the tokens that are drawn cost something.
+
     Raises:
         ApiError: the server takes no requests.
     """
@@ -100,7 +103,7 @@ class Exchange:
     def __init__(self, request: web.Request) -> None:
         self.request, self.state, self.key = request, request.app[STATE], request[KEY]
         self._streams: list[tuple[Served, TokenStream]] = []
-        self._tokens = 0
+        self._tokens, self.charges_drawn = 0, True
 
     def __enter__(self) -> Self:
         self.state.enter(self)
@@ -113,7 +116,8 @@ class Exchange:
         if isinstance(error, ConnectionError | asyncio.CancelledError) and not self.request.get(SENT, False):
             self.state.disconnects += 1
         usages = [stream.usage for _, stream in self._streams]
-        self.key.charge(self._tokens + sum(prompt for prompt, _ in usages), sum(drawn for _, drawn in usages))
+        drawn = sum(drawn for _, drawn in usages) if self.charges_drawn else 0
+        self.key.charge(self._tokens + sum(prompt for prompt, _ in usages), drawn)
 
     def follow(self, served: Served, stream: TokenStream) -> TokenStream:
         """An engine's stream that is for this request."""
