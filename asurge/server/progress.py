@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from typing import NamedTuple
 
 import anyio
 from aiohttp import web
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows, which has no such question
-    fcntl = termios = None  # type: ignore[assignment]
 
 
 class Progress:
@@ -26,20 +22,37 @@ class Progress:
 
     def stalled_s(self) -> float | None:
         """For how many seconds nothing was taken, as far as one has looked; None: nothing waits to be taken."""
-        waiting, now = _waiting(self._request.transport), self._clock()
-        taken = self._request.writer.output_size - waiting
-        # Under TLS what waits is more than was written: only growth is progress, and where nothing waits it begins anew.
-        if not waiting or taken > self._taken:
+        transport, now = self._request.transport, self._clock()
+        if transport is None:
+            return None
+        held = transport.get_write_buffer_size()
+        kernel = _kernel(transport)
+        # What the process holds tells nothing of a reader while megabytes of it fit into the kernel.
+        waits = held > 0 or (kernel is not None and kernel.waits)
+        taken = self._request.writer.output_size - held if kernel is None else kernel.taken
+        if not waits or taken != self._taken:
             self._taken, self._since_s = taken, now
-        return now - self._since_s if waiting else None
+        return now - self._since_s if waits else None
 
 
-def _waiting(transport: asyncio.Transport | None) -> int:
-    """Bytes on their way: those in the process, and those in the kernel where it tells, which may hold megabytes."""
-    if transport is None:
-        return 0
-    waiting, sock = transport.get_write_buffer_size(), transport.get_extra_info("socket")
-    if fcntl is not None and sock is not None:
-        with suppress(OSError):  # it is closed, or the system has no such question for sockets
-            waiting += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-    return waiting
+class _Kernel(NamedTuple):
+    """What Linux tells of a connection: whether it holds bytes that the other end has not acknowledged, and how many that
+    end has."""
+
+    waits: bool
+    taken: int
+
+
+_TCP_INFO = struct.Struct("=24xI92xQ16xI")
+"""Of Linux' ``struct tcp_info`` the fields ``tcpi_unacked``, ``tcpi_bytes_acked`` and ``tcpi_notsent_bytes``."""
+
+
+def _kernel(transport: asyncio.Transport) -> _Kernel | None:
+    sock = transport.get_extra_info("socket")
+    if sys.platform != "linux" or sock is None:
+        return None
+    try:
+        unacked, taken, unsent = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    except (OSError, struct.error):  # it is closed, or not of TCP; or the kernel is older than 4.6
+        return None
+    return _Kernel(unacked + unsent > 0, taken)
