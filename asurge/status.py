@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from asurge.assembly import Parts
@@ -92,14 +93,19 @@ class EngineStatus:
         """
         return self._started().fallbacks
 
-    def observe_requests(self, observer: RequestObserver | None) -> None:
-        """Have someone told of what requests gain and how they end (`asurge.observe.RequestMetrics`); None ends it.
+    def observe_requests(self, observer: RequestObserver) -> Callable[[], None]:
+        """Have someone told of what requests gain and how they end (`asurge.observe.RequestFigures`), beside those who
+        are told already.
+
+        Returns:
+            What ends it; to be called once.
 
         Raises:
             EngineNotRunningError: the engine has not started or has stopped.
         """
         pipeline, _ = self._running()
-        pipeline.request_observer = observer
+        pipeline.request_observers.append(observer)
+        return lambda: pipeline.request_observers.remove(observer)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Have someone watch the steps go by (`asurge.bench.trace.StepTrace`); None ends it.

@@ -77,6 +77,7 @@ def _add_network_options(group: Any) -> None:
         help="pages that may call; may be repeated",
     )
     group.add_argument("--max-body-bytes", type=int, default=8 << 20, metavar="N")
+    group.add_argument("--idle-timeout", dest="idle_timeout_s", type=float, default=75.0, metavar="SECONDS")
     group.add_argument("--drain-timeout", dest="drain_timeout_s", type=float, default=30.0, metavar="SECONDS")
     group.add_argument(
         "--profile-dir",
@@ -151,7 +152,7 @@ def _engines(given: argparse.Namespace) -> dict[str, Engine]:
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `asurge.server.ServerConfig`."""
-    names = ("host", "port", "certificate", "cors_origins", "max_body_bytes", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir")  # fmt: skip
+    names = ("host", "port", "certificate", "cors_origins", "max_body_bytes", "idle_timeout_s", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir")  # fmt: skip
     settings = {name: getattr(given, name) for name in names}
     settings |= {"key": given.certificate_key, "allow_query_key": not given.no_query_key}
     settings["admin_key"] = os.environ.get(ADMIN_VARIABLE) or None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from asurge.observe.requests import LABELS, Histograms, RequestFigures
 from asurge.status import EngineStatus
@@ -26,23 +27,26 @@ class EngineMetrics:
         self.registry = CollectorRegistry()
         self.requests: dict[str, RequestFigures] = {}
         self._engines: dict[str, EngineStatus] = {}
+        self._ends: list[Callable[[], None]] = []
         self._histograms = Histograms(self.registry, max_model_len)
-        self._aliases = CollectorRegistry() if vllm_names else None
         self.registry.register(_Engines(self._engines))
-        if self._aliases is not None:
-            self._aliases.register(_Aliases(self.registry))
+        self._told = _Told(self.registry, vllm_names=vllm_names)
 
     def watch(self, name: str, engine: EngineStatus) -> RequestFigures:
-        """Tell of a started engine from now on."""
+        """Tell of a started engine from now on, until `close`."""
         figures = RequestFigures(self._histograms, name)
-        engine.observe_requests(figures)
+        self._ends.append(engine.observe_requests(figures))
         self._engines[name], self.requests[name] = engine, figures
         return figures
 
+    def close(self) -> None:
+        """Have engines tell no more; to be called once."""
+        for end in self._ends:
+            end()
+
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""
-        own = generate_latest(self.registry)
-        return own if self._aliases is None else own + generate_latest(self._aliases)
+        return generate_latest(self._told)
 
 
 class _Engines:
@@ -91,16 +95,20 @@ class _Engines:
         )
 
 
-class _Aliases:
-    """Everything in a registry once more, under vLLM's names."""
+class _Told(Collector):
+    """What is told of a registry: its metrics without their times of birth, an eighth of a scrape that nobody reads
+    (``disable_created_metrics`` would take them from the host's, too); and once more under vLLM's names."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry, *, vllm_names: bool) -> None:
+        self._registry, self._vllm_names = registry, vllm_names
 
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            if metric.name.startswith(_OWN) and metric.name.removeprefix(_OWN) not in _ONLY_OURS:
-                yield _renamed(metric)
+    def collect(self) -> Iterator[Metric]:
+        metrics = list(self._registry.collect())
+        for metric in metrics:
+            metric.samples = [sample for sample in metric.samples if sample.name != f"{metric.name}_created"]
+        yield from metrics
+        if self._vllm_names:
+            yield from (_renamed(metric) for metric in metrics if metric.name.removeprefix(_OWN) not in _ONLY_OURS)
 
 
 def _renamed(metric: Metric) -> Metric:

@@ -68,7 +68,7 @@ class Pipeline:
         self.clock = clock
         self.failure: EngineDeadError | None = None
         self.observer: StepObserver | None = None
-        self.request_observer: RequestObserver | None = None
+        self.request_observers: list[RequestObserver] = []
         self._scheduler, self._runner = scheduler, runner
         self._depth, self._step_timeout_s = depth, step_timeout_s
         self._pacer = pacer or Pacer()
@@ -264,9 +264,10 @@ class Pipeline:
         if update.prompt_logprobs is not None and choice.index == 0 and generation.prompt.logprobs is not None:
             generation.prompt.logprobs.extend(update.prompt_logprobs)
         now = self.clock()
-        if self.request_observer is not None and update.token_ids:
-            before_s = choice.last_token_s
-            self.request_observer.gained(len(update.token_ids), None if before_s is None else now - before_s)
+        if update.token_ids:
+            since_s = None if choice.last_token_s is None else now - choice.last_token_s
+            for observer in self.request_observers:
+                observer.gained(len(update.token_ids), since_s)
         try:
             matched = choice.extend(update, now)
         except Exception as error:  # a tokenizer that cannot decode must fail this request only
@@ -308,8 +309,8 @@ class Pipeline:
         del self._generations[generation.request_id]
         self._totals.failed += 1
         generation.fail(error)
-        if self.request_observer is not None:
-            self.request_observer.ended(generation, "error")
+        for observer in self.request_observers:
+            observer.ended(generation, "error")
 
     def _forget(self, choice: Choice) -> None:
         self._choices.pop(choice.sequence_id, None)
@@ -323,8 +324,8 @@ class Pipeline:
         if not generation.finished:
             return
         del self._generations[generation.request_id]
-        if self.request_observer is not None:
-            self.request_observer.ended(generation, reason)
+        for observer in self.request_observers:
+            observer.ended(generation, reason)
         totals = self._totals
         if reason == "abort":
             totals.aborted += 1

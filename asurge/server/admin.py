@@ -15,6 +15,7 @@ from asurge.observe import profile
 from asurge.server.errors import ApiError
 from asurge.server.exchange import read, reply
 from asurge.server.middleware import ADMIN
+from asurge.server.probes import told_figures
 from asurge.server.state import STATE
 
 
@@ -48,6 +49,7 @@ def add_to(app: web.Application) -> None:
         ("POST", "/admin/drain", _drain),
         ("POST", "/admin/weights", _weights),
         ("POST", "/admin/profile", _profile),
+        ("GET", "/admin/metrics", _metrics),
         ("GET", "/admin/keys", _keys),
         ("POST", "/admin/keys", _new_key),
         ("DELETE", "/admin/keys/{name}", _revoke),
@@ -114,6 +116,11 @@ async def _profile(request: web.Request) -> web.Response:
         raise ApiError("the server was started without profile_dir", param="profile_dir")
     steps = await profile(served.engine, folder, num_batches=asked.num_batches, timeout_s=asked.timeout_s)
     return reply(orjson.dumps({"steps": steps, "directory": str(folder)}))
+
+
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    """``/metrics``, with the usage of all keys."""
+    return await told_figures(request, request.app[STATE].keys.usage())
 
 
 async def _keys(request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from asurge.server.exchange import Exchange, check_told, reply
 from asurge.server.schema.chat import ChatCompletionRequest
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
+from asurge.server.voice import LONG_CHARACTERS
 from asurge.stream import TokenStream
 
 
@@ -20,7 +21,7 @@ class Answer(Protocol):
     """An API's way to tell of what a model says."""
 
     def whole(self, output: RequestOutput) -> msgspec.Struct:
-        """A finished answer."""
+        """A finished answer. May be called in a worker thread."""
         ...
 
     async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
@@ -52,4 +53,6 @@ async def converse(
     if asked.streams:
         return await exchange.streamed(lambda events: answer.stream(exchange, tokens, events), answer.failed)
     output = exchange.ended_well(await exchange.attended(tokens.wait_finished))
-    return reply(await exchange.written(asked, lambda: msgspec.json.encode(answer.whole(output))))
+    reasons = talk.reasoning_format is not None and sum(len(one.text) for one in output.outputs) > LONG_CHARACTERS
+    much = asked.tells_of_tokens or reasons
+    return reply(await exchange.written(lambda: msgspec.json.encode(answer.whole(output)), much=much))

@@ -102,13 +102,16 @@ class ApiServer:
         """
         host, port = self.config.host if host is None else host, self.config.port if port is None else port
         context = None if self.config.certificate is None else _tls(self.config)
-        sock = _bound(host, port)  # before models load, which takes longer than a wrong address is worth
+        sock = _bound(
+            host, port, self.config.write_timeout_s
+        )  # before models load, which takes longer than a wrong address is worth
         # Cancelling handlers of clients that are gone frees their pages at once.
         runner = web.AppRunner(
             self.app,
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=1.0,
+            keepalive_timeout=self.config.idle_timeout_s,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
         )
@@ -138,12 +141,17 @@ class ApiServer:
         tell("ready" + "".join(f", without {one.name}: {one.error}" for one in failed))
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, write_timeout_s: float) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"host={host!r}, port={port} cannot be used: {error.strerror or error}") from error
+    # Streams are watched by themselves. Whole answers that nobody takes, and what connections still hold when they are
+    # closed, are Linux' to give up; connections inherit it.
+    if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, option, int(write_timeout_s * 1000))
+    return sock
 
 
 def _url(runner: web.AppRunner, *, tls: bool) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from asurge.engine import Engine
 from asurge.errors import ConfigError
-from asurge.server import admin, middleware, responses
+from asurge.server import admin, middleware
 from asurge.server.config import ServerConfig
 from asurge.server.keys import KeyRing
 from asurge.server.lifespan import drain, lifespan
 from asurge.server.openapi import OPENAPI
 from asurge.server.routes import ROUTES
 from asurge.server.state import STATE, ServerState
+from asurge.server.store import STORE, ResponseStore
 
 
 def make_app(
@@ -51,12 +52,14 @@ def make_app(
     )
     app = web.Application(middlewares=[middleware.around], client_max_size=config.max_body_bytes)
     app[STATE] = ServerState(engines, aliases or {}, ring, config)
-    app[responses.STORE] = responses.ResponseStore(config.stored_responses)
+    app[STORE] = ResponseStore(config.stored_responses)
     routes = (*ROUTES, OPENAPI)
     for route in routes:
-        app.router.add_route(route.method, route.path, route.handler, name=route.name)
+        resource = app.router.add_resource(route.path, name=route.name)
+        for method in (hdrs.METH_GET, hdrs.METH_HEAD) if route.method == hdrs.METH_GET else (route.method,):
+            resource.add_route(method, route.handler)
     app[middleware.OPEN] = frozenset(route.name for route in routes if route.open)
-    app[middleware.METERED] = frozenset(route.name for route in routes if route.metered)
+    app[middleware.METERED] = {route.name: route.metered for route in routes if route.metered is not None}
     if config.admin_key is not None:
         admin.add_to(app)
     app.on_response_prepare.append(middleware.headers)

@@ -85,7 +85,7 @@ class ChatAnswer:
             created=self._created,
             model=self._model,
             choices=choices,
-            usage=usage_of(output),
+            usage=usage_of(output, self._voices.reasoning_tokens()),
             prompt_logprobs=UNSET if told is None else prompt_logprobs_of(told),
         )
 
@@ -131,7 +131,8 @@ class ChatAnswer:
             return
         end = b""
         if self._asked.tells_usage:
-            end = self._chunk([], usage=usage_of(last))
+            reasoning = await exchange.written(self._voices.reasoning_tokens, much=self._voices.reasoned_much)
+            end = self._chunk([], usage=usage_of(last, reasoning))
         await events.send(end + b"data: [DONE]\n\n")
 
     def _chunks(self, output: RequestOutput) -> list[bytes]:
@@ -194,9 +195,9 @@ class ChatAnswer:
         return _logprobs(one, self._asked.top_logprobs or 0) if self._asked.logprobs else None
 
 
-def usage_of(output: RequestOutput) -> Usage:
+def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
     """The tokens of a request so far."""
-    return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens)
+    return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens, reasoning)
 
 
 def prompt_logprobs_of(told: Sequence[Any]) -> list[dict[int, Any] | None]:

@@ -40,13 +40,16 @@ async def completions(request: web.Request) -> web.StreamResponse:
         params = await exchange.prepared(lambda: _params(asked))
         check_told(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(asked)
+        exchange.charges_drawn = not asked.scores
         streams = [exchange.follow(served, served.engine.stream(prompt, params, **options)) for prompt in prompts]
         answer = CompletionAnswer(asked, served)
         if asked.streams:
             return await exchange.streamed(lambda events: answer.stream(exchange, streams, events))
         outputs = await exchange.attended(lambda: finish_all(streams, lambda: None))
         ended = [exchange.ended_well(output) for output in outputs]
-        return reply(await exchange.written(asked, lambda: msgspec.json.encode(answer.whole(ended))))
+        return reply(
+            await exchange.written(lambda: msgspec.json.encode(answer.whole(ended)), much=asked.tells_of_tokens)
+        )
 
 
 def prompts_of(field: str, given: str | Sequence[str | int | list[int]], config: ServerConfig) -> list[str | list[int]]:
@@ -91,7 +94,7 @@ def _params(asked: CompletionRequest) -> SamplingParams:
         raise ApiError("best_of cannot be streamed: leave out stream or best_of", param="best_of")
     if asked.echo and asked.logprobs is not None:
         own["prompt_logprobs"] = asked.logprobs
-    if asked.max_tokens == 0 and asked.echo:  # the way to have a text scored: one token is drawn, and left out
+    if asked.scores:
         own["max_tokens"] = 1
     else:
         own["max_tokens"] = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
@@ -105,7 +108,6 @@ class CompletionAnswer:
         self._asked, self._model, self._tokenizer = asked, asked.model or served.name, served.engine.tokenizer
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._per_prompt = asked.n or 1
-        self._scores_only = bool(asked.echo) and asked.max_tokens == 0
         self._offsets: dict[int, int] = {}
         head = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model, "system_fingerprint": None}  # fmt: skip
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":[{"index":'
@@ -118,7 +120,7 @@ class CompletionAnswer:
             for at, output in enumerate(outputs)
             for one in output.outputs
         ]
-        return self._body(choices, usage_of(outputs))
+        return self._body(choices, self._usage(outputs))
 
     async def stream(self, exchange: Exchange, streams: Sequence[TokenStream], events: EventStream) -> None:
         """What comes of all prompts, as it comes; then the usage if wanted, and the mark of success."""
@@ -130,7 +132,7 @@ class CompletionAnswer:
                 news = [one for one in output.outputs if one.index not in finished]
                 chunks = functools.partial(self._chunks, at, news, output)
                 # The first tells of the prompt's tokens, too.
-                data = chunks() if at in last else await exchange.written(self._asked, chunks)
+                data = chunks() if at in last else await exchange.written(chunks, much=self._asked.tells_of_tokens)
                 last[at] = output
                 finished |= {one.index for one in output.outputs if one.finish_reason is not None}
                 if data:
@@ -142,7 +144,7 @@ class CompletionAnswer:
         outputs = [last[at] for at in sorted(last)]
         end = b""
         if self._asked.tells_usage:
-            end = b"data: " + msgspec.json.encode(self._body([], usage_of(outputs))) + b"\n\n"
+            end = b"data: " + msgspec.json.encode(self._body([], self._usage(outputs))) + b"\n\n"
         await events.send(end + b"data: [DONE]\n\n")
 
     def _chunks(self, at: int, news: Sequence[CompletionOutput], output: RequestOutput) -> bytes:
@@ -153,14 +155,14 @@ class CompletionAnswer:
         plain = one.finish_reason is None and one.logprobs is None and not self._asked.tells_usage_always
         if plain:
             return self._head + b'%d,"text":' % index + orjson.dumps(one.text) + self._tail if one.text else b""
-        usage = usage_of([output]) if self._asked.tells_usage_always else None if self._asked.tells_usage else UNSET
+        usage = self._usage([output]) if self._asked.tells_usage_always else None if self._asked.tells_usage else UNSET
         body = self._body([self._choice(index, one, output)], usage)
         return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
     def _choice(self, index: int, one: CompletionOutput, output: RequestOutput) -> CompletionChoice:
         text, logprobs = one.text, None
         begins = index not in self._offsets
-        if self._scores_only:
+        if self._asked.scores:
             ids = output.prompt_token_ids
             text = self._tokenizer.decode(ids) if output.prompt is None else output.prompt
         if self._asked.logprobs is not None:
@@ -183,7 +185,7 @@ class CompletionAnswer:
         told: list[tuple[int, Mapping[int, Logprob] | None]] = []
         if prompt is not None and self._asked.echo and prompt.prompt_logprobs is not None:
             told += zip(prompt.prompt_token_ids, prompt.prompt_logprobs, strict=False)
-        if not self._scores_only:
+        if not self._asked.scores:
             told += zip(one.token_ids, one.logprobs or (), strict=False)
         found = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         offset, most = self._offsets.get(index, 0), self._asked.logprobs or 0
@@ -201,11 +203,10 @@ class CompletionAnswer:
     def _body(self, choices: list[CompletionChoice], usage: Any) -> Completion:
         return Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
 
-
-def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
-    """The tokens of all prompts so far."""
-    return Usage.of(
-        sum(len(output.prompt_token_ids) for output in outputs),
-        sum(output.num_generated_tokens for output in outputs),
-        sum(output.num_cached_tokens for output in outputs),
-    )
+    def _usage(self, outputs: Sequence[RequestOutput]) -> Usage:
+        """The tokens of all prompts so far."""
+        return Usage.of(
+            sum(len(output.prompt_token_ids) for output in outputs),
+            0 if self._asked.scores else sum(output.num_generated_tokens for output in outputs),
+            sum(output.num_cached_tokens for output in outputs),
+        )

@@ -26,6 +26,11 @@ class ServerConfig:
         max_prompts: prompts of one request to ``/v1/completions`` or ``/v1/embeddings``.
         max_choices: completions of one request, all prompts together.
         max_told_logprobs: tokens that one request may be told the logprobs of, over all places of prompts and texts.
+        body_timeout_s: within which a request's body must have come, in all.
+        write_timeout_s: a reader of a stream that takes nothing for so long is cut, and its request ended; a slow one is
+            left alone.
+        idle_timeout_s: for which a connection may be open without a request, and within which the head of one must come;
+            should be longer than a proxy in front keeps connections. An application that is mounted has its host's.
         keep_alive_s: a stream that has nothing to say sends a comment so often.
         drain_timeout_s: how long requests may go on when the server is told to stop.
         tool_format, reasoning_format: of the model's texts (`asurge.parsing`); None: as its chat template looks.
@@ -51,6 +56,9 @@ class ServerConfig:
     max_prompts: int = 256
     max_choices: int = 512
     max_told_logprobs: int = 1 << 21
+    body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
+    idle_timeout_s: float = 75.0
     keep_alive_s: float = 15.0
     drain_timeout_s: float = 30.0
     tool_format: str | None = None
@@ -71,6 +79,9 @@ class ServerConfig:
             "max_prompts",
             "max_choices",
             "max_told_logprobs",
+            "body_timeout_s",
+            "write_timeout_s",
+            "idle_timeout_s",
             "keep_alive_s",
             "stored_responses",
         ):

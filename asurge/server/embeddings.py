@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from asurge.server.errors import cancelled
 from asurge.server.exchange import Exchange, read, reply
 from asurge.server.schema.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from asurge.server.state import Served
+from asurge.stream import do_all
 
 _NUMBERS_A_TURN = 1 << 16
 """Numbers that are written before the loop's other tasks have a turn: about a millisecond."""
@@ -31,24 +33,25 @@ async def create(request: web.Request) -> web.StreamResponse:
         served = exchange.state.find(asked.model)
         prompts = await exchange.prepared(lambda: prompts_of("input", asked.input, exchange.state.config))
         try:
-            outputs = await exchange.attended(lambda: _embed(exchange, asked, served, prompts))
+            works = [partial(_embed, exchange, asked, served, prompt) for prompt in prompts]
+            outputs = await exchange.attended(lambda: do_all(works, lambda: None))
         except RequestAbortedError as error:
             raise cancelled(exchange.state.config.drain_timeout_s) from error
         except InvalidRequestError as error:
             error.param = "input" if error.param == "prompt" else error.param
             raise
         tokens = sum(len(output.prompt_token_ids) for output in outputs)
-        exchange.charge(tokens)
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
         data = await _written(outputs, asked)
         return reply(EmbeddingResponse(data=data, model=asked.model or served.name, usage=usage))
 
 
 async def _embed(
-    exchange: Exchange, asked: EmbeddingRequest, served: Served, prompts: Sequence[str | list[int]]
-) -> list[EmbeddingOutput]:
-    return await served.engine.embed(
-        prompts,
+    exchange: Exchange, asked: EmbeddingRequest, served: Served, prompt: str | list[int]
+) -> EmbeddingOutput:
+    """One of the vectors, which is charged as soon as it is there: what becomes of the others does not matter."""
+    (output,) = await served.engine.embed(
+        [prompt],
         pooling=asked.pooling or "mean",
         normalize=asked.normalize is not False,
         dimensions=asked.dimensions,
@@ -56,6 +59,8 @@ async def _embed(
         use_tqdm=False,
         **exchange.options(asked),
     )
+    exchange.charge(len(output.prompt_token_ids))
+    return output
 
 
 async def _written(outputs: Sequence[EmbeddingOutput], asked: EmbeddingRequest) -> list[Embedding]:

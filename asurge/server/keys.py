@@ -7,8 +7,8 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from asurge.errors import ConfigError
 from asurge.server.config import check_key
@@ -16,11 +16,13 @@ from asurge.server.errors import RateLimitError
 
 _PREFIX = "sk-asurge-"
 ANONYMOUS = "anonymous"
+Meter = Literal["requests", "tokens"]
+"""What a request counts against of a key's limits: that of requests, or that of tokens as well."""
 
 
 @dataclasses.dataclass(slots=True)
 class Usage:
-    """What a key was used for."""
+    """What a key was used for, or all of them."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -53,34 +55,42 @@ class ApiKey:
 
     Attributes:
         name: tells it from others in logs and figures; not secret.
+        total: usage of all keys of a ring, to which it adds its own.
     """
 
     name: str
     label: str
     digest: bytes
+    total: Usage
     usage: Usage = dataclasses.field(default_factory=Usage)
     requests: Allowance | None = None
     tokens: Allowance | None = None
 
-    def admit(self) -> None:
+    def admit(self, *, costs_tokens: bool = True) -> None:
         """Count a request.
+
+        Args:
+            costs_tokens: whether it needs some of the key's tokens, too.
 
         Raises:
             RateLimitError: its requests or tokens of this minute are used up.
         """
-        for kind, allowance in (("requests", self.requests), ("tokens", self.tokens)):
+        for kind, allowance in (("requests", self.requests), ("tokens", self.tokens if costs_tokens else None)):
             wait_s = 0.0 if allowance is None else allowance.wait_s(1.0)
             if wait_s > 0.0:
-                self.usage.refused += 1
+                for usage in (self.usage, self.total):
+                    usage.refused += 1
                 raise RateLimitError(f"the key's {kind} of this minute are used up: wait", retry_after_s=wait_s)
         if self.requests is not None:
             self.requests.take(1.0)
-        self.usage.requests += 1
+        for usage in (self.usage, self.total):
+            usage.requests += 1
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what an answer cost."""
-        self.usage.prompt_tokens += prompt_tokens
-        self.usage.completion_tokens += completion_tokens
+        for usage in (self.usage, self.total):
+            usage.prompt_tokens += prompt_tokens
+            usage.completion_tokens += completion_tokens
         if self.tokens is not None:
             self.tokens.take(prompt_tokens + completion_tokens)
 
@@ -90,6 +100,9 @@ class KeyRing:
 
     Args:
         requests_per_minute, tokens_per_minute: for keys without limits of their own; None: unlimited.
+
+    Attributes:
+        total: what all keys were used for, those that were revoked and the lack of one included.
     """
 
     def __init__(
@@ -100,7 +113,7 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        self._clock = clock
+        self._clock, self.total = clock, Usage()
         self._keys: dict[bytes, ApiKey] = {}
         self.anonymous = self._made(ANONYMOUS, "", b"", {})
 
@@ -150,12 +163,10 @@ class KeyRing:
                 found = known
         return found
 
-    def usage(self) -> dict[str, dict[str, Any]]:
-        """By name, what each key was used for; the requests without a key under ``anonymous``."""
-        return {
-            one.name: {"label": one.label, **dataclasses.asdict(one.usage)}
-            for one in (self.anonymous, *self._keys.values())
-        }
+    def usage(self, of: Iterable[ApiKey] | None = None) -> dict[str, dict[str, Any]]:
+        """By name, what some keys, or all, were used for; the requests without a key under ``anonymous``."""
+        keys = (self.anonymous, *self._keys.values()) if of is None else of
+        return {one.name: {"label": one.label, **dataclasses.asdict(one.usage)} for one in keys}
 
     def _made(self, name: str, label: str, digest: bytes, settings: Mapping[str, Any]) -> ApiKey:
         limits = {kind: settings.get(kind, default) for kind, default in self._limits.items()}
@@ -163,7 +174,7 @@ class KeyRing:
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{kind}={limit} must be positive, or None for no limit")
         requests, tokens = (None if limit is None else Allowance(limit, self._clock) for limit in limits.values())
-        return ApiKey(name, label, digest, requests=requests, tokens=tokens)
+        return ApiKey(name, label, digest, self.total, requests=requests, tokens=tokens)
 
 
 def _digest(key: str) -> bytes:

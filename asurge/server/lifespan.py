@@ -24,6 +24,8 @@ async def lifespan(app: web.Application) -> AsyncIterator[None]:
     yield
     beside.cancel()
     await asyncio.wait([beside])
+    if state.metrics is not None:
+        state.metrics.close()
     for served in state.models.values():
         if served.owned:
             await served.engine.terminate()

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from asurge.errors import AsurgeError
 from asurge.server.errors import ApiError, Failure, failure_of
 from asurge.server.exchange import KEY, REQUEST_ID
-from asurge.server.keys import ApiKey
+from asurge.server.keys import ApiKey, Meter
 from asurge.server.sse import SENT
 from asurge.server.state import STATE, ServerState
 
@@ -29,8 +29,8 @@ _CORS_HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-Id"
 OPEN = web.AppKey("asurge.open", frozenset[str])
 """Names of the routes that need no key."""
 
-METERED = web.AppKey("asurge.metered", frozenset[str])
-"""Names of the routes that count against a key's limits."""
+METERED = web.AppKey("asurge.metered", dict[str, Meter])
+"""What counts against a key's limits, by names of routes."""
 
 
 @web.middleware
@@ -87,8 +87,8 @@ async def _admitted(request: web.Request, handler: web.Handler, state: ServerSta
             code="invalid_api_key",
         )
     request[KEY] = key or state.keys.anonymous
-    if name in request.app[METERED]:
-        request[KEY].admit()
+    if (meter := request.app[METERED].get(name)) is not None:
+        request[KEY].admit(costs_tokens=meter == "tokens")
     response: web.StreamResponse = await handler(request)
     return response
 

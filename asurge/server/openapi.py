@@ -17,7 +17,7 @@ from asurge.server.exchange import reply
 from asurge.server.routes import ROUTES, Route
 from asurge.server.schema.models import Error
 
-_REFUSALS = {400: "Refused", 401: "No valid key", 404: "Not found", 413: "Too large", 429: "Limit reached", 503: "Not available", 504: "Its deadline passed"}  # fmt: skip
+_REFUSALS = {400: "Refused", 401: "No valid key", 404: "Not found", 408: "Its body took too long", 413: "Too large", 429: "Limit reached", 503: "Not available", 504: "Its deadline passed"}  # fmt: skip
 
 
 async def openapi(request: web.Request) -> web.Response:

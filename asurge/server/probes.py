@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from anyio import to_thread
 import asurge
 from asurge.server.conversation import allowed_kwargs, conversation_tokens
 from asurge.server.errors import ApiError
-from asurge.server.exchange import Exchange, read, reply
+from asurge.server.exchange import KEY, Exchange, read, reply
 from asurge.server.schema.chat import Message, Tool
 from asurge.server.schema.models import (
     CountTokensRequest,
@@ -182,24 +183,33 @@ async def load(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format; with ``?format=json``, key figures and the usage of keys as JSON."""
+    """Prometheus' text format; with ``?format=json``, key figures as JSON. Of usage, that of the key that asks, and the
+    total."""
+    return await told_figures(request, request.app[STATE].keys.usage([request[KEY]]))
+
+
+async def told_figures(request: web.Request, usage: Mapping[str, Mapping[str, Any]]) -> web.Response:
+    """All figures, with the usage of some keys, in the form that a request asks for."""
     state = request.app[STATE]
+    total = dataclasses.asdict(state.keys.total)
     if request.query.get("format") == "json":
-        body = {"models": _figures(state), "api_key_usage": state.keys.usage(), "disconnects": state.disconnects}
+        body = {"models": _figures(state), "api_key_usage": usage, "api_usage": total, "disconnects": state.disconnects}
         return reply(orjson.dumps(body))
     text = b"" if state.metrics is None else await to_thread.run_sync(state.metrics.exposition)
-    return web.Response(body=text + _usage(state), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    text += _exposition(usage, {**{f"api_{kind}": count for kind, count in total.items()}, "client_disconnects": state.disconnects})  # fmt: skip
+    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
-def _usage(state: ServerState) -> bytes:
-    """What keys were used for, by name."""
+def _exposition(usage: Mapping[str, Mapping[str, Any]], totals: Mapping[str, int]) -> bytes:
+    """What keys were used for, by name, and counters of the whole server, in Prometheus' text format."""
     lines = []
     for kind in ("requests", "prompt_tokens", "completion_tokens", "refused"):
         lines.append(f"# TYPE asurge_api_key_{kind}_total counter")
-        for name, usage in state.keys.usage().items():
-            label = str(usage["label"]).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-            lines.append(f'asurge_api_key_{kind}_total{{key="{name}",label="{label}"}} {usage[kind]}')
-    lines += ["# TYPE asurge_client_disconnects_total counter", f"asurge_client_disconnects_total {state.disconnects}"]
+        for name, one in usage.items():
+            label = str(one["label"]).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            lines.append(f'asurge_api_key_{kind}_total{{key="{name}",label="{label}"}} {one[kind]}')
+    for kind, count in totals.items():
+        lines += [f"# TYPE asurge_{kind}_total counter", f"asurge_{kind}_total {count}"]
     return ("\n".join(lines) + "\n").encode()
 
 

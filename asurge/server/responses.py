@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
-from collections import OrderedDict
 from typing import Any, Literal
 
 import msgspec
@@ -41,57 +39,11 @@ from asurge.server.schema.responses import (
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
+from asurge.server.store import STORE, ResponseStore
 from asurge.server.voice import Voices
 from asurge.stream import TokenStream
 
-STORED_BYTES = 64 << 20
 _TEXTS = ("input_text", "output_text", "text")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """An answer that is kept, with the conversation up to and with it."""
-
-    owner: str
-    body: bytes
-    conversation: tuple[Message, ...]
-    size: int
-
-
-class ResponseStore:
-    """The newest answers, bounded in number and bytes. Each key sees its own only."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
-        self._kept: OrderedDict[str, Stored] = OrderedDict()
-
-    def put(self, name: str, body: bytes, conversation: list[Message], owner: ApiKey) -> None:
-        size = len(body) + len(msgspec.json.encode(conversation))
-        self._kept[name] = Stored(owner.name, body, tuple(conversation), size)
-        self._bytes += size
-        while len(self._kept) > self._most or self._bytes > STORED_BYTES:
-            self._bytes -= self._kept.popitem(last=False)[1].size
-
-    def get(self, name: str, owner: ApiKey) -> Stored:
-        """Raises:
-        ApiError: there is none, or it is another's.
-        """
-        found = self._kept.get(name)
-        if found is None or found.owner != owner.name:
-            raise ApiError(
-                "there is no such response: it was not stored, or is forgotten", status=404, code="not_found"
-            )
-        return found
-
-    def delete(self, name: str, owner: ApiKey) -> None:
-        """Raises:
-        ApiError: there is none, or it is another's.
-        """
-        self._bytes -= self.get(name, owner).size
-        del self._kept[name]
-
-
-STORE = web.AppKey("asurge.responses", ResponseStore)
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -103,7 +55,11 @@ async def create(request: web.Request) -> web.StreamResponse:
         talk = await exchange.prepared(lambda: conversation_of(own, served, exchange.state.config))
         if asked.instructions is not None:  # of this turn alone: not part of what is kept
             talk.messages.insert(0, {"role": "system", "content": asked.instructions})
-        return await converse(exchange, own, served, talk, ResponseAnswer(asked, own, talk, served, exchange))
+        answer = ResponseAnswer(asked, own, talk, served, exchange)
+        response = await converse(exchange, own, served, talk, answer)
+        if not own.streams:
+            answer.keep()
+        return response
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -244,7 +200,7 @@ class ResponseAnswer:
 
     def whole(self, output: RequestOutput) -> Response:
         self._hear(output)
-        return self._end(output)
+        return self._end(output, self._voices.reasoning_tokens())
 
     async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
         """The answer's beginning, its items as they come, its end."""
@@ -256,8 +212,10 @@ class ResponseAnswer:
                 data += [self._event("response.created"), self._event("response.in_progress")]
             data += self._hear(output)
             if output.finished:
+                reasoning = await exchange.written(self._voices.reasoning_tokens, much=self._voices.reasoned_much)
                 data += self._items.close(_status(output))
-                data.append(self._event(f"response.{self._end(output).status}"))
+                data.append(self._event(f"response.{self._end(output, reasoning).status}"))
+                self.keep()  # before the client knows that it is there
             if data:
                 await events.send(b"".join(data))
 
@@ -273,8 +231,15 @@ class ResponseAnswer:
         one = output.outputs[0]
         return self._items.hear(self._voices.of(one, output).hear(one))
 
-    def _end(self, output: RequestOutput) -> Response:
-        """The finished answer, kept if that is wanted."""
+    def keep(self) -> None:
+        """Keep the finished answer, if that is wanted."""
+        if self._response.store:
+            said = _messages(msgspec.convert(self._response.output, list[Item]))
+            body = msgspec.json.encode(self._response)
+            self._store.put(self._response.id, body, [*self._own.messages, *said], self._key)
+
+    def _end(self, output: RequestOutput, reasoning: int) -> Response:
+        """The finished answer."""
         response, prompt, generated = self._response, len(output.prompt_token_ids), output.num_generated_tokens
         response.status = _status(output)
         self._items.close(response.status)
@@ -285,11 +250,8 @@ class ResponseAnswer:
             output_tokens=generated,
             total_tokens=prompt + generated,
             input_tokens_details=InputDetails(cached_tokens=output.num_cached_tokens),
-            output_tokens_details=OutputDetails(),
+            output_tokens_details=OutputDetails(reasoning_tokens=min(reasoning, generated)),
         )
-        if response.store:
-            said = _messages(msgspec.convert(response.output, list[Item]))
-            self._store.put(response.id, msgspec.json.encode(response), [*self._own.messages, *said], self._key)
         return response
 
     def _event(self, kind: str) -> bytes:

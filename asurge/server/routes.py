@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from asurge.server import chat, completions, embeddings, messages, probes, responses, site
+from asurge.server.keys import Meter
 from asurge.server.schema.chat import ChatCompletion, ChatCompletionRequest
 from asurge.server.schema.completions import Completion, CompletionRequest
 from asurge.server.schema.embeddings import EmbeddingRequest, EmbeddingResponse
@@ -42,7 +43,7 @@ class Route:
         body: what it reads; None: nothing.
         answer: what it answers with, as JSON; a media type: what it answers with otherwise.
         streams: whether it can answer with server-sent events.
-        metered: whether it counts against a key's limits.
+        metered: what it counts against of a key's limits.
         open: whether it needs no key: it tells nothing that is anybody's.
     """
 
@@ -52,7 +53,7 @@ class Route:
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | str = "application/json"
     streams: bool = False
-    metered: bool = False
+    metered: Meter | None = None
     open: bool = False
 
     @property
@@ -62,9 +63,14 @@ class Route:
         return ".".join(("asurge", *(word.replace("-", "_").replace(".", "_") for word in words), self.method.lower()))
 
 
+def counting(path: str, handler: Handler, body: type[msgspec.Struct], answer: type[msgspec.Struct]) -> Route:
+    """A route that the host works for."""
+    return Route("POST", path, handler, body, answer, metered="requests")
+
+
 def generating(path: str, handler: Handler, body: type[msgspec.Struct], answer: type[msgspec.Struct]) -> Route:
     """A route that an engine works for."""
-    return Route("POST", path, handler, body, answer, streams=True, metered=True)
+    return Route("POST", path, handler, body, answer, streams=True, metered="tokens")
 
 
 ROUTES = (
@@ -72,16 +78,16 @@ ROUTES = (
     generating("/v1/completions", completions.completions, CompletionRequest, Completion),
     generating("/v1/responses", responses.create, ResponsesRequest, Response),
     generating("/v1/messages", messages.create, MessagesRequest, MessagesResponse),
-    Route("POST", "/v1/embeddings", embeddings.create, EmbeddingRequest, EmbeddingResponse, metered=True),
+    Route("POST", "/v1/embeddings", embeddings.create, EmbeddingRequest, EmbeddingResponse, metered="tokens"),
     Route("GET", "/v1/responses/{response}", responses.retrieve, answer=Response),
     Route("DELETE", "/v1/responses/{response}", responses.delete),
-    Route("POST", "/v1/messages/count_tokens", messages.count_tokens, CountMessagesRequest, CountMessagesResponse),
+    counting("/v1/messages/count_tokens", messages.count_tokens, CountMessagesRequest, CountMessagesResponse),
     Route("GET", "/v1/models", probes.models, answer=ModelList),
     Route("GET", "/v1/models/{model:.+}", probes.model, answer=Model),
-    Route("POST", "/tokenize", probes.tokenize, TokenizeRequest, TokenizeResponse),
-    Route("POST", "/detokenize", probes.detokenize, DetokenizeRequest, DetokenizeResponse),
+    counting("/tokenize", probes.tokenize, TokenizeRequest, TokenizeResponse),
+    counting("/detokenize", probes.detokenize, DetokenizeRequest, DetokenizeResponse),
     Route("GET", "/tokenizer_info", probes.tokenizer_info),
-    Route("POST", "/v1/count_tokens", probes.count_tokens, CountTokensRequest, CountTokensResponse),
+    counting("/v1/count_tokens", probes.count_tokens, CountTokensRequest, CountTokensResponse),
     Route("GET", "/load", probes.load),
     Route("GET", "/metrics", probes.metrics, answer="text/plain"),
     Route("GET", "/dashboard/data", probes.dashboard_data),

@@ -7,7 +7,9 @@ import math
 import anyio
 from aiohttp import web
 
+from asurge.server.config import ServerConfig
 from asurge.server.errors import failure_of
+from asurge.server.progress import Progress
 
 _EVENT_STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # fmt: skip
 
@@ -18,8 +20,8 @@ SENT = web.RequestKey("asurge.sent", bool)
 class EventStream:
     """Server-sent events."""
 
-    def __init__(self, request: web.Request, keep_alive_s: float) -> None:
-        self._request, self._keep_alive_s = request, keep_alive_s
+    def __init__(self, request: web.Request, config: ServerConfig) -> None:
+        self._request, self._config, self._progress = request, config, Progress(request)
         self.response = web.StreamResponse(headers=_EVENT_STREAM)
         self._sent_s = math.inf
 
@@ -38,9 +40,17 @@ class EventStream:
         await self.response.write_eof()
         self._request[SENT] = True
 
-    async def ping(self) -> None:
-        """A comment, if nothing was sent for long."""
-        if anyio.current_time() - self._sent_s >= self._keep_alive_s:
+    async def tend(self) -> None:
+        """To be called now and then: sends a comment, if nothing was sent for long.
+
+        Raises:
+            ConnectionResetError: the reader has taken nothing for too long.
+        """
+        stalled_s = self._progress.stalled_s()
+        if stalled_s is not None and stalled_s >= self._config.write_timeout_s:
+            raise ConnectionResetError("the reader takes nothing")
+        # One that has something to take needs no comment, and the sender would wait for it.
+        if stalled_s is None and anyio.current_time() - self._sent_s >= self._config.keep_alive_s:
             await self.send(b": keep-alive\n\n")
 
 

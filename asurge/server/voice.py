@@ -9,6 +9,9 @@ from asurge.parsing import Content, Event, OutputParser, Reasoning, ToolCallArgu
 from asurge.server.conversation import Conversation
 from asurge.server.state import Served
 
+LONG_CHARACTERS = 2048
+"""Texts up to this long tokenise in a millisecond."""
+
 
 class Voices:
     """The completions of one request, by their index.
@@ -21,6 +24,17 @@ class Voices:
     def __init__(self, talk: Conversation, served: Served, *, reasons: bool = True, legacy: bool = False) -> None:
         self._talk, self._served, self._reasons, self._legacy = talk, served, reasons, legacy
         self._voices: dict[int, Voice] = {}
+
+    @property
+    def reasoned_much(self) -> bool:
+        """Whether to count the tokens of the reasoning takes long."""
+        return sum(voice.reasoned for voice in self._voices.values()) > LONG_CHARACTERS
+
+    def reasoning_tokens(self) -> int:
+        """How many tokens the texts of all reasoning so far have, told or not. Tokens themselves come in bunches that
+        may hold the end of the reasoning, and a request's answer must not depend on them. Blocks."""
+        encode = self._served.engine.tokenizer.encode
+        return sum(len(encode(voice.reasoning, add_special_tokens=False)) for voice in self._voices.values())
 
     def has_begun(self, one: CompletionOutput) -> bool:
         """Whether something of a completion was heard already."""
@@ -41,11 +55,21 @@ class Voices:
 
 
 class Voice:
-    """One completion, read."""
+    """One completion, read.
+
+    Attributes:
+        reasoned: how many characters its reasoning has so far.
+    """
 
     def __init__(self, parser: OutputParser | None, *, reasons: bool, most_calls: int | None, called: str) -> None:
         self._parser, self._reasons, self._most_calls, self._called = parser, reasons, most_calls, called
         self.finished, self._calls = False, False
+        self.reasoned, self._reasoning = 0, list[str]()
+
+    @property
+    def reasoning(self) -> str:
+        """All of its reasoning so far."""
+        return "".join(self._reasoning)
 
     def hear(self, one: CompletionOutput) -> list[Event]:
         """What the news of a completion say, as far as it is told."""
@@ -55,6 +79,10 @@ class Voice:
         events = self._parser.feed(one.text) if one.text else []
         if self.finished:
             events += self._parser.finish()
+        for event in events:
+            if isinstance(event, Reasoning):
+                self._reasoning.append(event.text)
+                self.reasoned += len(event.text)
         told = [event for event in events if self._is_told(event)]
         self._calls |= any(isinstance(event, ToolCallStart) for event in told)
         return told

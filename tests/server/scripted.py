@@ -12,7 +12,7 @@ class Scripted:
 
     def __init__(self, *script: str | float | Exception) -> None:
         self._script = list(script)
-        self.closed = False
+        self.closed, self._said = False, 0
         self.request_id = "scripted"
 
     @property
@@ -29,8 +29,9 @@ class Scripted:
                 raise step
             if isinstance(step, str):
                 last = not self._script
+                self._said += len(step)  # a token for each character
                 one = CompletionOutput(0, step, [1], finish_reason="stop" if last else None)
-                return RequestOutput("scripted", "", [1], [one], finished=last, num_generated_tokens=1)
+                return RequestOutput("scripted", "", [1], [one], finished=last, num_generated_tokens=self._said)
             await anyio.sleep(step)
         raise StopAsyncIteration
 

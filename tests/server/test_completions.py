@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import openai
 import pytest
 
 from asurge import Engine, SamplingParams
+from asurge.server import ApiServer
+from tests.server.conftest import Running
 
 PROMPT = "Return the square"
 
@@ -61,6 +64,23 @@ async def test_a_text_can_be_scored_alone(client: openai.AsyncOpenAI, demo: Engi
     assert "".join(choice.logprobs.tokens) == PROMPT
     by_ids = (await create(client, prompt=demo.tokenizer.encode(PROMPT), echo=True, max_tokens=0, logprobs=0)).choices
     assert (by_ids[0].text, by_ids[0].logprobs) == (choice.text, choice.logprobs)
+
+
+async def test_a_score_has_no_completion(demo: Engine, running: Running) -> None:
+    """What is drawn on the way is neither told nor charged."""
+    server = ApiServer(demo)
+    url, used = await running.start(server.app), server.keys.anonymous.usage
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        given: dict[str, Any] = {"prompt": [PROMPT, "The"], "echo": True, "max_tokens": 0, "logprobs": 1}
+        whole = (await create(client, **given)).usage
+        streamed_ = (await streamed(client, stream_options={"include_usage": True, "continuous_usage_stats": True}, **given))  # fmt: skip
+    assert (whole.completion_tokens, whole.total_tokens) == (0, whole.prompt_tokens)
+    assert [part.usage.completion_tokens for part in streamed_] == [0] * len(streamed_)
+    assert streamed_[-1].usage.prompt_tokens == whole.prompt_tokens > 2
+    with anyio.fail_after(5):
+        while server.state.active:
+            await anyio.sleep(0.001)
+    assert (used.requests, used.prompt_tokens, used.completion_tokens) == (2, 2 * whole.prompt_tokens, 0)
 
 
 async def test_the_likeliest_of_several(client: openai.AsyncOpenAI) -> None:

@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
 from asurge.errors import RequestFailedError
-from asurge.server import ApiServer, exchange, make_app
+from asurge.server import ApiServer, ServerConfig, exchange, make_app
 from asurge.server.sse import EventStream
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
@@ -24,7 +24,9 @@ from tests.server.test_lifecycle import LONG, TEXT, anyio_connect, quiet
 
 async def test_nothing_is_sent_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a slow reader takes to have the end: a comment behind it would be read as the next answer."""
-    events, sent, gone = EventStream(make_mocked_request("POST", "/"), keep_alive_s=0.0), list[bytes](), anyio.Event()
+    transport = SimpleNamespace(get_write_buffer_size=lambda: 0, get_extra_info=lambda _: None)
+    request = make_mocked_request("POST", "/", transport=transport, writer=SimpleNamespace(output_size=0))
+    events, sent, gone = EventStream(request, ServerConfig(keep_alive_s=1e-9)), list[bytes](), anyio.Event()
 
     async def write(data: bytes) -> None:
         sent.append(data)
@@ -34,7 +36,7 @@ async def test_nothing_is_sent_behind_the_end(monkeypatch: pytest.MonkeyPatch) -
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(events.close)
         await anyio.wait_all_tasks_blocked()
-        await events.ping()
+        await events.tend()
         gone.set()
     assert sent == [b"data: 1\n\n"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ import pytest
 
 from asurge import Engine
 from asurge.server import KeyRing, make_app
+from asurge.server.state import STATE
 from tests.server.conftest import Running
 from tests.server.test_lifecycle import quiet
 
@@ -108,13 +110,22 @@ async def test_a_key_is_charged_for_tokens(demo: Engine, running: Running) -> No
 
 
 async def test_a_client_that_leaves_ends_its_embeddings(demo: Engine, running: Running) -> None:
-    url = await running.start(make_app(demo))
-    long = [[5] * (demo.max_model_len - at) for at in range(200)]
-    async with aiohttp.ClientSession(url) as http:
-        with anyio.move_on_after(0.5) as scope:
-            await http.post(PATH, json={"input": long})
-        assert scope.cancelled_caught
+    """And is charged for those that were done."""
+    app = make_app(demo)
+    url, usage = await running.start(app), app[STATE].keys.anonymous.usage
+    long = [[at + 1] * (demo.max_model_len - at) for at in range(200)]
+    before = demo.get_metrics_summary()["total_completed"]
+    async with aiohttp.ClientSession(url) as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(http.post, PATH, json={"input": long}))
+        with anyio.fail_after(20):
+            while demo.get_metrics_summary()["total_completed"] == before:
+                await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
     await quiet(demo)
+    with anyio.fail_after(5):
+        while app[STATE].active:
+            await anyio.sleep(0.001)
+    assert 0 < usage.prompt_tokens < sum(map(len, long))
 
 
 async def test_a_server_that_stops_says_so(demo: Engine, running: Running) -> None:

@@ -9,6 +9,7 @@ import aiohttp
 import anyio
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from asurge import Engine
 from asurge.cli.main import main
@@ -98,12 +99,34 @@ async def test_usage_is_counted_even_where_keys_are_optional(demo: Engine, runni
     for one in (mine, usage["anonymous"]):
         assert (one["requests"], one["prompt_tokens"]) == (2, 2 * answer.usage.prompt_tokens)
         assert 2 <= one["completion_tokens"] <= 8
-    async with aiohttp.ClientSession(url) as http, http.get("/metrics?format=json") as response:
-        assert (await response.json())["api_key_usage"] == usage
-    async with aiohttp.ClientSession(url) as http, http.get("/metrics") as response:
-        text = await response.text()
-    assert 'label="mine"' in text
-    assert key not in text
+
+
+async def test_a_key_sees_its_own_usage_and_the_total(demo: Engine, running: Running) -> None:
+    """Whoever has the admin key sees that of all."""
+    keys = {KEY: {"label": "first"}, OTHER: {"label": 'the "other"'}}
+    server = ApiServer(demo, require_api_key=True, api_keys=keys, admin_key="sk-admin-key")
+    url = await running.start(server.app)
+    names = {one.label: one.name for one in server.keys}
+    for at, key in enumerate(server.keys):
+        key.admit()
+        key.charge(10 + at, 20 + at)
+    for path, sent, seen in (("/metrics", KEY, ["first"]), ("/metrics", OTHER, ['the "other"']), ("/admin/metrics", "sk-admin-key", list(names))):  # fmt: skip
+        async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {sent}"}) as http:
+            async with http.get(path) as response:
+                text = await response.text()
+            async with http.get(path, params={"format": "json"}) as response:
+                told = await response.json()
+        families = {one.name: one for one in text_string_to_metric_families(text)}
+        found = {one.labels["key"]: one.labels["label"] for one in families["asurge_api_key_requests"].samples}
+        assert {found[names[label]] for label in seen} == set(seen)
+        assert found.keys() == told["api_key_usage"].keys()
+        assert found.keys() - {"anonymous"} == {names[label] for label in seen}
+        assert [one.value for one in families["asurge_api_prompt_tokens"].samples] == [21.0]
+        assert told["api_usage"] == {"requests": 2, "prompt_tokens": 21, "completion_tokens": 41, "refused": 0}
+        assert "asurge_client_disconnects" in families
+        assert KEY not in text + str(told)
+    server.keys.revoke(names["first"])
+    assert server.keys.total.requests == 2
 
 
 async def test_limits_answer_429(demo: Engine, running: Running) -> None:
@@ -116,6 +139,29 @@ async def test_limits_answer_429(demo: Engine, running: Running) -> None:
             await client.chat.completions.create(model="demo", messages=ASK, max_tokens=1)
     assert 1 <= int(raised.value.response.headers["Retry-After"]) <= 60
     assert raised.value.code == "rate_limit_exceeded"
+
+
+COUNTED: dict[str, dict[str, Any]] = {
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [1]},
+    "/v1/count_tokens": {"text": "a"},
+    "/v1/messages/count_tokens": {"messages": ASK},
+}
+
+
+async def test_counting_counts_as_a_request_and_costs_no_tokens(demo: Engine, running: Running) -> None:
+    server = ApiServer(demo, require_api_key=True, api_keys={KEY: {"requests_per_minute": 4, "tokens_per_minute": 10}})
+    url = await running.start(server.app)
+    [key] = server.keys
+    key.charge(1000, 0)  # in debt, which does not matter here
+    async with aiohttp.ClientSession(url, headers={"X-API-Key": KEY}) as http:
+        for path, body in COUNTED.items():
+            async with http.post(path, json=body) as response:
+                assert response.status == 200, path
+        for path, body in COUNTED.items():
+            async with http.post(path, json=body) as response:
+                assert (response.status, "requests" in await response.text()) == (429, True), path
+    assert (key.usage.requests, key.usage.prompt_tokens, key.usage.refused) == (4, 1000, 4)
 
 
 def test_tokens_are_charged_afterwards() -> None:

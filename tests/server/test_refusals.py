@@ -121,6 +121,16 @@ async def test_routes_and_methods(http: aiohttp.ClientSession) -> None:
             assert (await response.json())["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/liveness", "/readiness", "/ping", "/version", "/metrics", "/v1/models", "/"]
+)
+async def test_heads_of_what_can_be_got(http: aiohttp.ClientSession, path: str) -> None:
+    """Load balancers ask so."""
+    async with http.head(path) as head, http.get(path) as whole:
+        assert (head.status, await head.read()) == (200, b"")
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+
+
 async def test_bodies_have_bounds(demo: Engine, running: Running) -> None:
     url = await running.start(make_app(demo, max_body_bytes=10_000))
     async with aiohttp.ClientSession(url) as http:
@@ -169,6 +179,7 @@ async def test_a_mounted_application_keeps_its_own_bounds(
 HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
     "many messages": (CHAT, {"messages": ASK * 50_000, "max_tokens": 1}),
     "a large form": (CHAT, {"messages": ASK, "guided_json": {"properties": {f"p{at}": {"type": "string"} for at in range(50_000)}}}),
+    "much structure": (CHAT, {"messages": ASK, "guided_json": {"a": [[]] * 1_000_000}}),
     "many token ids": (TEXT, {"prompt": [5] * 1_000_000, "max_tokens": 1}),
     "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 300] * 256, "max_tokens": 1}),
     "many allowed tokens": (TEXT, {"prompt": "a", "allowed_token_ids": [5] * 250_000, "max_tokens": 1}),

@@ -11,10 +11,10 @@ import pytest
 
 from asurge import Engine
 from asurge.server import ApiServer
-from asurge.server import responses as responses_module
-from asurge.server.keys import KeyRing
-from asurge.server.responses import ResponseStore
+from asurge.server import store as store_module
+from asurge.server.keys import ApiKey, KeyRing
 from asurge.server.schema.chat import Message
+from asurge.server.store import ResponseStore
 from tests.server.conftest import Running
 from tests.server.test_chat import WEATHER
 
@@ -124,14 +124,34 @@ def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for at in range(5):
         store.put(str(at), b"x" * 100, [Message(role="user", content="a")], owner)
     assert [at for at in range(5) if _has(store, str(at))] == [2, 3, 4]
-    monkeypatch.setattr(responses_module, "STORED_BYTES", 600)
+    monkeypatch.setattr(store_module, "STORED_BYTES", 600)
     store.put("5", b"x" * 300, [], owner)
     assert [at for at in range(6) if _has(store, str(at))] == [4, 5]
 
 
-def _has(store: ResponseStore, name: str) -> bool:
+def test_nobody_pushes_out_what_others_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too much is taken from who holds most: in number, or in bytes."""
+    ring = KeyRing()
+    first, other = ring.add("sk-first-key"), ring.add("sk-other-key")
+    store = ResponseStore(4)
+    for at in range(2):
+        store.put(f"a{at}", b"x" * 100, [], first)
+    for at in range(8):
+        store.put(f"b{at}", b"x" * 100, [], other)
+    assert [name for name in ("a0", "a1") if _has(store, name, first)] == ["a0", "a1"]
+    assert [at for at in range(8) if _has(store, f"b{at}", other)] == [6, 7]
+    store.put("a2", b"x" * 100, [], first)
+    assert [at for at in range(3) if _has(store, f"a{at}", first)] == [1, 2]
+    monkeypatch.setattr(store_module, "STORED_BYTES", 1000)
+    store.delete("b6", other)
+    store.put("b8", b"x" * 700, [], other)
+    assert [at for at in range(4) if _has(store, f"a{at}", first)] == [1, 2]
+    assert [at for at in range(9) if _has(store, f"b{at}", other)] == [8]
+
+
+def _has(store: ResponseStore, name: str, owner: ApiKey | None = None) -> bool:
     try:
-        store.get(name, KeyRing().anonymous)
+        store.get(name, owner or KeyRing().anonymous)
     except Exception:
         return False
     return True

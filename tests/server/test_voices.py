@@ -85,6 +85,41 @@ async def test_streamed_and_whole_are_the_same(
         assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("case", ["reasoning", "both", "plain", "much reasoning"])
+async def test_tokens_of_reasoning_are_counted_apart(
+    demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """As many as its text has, however it comes and whether or not it is told."""
+    much = ({"reasoning_format": "think"}, f"<think>{'Hm, 1 < 2. ' * 1000}</think>Yes.", {"reasoning": "Hm, 1 < 2. " * 1000})  # fmt: skip
+    settings, text, wanted = much if case == "much reasoning" else TEXTS[case]
+    url = await running.start(make_app(demo, **settings))
+    seeds = iter(range(100))
+
+    async def chat(*_: Any, **__: Any) -> Scripted:
+        return Scripted(*pieces(text, next(seeds)))
+
+    monkeypatch.setattr(demo, "chat", chat)
+    count = len(demo.tokenizer.encode(wanted.get("reasoning", "").strip(), add_special_tokens=False))
+    given: dict[str, Any] = {"model": "demo", "messages": ASK, "tools": [WEATHER]}
+    usages = list[Any]()
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        for extra in ({}, {"include_reasoning": False}):
+            usages.append((await client.chat.completions.create(**given, extra_body=extra)).usage)
+            for _ in range(3):
+                stream = await client.chat.completions.create(stream=True, stream_options={"include_usage": True}, extra_body=extra, **given)  # fmt: skip
+                usages += [part.usage async for part in stream if part.usage is not None]
+        assert [usage.completion_tokens_details.reasoning_tokens for usage in usages] == [pytest.approx(count, abs=1)] * 8  # fmt: skip
+        assert len({usage.completion_tokens_details.reasoning_tokens for usage in usages}) == 1
+        whole = await client.responses.create(model="demo", input="x")
+        async with client.responses.stream(model="demo", input="x") as events:
+            streamed = await events.get_final_response()
+        kept = await client.responses.retrieve(whole.id)
+    for response in (whole, streamed, kept):
+        assert response.usage is not None
+        told = response.usage.output_tokens_details.reasoning_tokens
+        assert told == usages[0].completion_tokens_details.reasoning_tokens
+
+
 async def test_reasoning_is_known_by_the_tokens_for_it(demo: Engine) -> None:
     app = make_app(demo)
     app[STATE].opened(app[STATE].models["demo"])

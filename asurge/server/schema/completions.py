@@ -23,6 +23,11 @@ class CompletionRequest(Sampling, kw_only=True):
     def tells_of_tokens(self) -> bool:
         return self.logprobs is not None or self.prompt_logprobs is not None
 
+    @property
+    def scores(self) -> bool:
+        """Whether it asks for its own logprobs alone: the one token that has to be drawn is nobody's."""
+        return bool(self.echo) and self.max_tokens == 0
+
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
     """By token, as lists of equal length."""

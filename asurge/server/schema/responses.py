@@ -105,7 +105,7 @@ class InputDetails(msgspec.Struct, kw_only=True):
 
 
 class OutputDetails(msgspec.Struct, kw_only=True):
-    """Of the tokens that went out, those of reasoning (not counted apart: always 0)."""
+    """Of the tokens that went out, those of reasoning: as many as its text has."""
 
     reasoning_tokens: int = 0
 

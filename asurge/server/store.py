@@ -1,0 +1,88 @@
+"""Answers of ``/v1/responses`` that are kept for a while."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+
+from asurge.server.errors import ApiError
+from asurge.server.keys import ApiKey
+from asurge.server.schema.chat import Message
+
+STORED_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """An answer that is kept, with the conversation up to and with it."""
+
+    body: bytes
+    conversation: tuple[Message, ...]
+    size: int
+
+
+class _Shelf:
+    """One key's answers, the oldest first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Stored] = {}
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def put(self, name: str, stored: Stored) -> None:
+        self.kept[name] = stored
+        self.size += stored.size
+
+    def take(self, name: str) -> None:
+        self.size -= self.kept.pop(name).size
+
+
+class ResponseStore:
+    """The newest answers, bounded in number and bytes. Each key sees its own only, and what is too much is taken from the
+    key that holds most, so that nobody pushes out what others keep."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._shelves: dict[str, _Shelf] = {}
+
+    def put(self, name: str, body: bytes, conversation: list[Message], owner: ApiKey) -> None:
+        size = len(body) + len(msgspec.json.encode(conversation))
+        self._shelves.setdefault(owner.name, _Shelf()).put(name, Stored(body, tuple(conversation), size))
+        self._shrink(len, self._most)
+        self._shrink(lambda shelf: shelf.size, STORED_BYTES)
+
+    def get(self, name: str, owner: ApiKey) -> Stored:
+        """Raises:
+        ApiError: there is none, or it is another's.
+        """
+        shelf = self._shelves.get(owner.name)
+        if shelf is None or name not in shelf.kept:
+            raise ApiError(
+                "there is no such response: it was not stored, or is forgotten", status=404, code="not_found"
+            )
+        return shelf.kept[name]
+
+    def delete(self, name: str, owner: ApiKey) -> None:
+        """Raises:
+        ApiError: there is none, or it is another's.
+        """
+        self.get(name, owner)
+        self._take(owner.name, name)
+
+    def _shrink(self, measure: Callable[[_Shelf], int], most: int) -> None:
+        while sum(map(measure, self._shelves.values())) > most:
+            owner = max(self._shelves, key=lambda one: measure(self._shelves[one]))
+            self._take(owner, next(iter(self._shelves[owner].kept)))
+
+    def _take(self, owner: str, name: str) -> None:
+        self._shelves[owner].take(name)
+        if not self._shelves[owner]:
+            del self._shelves[owner]
+
+
+STORE = web.AppKey("asurge.responses", ResponseStore)
