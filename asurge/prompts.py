@@ -11,6 +11,7 @@ from asurge.errors import InvalidRequestError, PromptTooLongError
 from asurge.params import EmbeddingParams, SamplingParams
 from asurge.text import (
     CHARACTERS_PER_TOKEN,
+    Allowance,
     FittedConversation,
     FittedPrompt,
     Tokenizer,
@@ -57,11 +58,16 @@ class Prompts:
             ChatTemplateError: malformed messages, no template, or one that fails.
             PromptTooLongError: it does not fit, and the settings forbid to cut it.
         """
-        config, tokenizer = self._config, self._tokenizer
+        config, tokenizer, allowance = self._config, self._tokenizer, Allowance()
 
         def text(some: Sequence[Mapping[str, Any]]) -> str:
             return render_chat(
-                tokenizer, some, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
+                tokenizer,
+                some,
+                tools=tools,
+                chat_template=chat_template,
+                template_kwargs=template_kwargs,
+                allowance=allowance,
             )
 
         if not self._cuts:

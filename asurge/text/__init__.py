@@ -6,9 +6,25 @@ from asurge.text.conversation import FittedConversation, fit_conversation
 from asurge.text.detokenizer import IncrementalDetokenizer
 from asurge.text.excerpt import CHARACTERS_PER_TOKEN, Excerpt, excerpt
 from asurge.text.stop import StopMatcher, StopScan
+from asurge.text.template import Allowance
 from asurge.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "CHARACTERS_PER_TOKEN", "Excerpt", "FittedConversation", "FittedPrompt", "IncrementalDetokenizer", "StopMatcher", "StopScan", "Tokenizer", "answer_room",
-    "cut", "excerpt", "fit_alone", "fit_conversation", "fit_prompt", "load_tokenizer", "render_chat",
+    "CHARACTERS_PER_TOKEN",
+    "Allowance",
+    "Excerpt",
+    "FittedConversation",
+    "FittedPrompt",
+    "IncrementalDetokenizer",
+    "StopMatcher",
+    "StopScan",
+    "Tokenizer",
+    "answer_room",
+    "cut",
+    "excerpt",
+    "fit_alone",
+    "fit_conversation",
+    "fit_prompt",
+    "load_tokenizer",
+    "render_chat",
 ]  # fmt: skip
