@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from asurge.assembly import Parts
 from asurge.beam import check_beams, completions, search
@@ -23,6 +23,7 @@ from asurge.plan import RowSampling, Shaping
 from asurge.prompts import Prompt, Prompts, RenderedChat, check_tokens
 from asurge.scheduler import Request
 from asurge.text import FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
+from asurge.threads import run_in_thread
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ class Intake:
         return fit()
 
     async def _threaded(self, work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=self._threads)
+        return await run_in_thread(work, self._threads)
 
     def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
         """What a request asks for beyond what the model's own step draws; None if nothing."""

@@ -171,7 +171,7 @@ HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
     "many messages": (CHAT, {"messages": ASK * 50_000, "max_tokens": 1}),
     "a large form": (CHAT, {"messages": ASK, "guided_json": {"properties": {f"p{at}": {"type": "string"} for at in range(50_000)}}}),
     "many token ids": (TEXT, {"prompt": [5] * 1_000_000, "max_tokens": 1}),
-    "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 300] * 256, "max_tokens": 1}),
+    "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 80] * 256, "max_tokens": 1}),
     "many allowed tokens": (TEXT, {"prompt": "a", "allowed_token_ids": [5] * 250_000, "max_tokens": 1}),
     "a prompt's logprobs": (TEXT, {"prompt": ["The quick brown fox jumps. " * 140] * 4, "prompt_logprobs": 20, "max_tokens": 1}),
     "token strings": ("/tokenize", {"prompt": "hello world " * 50_000, "return_token_strs": True}),
