@@ -21,9 +21,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from asurge import engine as asynchronous
 from asurge.config import EngineConfig
 from asurge.errors import EngineNotRunningError
-from asurge.intake import Prompt
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import RequestOptions, SamplingParams
+from asurge.prompts import Prompt
 from asurge.stream import TokenStream
 
 T = TypeVar("T")

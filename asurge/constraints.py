@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import anyio
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter, from_thread
 
 from asurge.errors import EngineOverloadedError, InvalidRequestError
 from asurge.guidance import AllowedTokens, BadWords, Grammar, Grammars, MinTokens, SequenceConstraint, ThinkingTokens
@@ -15,6 +15,7 @@ from asurge.guidance.rules import WORD_BITS
 from asurge.guided import GuidedDecodingParams
 from asurge.params import SamplingParams
 from asurge.text import Tokenizer
+from asurge.threads import run_in_thread
 
 COMPILE_TIMEOUT_S = 10.0
 """How long one grammar may take; each of its pieces is bounded by llguidance's limits."""
@@ -37,6 +38,7 @@ class Constraints:
         self._model_ends = frozenset(ends)
         # Hostile grammars take so many threads and no more; a turn ends with its work, not with who waits for it.
         self._turns, self._threads = CapacityLimiter(COMPILING_THREADS), CapacityLimiter(math.inf)
+        self._tokenising = CapacityLimiter(COMPILING_THREADS)
 
     async def prepare(
         self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int], count: int
@@ -55,7 +57,8 @@ class Constraints:
         asked = params.min_tokens or params.bad_words or params.allowed_token_ids is not None
         if grammar is None and not asked and params.thinking_budget is None:
             return []
-        bad = await to_thread.run_sync(self._bad_words, params.bad_words) if params.bad_words else []
+        words = params.bad_words
+        bad = await run_in_thread(lambda: self._bad_words(words), self._tokenising) if words else []
         if grammar is not None:
             ends |= self._model_ends  # a complete text must be able to end, even with ignore_eos
         return [
@@ -98,8 +101,8 @@ class Constraints:
             ) from error
         try:
             with anyio.fail_after(COMPILE_TIMEOUT_S):
-                return await to_thread.run_sync(
-                    self._grammars.compile, form, from_thread.check_cancelled, limiter=self._threads
+                return await run_in_thread(
+                    lambda: self._grammars.compile(form, from_thread.check_cancelled), self._threads
                 )
         except TimeoutError as error:
             name = f"guided_decoding.{form.form}"

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.errors import RequestAbortedError
-from asurge.intake import Intake, Prompt
+from asurge.intake import Intake
 from asurge.outputs import EmbeddingOutput
 from asurge.params import EmbeddingParams, RequestOptions
 from asurge.pipeline import Generation, Pipeline
+from asurge.prompts import Prompt
 from asurge.stream import do_all
 
 Running = Callable[[], tuple[Pipeline, Intake]]

@@ -17,11 +17,12 @@ from asurge.assembly import assemble
 from asurge.config import EngineConfig
 from asurge.embedding import embed_all
 from asurge.errors import ConfigError, EngineStateError, InvalidRequestError
-from asurge.intake import Intake, Prompt, RenderedChat
+from asurge.intake import Intake
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pipeline
 from asurge.plan import Pooling
+from asurge.prompts import Prompt, RenderedChat
 from asurge.status import EngineStatus
 from asurge.stream import TokenStream, finish_all
 

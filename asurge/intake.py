@@ -1,14 +1,14 @@
-"""From what a caller hands in to what the scheduler takes: tokenise, fit, validate. In worker threads."""
+"""From what a caller hands in to what the scheduler takes. What takes long is done in worker threads."""
 
 from __future__ import annotations
 
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from asurge.assembly import Parts
 from asurge.beam import check_beams, completions, search
@@ -20,20 +20,12 @@ from asurge.outputs import RequestOutput
 from asurge.params import MAX_SEED, EmbeddingParams, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
+from asurge.prompts import Prompt, Prompts, RenderedChat, check_tokens
 from asurge.scheduler import Request
-from asurge.text import (
-    FittedConversation,
-    FittedPrompt,
-    IncrementalDetokenizer,
-    StopMatcher,
-    answer_room,
-    cut,
-    fit_alone,
-    fit_conversation,
-    fit_prompt,
-    render_chat,
-    text_cutter,
-)
+from asurge.text import FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
+from asurge.threads import run_in_thread
+
+T = TypeVar("T")
 
 _THREADS = 4
 _BLOCKING_CHARACTERS = 2048
@@ -41,16 +33,6 @@ _BLOCKING_CHARACTERS = 2048
 
 _MAX_TOP_K = 2**31 - 1
 """What a step's array of int32 holds; beyond any vocabulary."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RenderedChat:
-    """A conversation as a prompt: its tokens, and what was left out of it so that it fits."""
-
-    conversation: FittedConversation
-
-
-Prompt = str | Sequence[int] | RenderedChat
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,8 +50,9 @@ class Intake:
     def __init__(self, config: EngineConfig, parts: Parts) -> None:
         self._config, self._tokenizer, self._vocab_size = config, parts.tokenizer, parts.vocab_size
         limits = parts.runner.limits
-        self._max_model_len, self._hidden_size = limits.max_model_len, limits.hidden_size
+        self._hidden_size = limits.hidden_size
         self._eos = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
+        self._prompts = Prompts(config, parts.tokenizer, limits.max_model_len, parts.vocab_size)
         self._threads = CapacityLimiter(_THREADS)
         self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self._eos)
         self.started_s = time.monotonic()
@@ -83,26 +66,12 @@ class Intake:
         chat_template: str | None,
         template_kwargs: Mapping[str, Any] | None,
     ) -> RenderedChat:
-        """The prompt of a conversation, without its oldest turns if it does not fit and the settings allow it."""
-        config, tokenizer = self._config, self._tokenizer
-
-        def tokens(some: Sequence[Mapping[str, Any]]) -> list[int]:
-            text = render_chat(
-                tokenizer, some, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
+        """See `Prompts.rendered`."""
+        return await self._threaded(
+            lambda: self._prompts.rendered(
+                messages, params, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
             )
-            return tokenizer.encode(text, add_special_tokens=False)
-
-        def render() -> FittedConversation:
-            if config.strict_context or not config.auto_truncate_prompt:
-                return FittedConversation(tuple(tokens(messages)))
-            prefer_prompt = config.prefer_preserve_prompt and config.auto_cap_new_tokens
-            answer = answer_room(
-                params.max_tokens, self._max_model_len, config.reserve_tokens, prefer_prompt=prefer_prompt
-            )
-            cutter = text_cutter(tokenizer, config.truncate_mode)
-            return fit_conversation(messages, tokens, cutter, self._max_model_len - answer)
-
-        return RenderedChat(await to_thread.run_sync(render, limiter=self._threads))
+        )
 
     async def search(
         self,
@@ -124,7 +93,7 @@ class Intake:
             left = None if deadline_s is None else max(deadline_s - (time.monotonic() - began_s), 0.0)
             return await generate(prompts, params, use_tqdm=False, **{**options, "deadline_s": left})
 
-        fitted = await to_thread.run_sync(self._fit, prompt, params, limiter=self._threads)
+        fitted = await self._threaded(lambda: self._prompts.fit(prompt, params))
         found = await search(
             complete,
             fitted.token_ids,
@@ -159,7 +128,7 @@ class Intake:
         """All that the pipeline takes of a request."""
         arrival_s = clock()
         check_options(options)
-        fitted = await self._off_loop(prompt, lambda: self._fit(prompt, params))
+        fitted = await self._off_loop(prompt, lambda: self._prompts.fit(prompt, params))
         count = params.best_of or params.n
         names = [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
@@ -196,7 +165,7 @@ class Intake:
                 f"dimensions={params.dimensions} must be at most {self._hidden_size}, which is what the model gives",
                 param="dimensions",
             )
-        fitted = await self._off_loop(prompt, lambda: self._fit_alone(prompt, params))
+        fitted = await self._off_loop(prompt, lambda: self._prompts.fit_alone(prompt, params))
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(fitted.token_ids),
@@ -212,13 +181,16 @@ class Intake:
     async def _off_loop(self, prompt: Prompt, fit: Callable[[], FittedPrompt]) -> FittedPrompt:
         """Long prompts take a worker thread."""
         if not isinstance(prompt, RenderedChat) and len(prompt) > _BLOCKING_CHARACTERS:
-            return await to_thread.run_sync(fit, limiter=self._threads)
+            return await self._threaded(fit)
         return fit()
+
+    async def _threaded(self, work: Callable[[], T]) -> T:
+        return await run_in_thread(work, self._threads)
 
     def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
         """What a request asks for beyond what the model's own step draws; None if nothing."""
         for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
-            self._check_tokens(getattr(params, field) or (), field)
+            check_tokens(getattr(params, field) or (), self._vocab_size, field)
         names = list(self._config.logits_processors)
         shaping = Shaping(
             typical_p=params.typical_p,
@@ -231,47 +203,6 @@ class Intake:
             masked=masked,
         )
         return None if shaping == Shaping() else shaping
-
-    def _fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
-        config = self._config
-        ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len - 1)
-        fitted = fit_prompt(
-            ids,
-            max_model_len=self._max_model_len,
-            max_tokens=params.max_tokens,
-            reserve_tokens=config.reserve_tokens,
-            auto_truncate_prompt=config.auto_truncate_prompt,
-            auto_cap_new_tokens=config.auto_cap_new_tokens,
-            strict_context=config.strict_context,
-            truncate_mode=config.truncate_mode,
-            prefer_preserve_prompt=config.prefer_preserve_prompt,
-        )
-        return dataclasses.replace(fitted, truncated=left_out + fitted.truncated)
-
-    def _fit_alone(self, prompt: Prompt, params: EmbeddingParams) -> FittedPrompt:
-        config = self._config
-        ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len)
-        fitted = fit_alone(
-            ids,
-            max_model_len=self._max_model_len,
-            auto_truncate_prompt=config.auto_truncate_prompt,
-            strict_context=config.strict_context,
-            truncate_mode=config.truncate_mode,
-        )
-        return dataclasses.replace(fitted, truncated=left_out + fitted.truncated)
-
-    def _tokens(self, prompt: Prompt, most: int | None, room: int) -> tuple[Sequence[int], int]:
-        """A prompt's last ``most`` tokens (-1: ``room``, None: all), and how many that leaves out."""
-        if isinstance(prompt, RenderedChat):
-            ids: Sequence[int] = prompt.conversation.token_ids
-        elif isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt)
-        else:
-            ids = self._checked(prompt)
-        if most is None:
-            return ids, 0
-        kept = min(len(ids), room if most == -1 else most)
-        return cut(ids, kept, "left"), len(ids) - kept
 
     def _facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
         """What outputs tell of a prompt; the text is that of the tokens that are left, unless the settings say otherwise."""
@@ -294,23 +225,6 @@ class Intake:
             capped_max_tokens=fitted.max_tokens if fitted.capped else None,
             logprobs=logprobs,
         )
-
-    def _checked(self, prompt: Sequence[int]) -> list[int]:
-        self._check_tokens(prompt, "prompt")
-        return list(prompt)
-
-    def _check_tokens(self, tokens: Collection[int], param: str) -> None:
-        """At the speed of C where nothing is wrong: there may be a million."""
-        if set(map(type, tokens)) <= {int} and all(0 <= most < self._vocab_size for most in _extremes(tokens)):
-            return
-        for token in tokens:
-            self._check_token(token, param)
-
-    def _check_token(self, token: int, param: str) -> None:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
-            raise InvalidRequestError(
-                f"{param} holds the token id {token!r}: ids must be integers in [0, {self._vocab_size})", param=param
-            )
 
     def _generation(
         self,
@@ -361,10 +275,6 @@ class Intake:
 
     def _decode_token(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False)
-
-
-def _extremes(tokens: Collection[int]) -> tuple[int, ...]:
-    return (min(tokens), max(tokens)) if len(tokens) else ()
 
 
 def _processor(name: str, names: Sequence[str]) -> int:

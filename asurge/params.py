@@ -17,6 +17,9 @@ MAX_STOP_CHARACTERS = 1000
 """Of one stop string: what may become one is looked for at each piece of text."""
 
 MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARACTERS = 1000
+"""Of one of them: all are made tokens of, twice."""
+
 MAX_CHOICES = 64
 MAX_TOKEN_IDS = 1 << 20
 MAX_SEED = 2**63 - 1
@@ -128,12 +131,8 @@ class SamplingParams:
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         _optional_integer("repetition_stop", self.repetition_stop, 2, None)
         _optional_integer("thinking_budget", self.thinking_budget, 0, None)
-        object.__setattr__(self, "stop", _strings("stop", self.stop, MAX_STOP_STRINGS))
-        longest = max(map(len, self.stop_strings), default=0)
-        if longest > MAX_STOP_CHARACTERS:
-            raise InvalidRequestError(
-                f"stop holds a string of {longest} characters: at most {MAX_STOP_CHARACTERS} are allowed", param="stop"
-            )
+        stop = _strings("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
+        object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop needs text: leave it out, or set detokenize=True", param="stop")
@@ -150,7 +149,8 @@ class SamplingParams:
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
-        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words, MAX_BAD_WORDS))
+        bad_words = _strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+        object.__setattr__(self, "bad_words", bad_words)
         if self.allowed_token_ids is not None:
             allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
             if not allowed:
@@ -260,7 +260,7 @@ def _optional_integer(name: str, value: Any, low: int, high: int | None) -> None
         _integer(name, value, low, high)
 
 
-def _strings(name: str, given: Any, most: int) -> tuple[str, ...]:
+def _strings(name: str, given: Any, most: int, longest: int) -> tuple[str, ...]:
     if given is not None and not isinstance(given, str | Sequence):
         raise InvalidRequestError(f"{name}={shown(given)} must be a string or a list of strings", param=name)
     strings = (given,) if isinstance(given, str) else tuple(given or ())
@@ -269,6 +269,10 @@ def _strings(name: str, given: Any, most: int) -> tuple[str, ...]:
     for string in strings:
         if not isinstance(string, str) or not string:
             raise InvalidRequestError(f"{name} holds {shown(string)}: each must be a non-empty string", param=name)
+        if len(string) > longest:
+            raise InvalidRequestError(
+                f"{name} holds a string of {len(string)} characters: at most {longest} are allowed", param=name
+            )
     return strings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,38 @@ async def test_it_is_not_ended_while_another_task_starts_it(tiny_folder: Path) -
     await starting
     assert engine.is_running
     await engine.terminate()
+
+
+async def test_threads_are_limited_however_requests_are_cancelled(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By asyncio's own cancellation too: a place is free again when its work has ended, and no place is lost."""
+    assert tiny._intake is not None
+    places = tiny._intake._threads
+    most, begun, go, loop = int(places.total_tokens), 0, threading.Event(), asyncio.get_running_loop()
+
+    def wait(*_: Any, **__: Any) -> str:
+        nonlocal begun
+        begun += 1
+        go.wait(30)
+        return "hello"
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asurge.prompts.render_chat", wait)
+        tasks = [loop.create_task(tiny.chat([{"role": "user", "content": "Hi"}], GREEDY)) for _ in range(3 * most)]
+        while begun < most:
+            await asyncio.sleep(0)
+        for _ in range(3):  # again, while they wait for their threads
+            for task in tasks:
+                task.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert (begun, places.borrowed_tokens) == (most, most)
+        go.set()
+        await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    assert (begun, places.borrowed_tokens) == (most, 0)
+    with pytest.raises(ChatTemplateError, match="messages"):
+        await tiny.chat([])
+    await tiny.chat([{"role": "user", "content": "Hi"}], GREEDY)
+    await settle(tiny)

@@ -17,11 +17,13 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
 from asurge.server.state import Served
-from asurge.text import Tokenizer, render_chat
+from asurge.text import render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
 MAX_TOOLS = 128
+_WHOLE_CHARACTERS, _WHOLE_PER_TOKEN = 1 << 20, 8
+"""What takes about a second to be made tokens of; more only where the context holds it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,17 +189,31 @@ def allowed_kwargs(given: Mapping[str, Any] | None, config: ServerConfig) -> dic
     return dict(given or {})
 
 
+def all_tokens(served: Served, text: str, param: str, *, special: bool) -> list[int]:
+    """All tokens of a text, however many the context holds. Blocks.
+
+    Raises:
+        ApiError: it is too long to be tokenised whole.
+    """
+    most = max(_WHOLE_CHARACTERS, _WHOLE_PER_TOKEN * served.engine.max_model_len)
+    if len(text) > most:
+        raise ApiError(
+            f"{param} has {len(text)} characters: at most {most} are made tokens of, send it in parts", param=param
+        )
+    return served.engine.tokenizer.encode(text, add_special_tokens=special)
+
+
 def conversation_tokens(
-    tokenizer: Tokenizer,
+    served: Served,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """A conversation as the engine would be asked, whole. Blocks."""
+    """A conversation as the engine would be asked, whole. Blocks; raises as `all_tokens` does."""
     listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
     given = [template_message(message) for message in messages]
-    rendered = render_chat(tokenizer, given, tools=listed, template_kwargs=template_kwargs)
-    return tokenizer.encode(rendered, add_special_tokens=False)
+    rendered = render_chat(served.engine.tokenizer, given, tools=listed, template_kwargs=template_kwargs)
+    return all_tokens(served, rendered, "messages", special=False)
 
 
 def _template_kwargs(asked: ChatCompletionRequest, config: ServerConfig) -> dict[str, Any]:

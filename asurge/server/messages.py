@@ -64,7 +64,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[STATE].find(asked.model)
 
     def count() -> int:
-        return len(conversation_tokens(served.engine.tokenizer, _conversation(asked), _tools(asked)))
+        return len(conversation_tokens(served, _conversation(asked), _tools(asked)))
 
     return reply(CountMessagesResponse(input_tokens=await Exchange(request).threaded(count)))
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from anyio import to_thread
 
 import asurge
-from asurge.server.conversation import allowed_kwargs, conversation_tokens
+from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens
 from asurge.server.errors import ApiError
 from asurge.server.exchange import KEY, Exchange, read, reply
 from asurge.server.schema.chat import Message, Tool
@@ -137,12 +137,11 @@ def _tokens(
     """
     if (text is None) == (messages is None):
         raise ApiError("give either a text or messages", param="prompt")
-    tokenizer = served.engine.tokenizer
 
     def tokens() -> list[int]:
         if text is not None:
-            return tokenizer.encode(text, add_special_tokens=special)
-        return conversation_tokens(tokenizer, messages or (), tools, template_kwargs)
+            return all_tokens(served, text, "prompt", special=special)
+        return conversation_tokens(served, messages or (), tools, template_kwargs)
 
     return tokens
 

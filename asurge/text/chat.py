@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asurge.errors import ChatTemplateError
+from asurge.text.template import Allowance
 from asurge.text.tokenizer import Tokenizer
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_OWN_KWARGS = frozenset(("conversation", "chat_template", "tools", "tokenize", "add_generation_prompt", "return_dict"))
+_TOLD_CHARACTERS = 300
+_OWN_KWARGS = frozenset(
+    ("conversation", "messages", "chat_template", "tools", "tokenize", "add_generation_prompt", "return_dict")
+)
 
 Message = Mapping[str, Any]  # OpenAI's chat message: JSON
 
@@ -22,11 +26,15 @@ def render_chat(
     chat_template: str | None = None,
     add_generation_prompt: bool = True,
     template_kwargs: Mapping[str, Any] | None = None,
+    allowance: Allowance | None = None,
 ) -> str:
     """The prompt that a chat template makes of messages. Templates run in an immutable sandbox.
 
+    Args:
+        allowance: what it may take, together with others; default: as much as a request may.
+
     Raises:
-        ChatTemplateError: malformed messages, no template, or one that fails or tries to leave the sandbox.
+        ChatTemplateError: malformed messages, no template, or one that fails, takes too much, or tries to leave the sandbox.
     """
     if chat_template is None and tokenizer.chat_template is None:
         raise ChatTemplateError(
@@ -41,12 +49,15 @@ def render_chat(
         return tokenizer.render(
             checked,
             chat_template,
+            allowance or Allowance(),
             tools=None if tools is None else [dict(tool) for tool in tools],
             add_generation_prompt=add_generation_prompt,
             **(template_kwargs or {}),
         )
     except Exception as error:  # a template can raise anything, and every failure is its author's or the caller's
-        raise ChatTemplateError(f"the chat template failed: {error}", param="messages") from error
+        raise ChatTemplateError(
+            f"the chat template failed: {str(error)[:_TOLD_CHARACTERS]}", param="messages"
+        ) from error
 
 
 def _listed(messages: Sequence[Message]) -> Sequence[Message]:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from asurge.text.context import TruncateMode, cut
+from asurge.text.excerpt import TextCodec, excerpt
 
 Message = Mapping[str, Any]
-Tokens = Callable[[Sequence[Message]], Sequence[int]]
-"""Renders and tokenises a conversation."""
+Render = Callable[[Sequence[Message]], str]
+"""Makes a conversation the text that is to be tokenised."""
 
 _FRAME_ROLES = ("system", "developer")
+_MESSAGE_CHARACTERS = 32
+"""What templates put around a message, about."""
 
-
-class TextCodec(Protocol):
-    """What is needed of a tokenizer to cut a text at tokens."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+_SEAM_CHARACTERS = 256
+"""Where two texts differ, so much of what they share is tokenised with it: tokens do not depend on more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,31 +34,87 @@ class FittedConversation:
 
 
 def fit_conversation(
-    messages: Sequence[Message], tokens: Tokens, cut_text: Callable[[str, int], str], room: int
+    messages: Sequence[Message], render: Render, codec: TextCodec, room: int, mode: TruncateMode
 ) -> FittedConversation:
-    """Leave out the oldest turns until at most ``room`` tokens are left, then cut the longest text that is left.
+    """Leave out the oldest turns until at most ``room`` tokens are left, then cut the longest text that is left, at the
+    place ``mode`` says.
 
     A turn begins with a user's message, and holds the calls and results of tools that follow it. The system's messages at
-    the beginning and the last turn stay. Renders a conversation as often as binary search has to, not once for each turn.
-
-    Args:
-        cut_text: at most so many tokens of a text.
+    the beginning and the last turn stay. Renders a conversation as often as binary search has to, not once for each turn,
+    and tokenises a small multiple of what the room holds, however long the conversation is.
     """
-    whole = tuple(tokens(messages))
-    if len(whole) <= room:
-        return FittedConversation(whole)
+    text = render(messages)
+    whole = excerpt(codec, text, room + 1, "left", add_special_tokens=False)
+    if whole.left_out == 0 and len(whole.token_ids) <= room:
+        return FittedConversation(tuple(whole.token_ids))
     frame, turns = _split(messages)
+    lengths = _Lengths(codec, room)
+    if whole.left_out == 0:
+        lengths.learn(text, len(whole.token_ids))
+    too_much = text[-whole.characters :]
 
-    def kept(dropped: int) -> list[Message]:
-        return [*frame, *(message for turn in turns[dropped:] for message in turn)]
+    def kept(number: int) -> list[Message]:
+        return [*frame, *(message for turn in turns[len(turns) - number :] for message in turn)]
 
-    last = len(turns) - 1
-    dropped = _least(0, last, lambda number: len(tokens(kept(number))) <= room)
-    left = kept(min(dropped, last))
-    ids = tuple(tokens(left))
-    if len(ids) > room:
-        ids = _cut_longest(left, tokens, cut_text, room)
-    return FittedConversation(ids, len(messages) - len(left), max(len(whole) - len(ids), 0))
+    def fits(number: int) -> bool:
+        text = render(kept(number))
+        return not text.endswith(too_much) and lengths.of(text) <= room
+
+    size = len(whole.token_ids) + whole.left_out
+    number = _greatest(_likely(frame, turns, room / size), len(turns) - 1, fits)
+    left = kept(max(number, 1))
+    text = render(left) if number else _with_longest_cut(left, render, codec, lengths, room, mode)
+    ids = tuple(excerpt(codec, text, room + 1, "left", add_special_tokens=False).token_ids)
+    return FittedConversation(ids, len(messages) - len(left), max(size - len(ids), 0))
+
+
+def _likely(frame: Sequence[Message], turns: Sequence[Sequence[Message]], share: float) -> int:
+    """How many of the last turns make up this share of a conversation, by their characters."""
+
+    def weight(messages: Sequence[Message]) -> int:
+        return sum(_MESSAGE_CHARACTERS + len(_text(message)) for message in messages)
+
+    weights = list(map(weight, turns))
+    left, number = share * (weight(frame) + sum(weights)) - weight(frame), 0
+    while number < len(turns) and (left := left - weights[-1 - number]) >= 0:
+        number += 1
+    return number
+
+
+def _text(message: Message) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
+
+
+class _Lengths:
+    """How many tokens texts have that are much like one another: of each only what it does not share with the last one is
+    tokenised. Where that is so far more than ``room`` that nobody has to know, it is estimated."""
+
+    def __init__(self, codec: TextCodec, room: int) -> None:
+        self._codec, self._room = codec, room
+        self._text, self._length = "", 0
+
+    def learn(self, text: str, length: int) -> None:
+        """A text's length is known."""
+        self._text, self._length = text, length
+
+    def of(self, text: str) -> int:
+        """A text's length in tokens."""
+        last = self._text
+        head = _shared(text, last)
+        tail = _shared(text[head:][::-1], last[head:][::-1])
+        begin, end = max(head - _SEAM_CHARACTERS, 0), max(tail - _SEAM_CHARACTERS, 0)
+        own, other = text[begin : len(text) - end], last[begin : len(last) - end]
+        if len(own) + len(other) < min(len(text), len(last)):
+            self.learn(text, self._length + self._count(own) - self._count(other))
+            return self._length
+        found = excerpt(self._codec, text, self._room + 1, "left", add_special_tokens=False)
+        if found.left_out == 0:
+            self.learn(text, len(found.token_ids))
+        return len(found.token_ids) + found.left_out
+
+    def _count(self, text: str) -> int:
+        return len(self._codec.encode(text, add_special_tokens=False))
 
 
 def _split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -74,36 +128,46 @@ def _split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Messag
     return list(messages[:begin]), turns or [[]]
 
 
-def _cut_longest(
-    messages: Sequence[Message], tokens: Tokens, cut_text: Callable[[str, int], str], room: int
-) -> tuple[int, ...]:
-    """As much of the longest message's text as fits; if it does not fit without it, nothing of it."""
-    texts = [message["content"] if isinstance(message.get("content"), str) else "" for message in messages]
+def _with_longest_cut(
+    messages: Sequence[Message], render: Render, codec: TextCodec, lengths: _Lengths, room: int, mode: TruncateMode
+) -> str:
+    """A conversation with as much of its longest text as fits; if it does not fit without it, nothing of it."""
+    texts = list(map(_text, messages))
     longest = max(range(len(texts)), key=lambda at: len(texts[at]))
+    ids = excerpt(codec, texts[longest], room, mode, add_special_tokens=False).token_ids
 
-    def with_at_most(count: int) -> list[Message]:
-        changed = {**messages[longest], "content": cut_text(texts[longest], count)}
-        return [*messages[:longest], changed, *messages[longest + 1 :]]
+    def with_at_most(count: int) -> str:
+        content = texts[longest] if len(ids) <= count else codec.decode(cut(ids, count, mode))
+        return render([*messages[:longest], {**messages[longest], "content": content}, *messages[longest + 1 :]])
 
     # Cutting a text can make it a token longer than asked for, so the number is looked for, not computed.
-    left_out = _least(0, room, lambda number: len(tokens(with_at_most(room - number))) <= room)
-    return tuple(tokens(with_at_most(max(room - left_out, 0))))
+    guess = max(room - lengths.of(with_at_most(0)), 0)
+    return with_at_most(_greatest(guess, room, lambda count: lengths.of(with_at_most(count)) <= room))
 
 
-def _least(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The least number from ``low`` on that fits, where all larger ones do; ``high`` + 1 if none up to ``high`` does."""
-    high += 1
+def _greatest(guess: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The greatest number up to ``high`` that fits, where all smaller ones do; 0 if none does. Looked for from a guess on, in
+    steps that grow."""
+    low, step = max(min(guess, high), 0), 1
+    while low > 0 and not fits(low):
+        low, high, step = max(low - step, 0), low - 1, 2 * step
+    step = 1
     while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        probe = min(low + step, high) if step else (low + high + 1) // 2
+        if fits(probe):
+            low, step = probe, 2 * step
+        else:
+            high, step = probe - 1, 0
     return low
 
 
-def text_cutter(codec: TextCodec, mode: TruncateMode) -> Callable[[str, int], str]:
-    """Cuts texts at tokens, where ``mode`` says."""
-
-    def cut_text(text: str, count: int) -> str:
-        ids = codec.encode(text, add_special_tokens=False)
-        return text if len(ids) <= count else codec.decode(cut(ids, count, mode))
-
-    return cut_text
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with together."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asurge.errors import InvalidRequestError, TokenizerError
+from asurge.text.template import Allowance, render_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,11 +102,12 @@ class Tokenizer:
         assert isinstance(text, str)
         return text
 
-    def render(self, messages: Sequence[Mapping[str, Any]], template: str | None, **kwargs: Any) -> str:
-        """Messages through a chat template, in transformers' immutable sandbox."""
-        text = self._inner.apply_chat_template(list(messages), chat_template=template, tokenize=False, **kwargs)
-        assert isinstance(text, str)
-        return text
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], template: str | None, allowance: Allowance, /, **kwargs: Any
+    ) -> str:
+        """Messages through a chat template, the checkpoint's if none is given; see `render_template`."""
+        source = self._inner.get_chat_template(template, kwargs.get("tools"))
+        return render_template(source, allowance, messages, **{**self._inner.special_tokens_map, **kwargs})
 
 
 def _fast_decode(inner: PreTrainedTokenizerBase) -> Callable[..., str] | None:

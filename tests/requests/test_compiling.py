@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,23 @@ async def test_requests_that_give_up_leave_no_work_behind(made: Constraints, mon
             while slow.running < COMPILING_THREADS:
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
+        assert slow.running == 0
+    assert slow.most == COMPILING_THREADS
+    await prepare(made, "fast")
+
+
+async def test_requests_that_asyncio_cancels_leave_no_work_behind(
+    made: Constraints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowCompiler(monkeypatch)
+    for _ in range(3):
+        waiting = [asyncio.get_running_loop().create_task(prepare(made, "slow")) for _ in range(20)]
+        while slow.running < COMPILING_THREADS:
+            await anyio.lowlevel.checkpoint()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        assert all(task.cancelled() for task in waiting)
         assert slow.running == 0
     assert slow.most == COMPILING_THREADS
     await prepare(made, "fast")

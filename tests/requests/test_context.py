@@ -11,6 +11,8 @@ import pytest
 
 from asurge import Engine, SamplingParams
 from asurge.errors import PromptTooLongError
+from asurge.text import Tokenizer
+from asurge.text.context import TruncateMode
 from tests.conftest import TINY
 
 PARAMS = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
@@ -92,3 +94,64 @@ async def test_a_capped_answer_is_told(engine: Engine) -> None:
     output = await engine.stream(ids, dataclasses.replace(PARAMS, max_tokens=90)).wait_finished()
     assert (output.capped_max_tokens, output.num_generated_tokens, output.num_truncated_tokens) == (28, 28, 0)
     assert (await engine.stream(ids, PARAMS).wait_finished()).capped_max_tokens is None
+
+
+# ── texts far beyond the context ────────────────────────────────────────────────────────────────
+
+FAR = "The quick brown fox jumps over the lazy dog. " * 200_000
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters each call tokenised."""
+    seen, encode = list[int](), Tokenizer.encode
+
+    def counting(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        seen.append(len(text))
+        return encode(tokenizer, text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "encode", counting)
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["left", "right", "middle"])
+async def test_of_a_far_too_long_prompt_little_is_tokenised(
+    tiny_folder: Path, encoded: list[int], mode: TruncateMode
+) -> None:
+    async with Engine(str(tiny_folder), **TINY, truncate_mode=mode) as engine:
+        far = await engine.stream(FAR, PARAMS).wait_finished()
+        assert sum(encoded) < 10_000
+        assert far.num_truncated_tokens > 1_000_000
+        near = await engine.stream(FAR[: 600 * 45], PARAMS).wait_finished()
+        assert (near.prompt_token_ids, near.outputs) == (far.prompt_token_ids, far.outputs)
+
+
+async def test_of_a_far_too_long_conversation_little_is_tokenised(engine: Engine, encoded: list[int]) -> None:
+    for messages in (talk(50_000), [{"role": "user", "content": FAR}]):
+        encoded.clear()
+        output = await engine.chat(messages, PARAMS)
+        assert sum(encoded) < 10_000
+        assert output.num_truncated_tokens > 1_000_000
+        assert len(output.prompt_token_ids) > 80
+
+
+async def test_of_a_far_too_long_text_to_embed_little_is_tokenised(engine: Engine, encoded: list[int]) -> None:
+    (output,) = await engine.embed(FAR, use_tqdm=False)
+    assert sum(encoded) < 10_000
+    assert output.num_truncated_tokens > 1_000_000
+    (last,) = await engine.embed(FAR, truncate_prompt_tokens=9, use_tqdm=False)
+    assert last.prompt_token_ids == engine.tokenizer.encode(FAR[-400:])[-9:]
+
+
+async def test_strict_engines_refuse_far_too_long_texts_before_they_are_tokenised(
+    strict: Engine, encoded: list[int]
+) -> None:
+    with pytest.raises(PromptTooLongError, match=r"9000000 characters, more than 128 tokens.*auto_truncate_prompt"):
+        await strict.stream(FAR, PARAMS).wait_finished()
+    with pytest.raises(PromptTooLongError, match="characters"):
+        await strict.chat([{"role": "user", "content": FAR}], PARAMS)
+    with pytest.raises(PromptTooLongError, match="characters"):
+        await strict.embed(FAR, use_tqdm=False)
+    assert encoded == []
+    params = dataclasses.replace(PARAMS, truncate_prompt_tokens=-1, max_tokens=None)
+    assert (await strict.stream(FAR, params).wait_finished()).num_generated_tokens == 1

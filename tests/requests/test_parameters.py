@@ -22,7 +22,7 @@ INTEGERS = {
     "seed": (-1, 2**63), "logprobs": (-1, 21, 10**9), "prompt_logprobs": (-1, 21, 10**9), "repetition_stop": (0, 1),
     "thinking_budget": (-1,), "truncate_prompt_tokens": (0, -2),
 }  # fmt: skip
-STRINGS = {"stop": (["a", ""], [1], 7, ["x"] * 65), "bad_words": ([""], [1], 7, ["x"] * 257)}
+STRINGS = {"stop": (["a", ""], [1], 7, ["x"] * 65), "bad_words": ([""], [1], 7, ["x"] * 257, ["x" * 1001])}
 TOKENS = {"stop_token_ids": ([-1], ["1"], [1.5], [True], "12", 5), "allowed_token_ids": ([], [-1], ["1"], 5)}
 OTHERS = {
     "logit_bias": ([1, 2], {-1: 0.0}, {1: 101.0}, {1: math.nan}, {"a": 1.0}, {"9" * 400: "1"}, {t: 0.0 for t in range(1025)}),

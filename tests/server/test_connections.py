@@ -110,7 +110,7 @@ async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running
         return "hello"
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("asurge.intake.render_chat", wait)
+        patched.setattr("asurge.prompts.render_chat", wait)
         body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         for _ in range(2 * most):

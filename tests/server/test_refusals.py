@@ -16,6 +16,7 @@ from aiohttp import web
 
 from asurge import Engine
 from asurge.server import make_app
+from asurge.text import Tokenizer
 from tests.server.conftest import Running
 
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -171,7 +172,7 @@ async def test_a_mounted_application_keeps_its_own_bounds(
     app = web.Application(client_max_size=root)
     app.add_subapp("/llm", make_app(demo, max_body_bytes=own))
     url = await running.start(app)
-    body = b'{"text": "' + b" " * (2 << 20) + b'"}'
+    body = b'{"text": "a"' + b" " * (2 << 20) + b"}"
     async with aiohttp.ClientSession(url) as http, http.post("/llm/v1/count_tokens", data=io.BytesIO(body)) as response:
         assert response.status == code
 
@@ -181,7 +182,7 @@ HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
     "a large form": (CHAT, {"messages": ASK, "guided_json": {"properties": {f"p{at}": {"type": "string"} for at in range(50_000)}}}),
     "much structure": (CHAT, {"messages": ASK, "guided_json": {"a": [[]] * 1_000_000}}),
     "many token ids": (TEXT, {"prompt": [5] * 1_000_000, "max_tokens": 1}),
-    "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 300] * 256, "max_tokens": 1}),
+    "many bad words": (TEXT, {"prompt": "a", "bad_words": ["hello world " * 80] * 256, "max_tokens": 1}),
     "many allowed tokens": (TEXT, {"prompt": "a", "allowed_token_ids": [5] * 250_000, "max_tokens": 1}),
     "a prompt's logprobs": (TEXT, {"prompt": ["The quick brown fox jumps. " * 140] * 4, "prompt_logprobs": 20, "max_tokens": 1}),
     "token strings": ("/tokenize", {"prompt": "hello world " * 50_000, "return_token_strs": True}),
@@ -211,3 +212,26 @@ async def test_much_work_is_not_done_on_the_loop(demo: Engine, monkeypatch: pyte
         monkeypatch.undo()
     await running.stop()
     assert worst < 0.05
+
+
+FAR = "hello world " * 100_000
+ASKED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tokenize": ("/tokenize", {"prompt": FAR}, "prompt"),
+    "tokenize a conversation": ("/tokenize", {"messages": [{"role": "user", "content": FAR}]}, "messages"),
+    "count": ("/v1/count_tokens", {"text": FAR}, "prompt"),
+    "count a conversation": ("/v1/messages/count_tokens", {"model": "demo", "messages": [{"role": "user", "content": FAR}]}, "messages"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED)
+async def test_texts_are_tokenised_whole_up_to_a_length(
+    demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    path, body, param = ASKED[case]
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("it was tokenised"))
+    url, data = await running.start(make_app(demo)), io.BytesIO(json.dumps(body).encode())
+    async with aiohttp.ClientSession(url) as http, http.post(path, data=data) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert f"{param} has 1200" in error["message"]
+    assert "at most 1048576" in error["message"]

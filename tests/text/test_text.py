@@ -6,6 +6,7 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,50 @@ def test_stopping_does_not_depend_on_how_text_is_cut(
     if matched is None:
         shown += matcher.flush()
     assert (shown, matched) == reference(text, tuple(stops), include)
+
+
+class Counted(str):
+    """A string that counts how often it is looked into."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> str:
+        Counted.looks += 1
+        return super().__getitem__(at)
+
+    def startswith(self, *given: Any) -> bool:
+        Counted.looks += 1
+        return super().startswith(*given)
+
+
+@pytest.mark.parametrize("text", ["a" * 4000, ("a" * 998 + "c") * 4, ("a" * 499 + "b" + "a" * 498) * 4, "ab" * 2000])
+def test_looking_for_stop_strings_takes_time_in_proportion_to_the_text(text: str) -> None:
+    Counted.looks = 0
+    stops = tuple(Counted("a" * (499 + at) + "b" + "a" * (499 - at) + "!") for at in range(8))
+    matcher = StopMatcher(stops)
+    for at in range(0, len(text), 4):
+        matcher.push(text[at : at + 4])
+    assert Counted.looks < 8 * len(text) * len(stops)
+
+
+@given(
+    text=st.lists(st.sampled_from(["a" * 9, "b", "ab" * 4, "aab", "abaab"]), max_size=12).map("".join),
+    stops=st.lists(
+        st.sampled_from(["a" * 12 + "b", "ab" * 6, "aabaabaaab", "b", "abaababaab"]), min_size=1, max_size=3
+    ),
+    size=st.integers(1, 7),
+)
+def test_stop_strings_that_repeat_themselves_are_found(text: str, stops: list[str], size: int) -> None:
+    matcher, shown = StopMatcher(tuple(stops)), ""
+    for at in range(0, len(text), size):
+        scan = matcher.push(text[at : at + size])
+        shown += scan.text
+        expected, matched = reference(text[: at + size], tuple(stops), False)
+        held = max((n for stop in stops for n in range(len(stop)) if expected.endswith(stop[:n])), default=0)
+        assert (shown, scan.matched) == (expected if matched else expected[: len(expected) - held], matched)
+        if matched:
+            return
+    assert shown + matcher.flush() == text
 
 
 # ── context ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,170 @@
+"""From what a caller hands in to tokens that fit the context. Blocks: for worker threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from asurge.config import EngineConfig
+from asurge.errors import InvalidRequestError, PromptTooLongError
+from asurge.params import EmbeddingParams, SamplingParams
+from asurge.text import (
+    CHARACTERS_PER_TOKEN,
+    Allowance,
+    FittedConversation,
+    FittedPrompt,
+    Tokenizer,
+    answer_room,
+    cut,
+    excerpt,
+    fit_alone,
+    fit_conversation,
+    fit_prompt,
+    render_chat,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A conversation as a prompt: its tokens, and what was left out of it so that it fits."""
+
+    conversation: FittedConversation
+
+
+Prompt = str | Sequence[int] | RenderedChat
+
+
+class Prompts:
+    """Makes the prompts of one engine's requests fit, as its settings say."""
+
+    def __init__(self, config: EngineConfig, tokenizer: Tokenizer, max_model_len: int, vocab_size: int) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._max_model_len, self._vocab_size = max_model_len, vocab_size
+        self._cuts = config.auto_truncate_prompt and not config.strict_context
+
+    def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        chat_template: str | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> RenderedChat:
+        """The prompt of a conversation, without its oldest turns if it does not fit and the settings allow it.
+
+        Raises:
+            ChatTemplateError: malformed messages, no template, or one that fails.
+            PromptTooLongError: it does not fit, and the settings forbid to cut it.
+        """
+        config, tokenizer, allowance = self._config, self._tokenizer, Allowance()
+
+        def text(some: Sequence[Mapping[str, Any]]) -> str:
+            return render_chat(
+                tokenizer,
+                some,
+                tools=tools,
+                chat_template=chat_template,
+                template_kwargs=template_kwargs,
+                allowance=allowance,
+            )
+
+        if not self._cuts:
+            return RenderedChat(FittedConversation(tuple(self._whole(text(messages), add_special_tokens=False))))
+        prefer_prompt = config.prefer_preserve_prompt and config.auto_cap_new_tokens
+        answer = answer_room(params.max_tokens, self._max_model_len, config.reserve_tokens, prefer_prompt=prefer_prompt)
+        room = self._max_model_len - answer
+        return RenderedChat(fit_conversation(messages, text, tokenizer, room, config.truncate_mode))
+
+    def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
+        """A prompt with room for its answer.
+
+        Raises:
+            PromptTooLongError: it does not fit, and the settings forbid what would make it.
+            InvalidRequestError: it is empty, not Unicode, or holds what is no token.
+        """
+        config = self._config
+        ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len - 1)
+        fitted = fit_prompt(
+            ids,
+            max_model_len=self._max_model_len,
+            max_tokens=params.max_tokens,
+            reserve_tokens=config.reserve_tokens,
+            auto_truncate_prompt=config.auto_truncate_prompt,
+            auto_cap_new_tokens=config.auto_cap_new_tokens,
+            strict_context=config.strict_context,
+            truncate_mode=config.truncate_mode,
+            prefer_preserve_prompt=config.prefer_preserve_prompt,
+        )
+        return dataclasses.replace(fitted, truncated=left_out + fitted.truncated)
+
+    def fit_alone(self, prompt: Prompt, params: EmbeddingParams) -> FittedPrompt:
+        """A prompt that nothing follows; raises as `fit` does."""
+        config = self._config
+        ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len)
+        fitted = fit_alone(
+            ids,
+            max_model_len=self._max_model_len,
+            auto_truncate_prompt=config.auto_truncate_prompt,
+            strict_context=config.strict_context,
+            truncate_mode=config.truncate_mode,
+        )
+        return dataclasses.replace(fitted, truncated=left_out + fitted.truncated)
+
+    def _tokens(self, prompt: Prompt, most: int | None, room: int) -> tuple[Sequence[int], int]:
+        """A prompt's last ``most`` tokens (-1: ``room``, None: as many as matter), and how many that leaves out."""
+        beyond = self._max_model_len + 1  # with so many a prompt is cut or refused, and with more in the same way
+        wanted = None if most is None else room if most == -1 else min(most, beyond)
+        left_out = 0
+        if isinstance(prompt, RenderedChat):
+            ids: Sequence[int] = prompt.conversation.token_ids
+        elif not isinstance(prompt, str):
+            check_tokens(prompt, self._vocab_size, "prompt")
+            ids = list(prompt)
+        elif wanted is None and not self._cuts:
+            ids = self._whole(prompt)
+        else:
+            mode = self._config.truncate_mode if wanted is None else "left"
+            found = excerpt(self._tokenizer, prompt, wanted or beyond, mode)
+            ids, left_out = found.token_ids, found.left_out
+        if wanted is None:
+            return ids, left_out
+        kept = min(len(ids), wanted)
+        return cut(ids, kept, "left"), left_out + len(ids) - kept
+
+    def _whole(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        """All tokens of a text that must not be cut.
+
+        Raises:
+            PromptTooLongError: it surely has more than the context holds. Much longer ones are not tokenised to find that out.
+        """
+        most = CHARACTERS_PER_TOKEN * self._max_model_len
+        about = f"more than {self._max_model_len}"
+        if len(text) <= most:
+            found = excerpt(
+                self._tokenizer, text, self._max_model_len + 1, "right", add_special_tokens=add_special_tokens
+            )
+            if found.left_out == 0:
+                return found.token_ids
+            about = f"about {len(found.token_ids) + found.left_out}"
+        raise PromptTooLongError(
+            f"prompt has {len(text)} characters, {about} tokens, and max_model_len={self._max_model_len}: shorten it, or "
+            "set auto_truncate_prompt=True and strict_context=False",
+            param="prompt",
+        )
+
+
+def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> None:
+    """At the speed of C where nothing is wrong: there may be a million.
+
+    Raises:
+        InvalidRequestError: one is no token.
+    """
+    if set(map(type, tokens)) <= {int} and (len(tokens) == 0 or 0 <= min(tokens) <= max(tokens) < vocab_size):
+        return
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"{param} holds the token id {token!r}: ids must be integers in [0, {vocab_size})", param=param
+            )

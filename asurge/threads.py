@@ -1,0 +1,33 @@
+"""Worker threads whose places last as long as their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+T = TypeVar("T")
+
+
+async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
+    """Do some work in a worker thread. Whoever is cancelled here waits until it has ended, as everywhere in anyio.
+
+    asyncio's own cancellation (`asyncio.wait_for`, ``task.cancel()``) would end the waiting at once, and give the place in the
+    limiter up while the thread goes on: so the one who waits is a task in a group, which only anyio cancels.
+    """
+    done: list[T] = []
+    failed: list[Exception] = []
+
+    async def do() -> None:
+        try:
+            done.append(await to_thread.run_sync(work, limiter=limiter))
+        except Exception as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(do)
+    if failed:
+        raise failed.pop()
+    return done[0]
