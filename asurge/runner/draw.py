@@ -267,12 +267,13 @@ def _make_draw(
         model, rows = spec.rebuild(leaves), packed.shape[0]
         given = {name: packed[:, _FIELDS[name]] for name in _INTEGERS}
         given |= {name: _floats(packed[:, _FIELDS[name]]) for name in _FLOATS}
-        live = up_to_last(given["slot"] < spec.slots, LIVE_ROWS)
+        drawing = given["slot"] < spec.slots
+        live = up_to_last(drawing, LIVE_ROWS)
         hidden = last[given["at"]]
 
         def draw() -> tuple[jax.Array, jax.Array]:
             logits = model.logits(hidden, live)[:, : spec.vocab_size]
-            return few_at_a_time(partial(_draw_live, spec, seen), logits, packed)
+            return few_at_a_time(partial(_draw, spec, seen), logits, packed, live=drawing)
 
         def greedy() -> tuple[jax.Array, jax.Array]:
             return model.greedy(hidden, live, _words(spec, packed)), jnp.zeros((rows, _TOLD - 1), jnp.int32)
@@ -302,18 +303,8 @@ def _arguments(spec: DrawSpec, packed: jax.Array) -> jax.Array:
     return _floats(packed[:, len(_FIELDS) : len(_FIELDS) + len(spec.processors)])
 
 
-def _draw_live(spec: DrawSpec, seen: jax.Array, raw: jax.Array, packed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tokens ``[rows]`` from logits ``[rows, vocab]``, and their logprobs, packed; zeros if all rows are padding."""
-    rows = packed.shape[0]
-    drawn: tuple[jax.Array, jax.Array] = lax.cond(
-        jnp.any(packed[:, _FIELDS["slot"]] < spec.slots),
-        lambda: _draw(spec, seen, raw, packed),
-        lambda: (jnp.zeros(rows, jnp.int32), jnp.zeros((rows, _TOLD - 1), jnp.int32)),
-    )
-    return drawn
-
-
 def _draw(spec: DrawSpec, seen: jax.Array, raw: jax.Array, packed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens ``[rows]`` from logits ``[rows, vocab]``, and their logprobs, packed."""
     given = {name: packed[:, _FIELDS[name]] for name in _INTEGERS}
     given |= {name: _floats(packed[:, _FIELDS[name]]) for name in _FLOATS}
     tokens = sample(

@@ -110,9 +110,11 @@ def _forward(
     flat = model(tokens, rows.positions, attend, up_to_last(rows.real, LIVE_ROWS))
     last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
 
+    live = inputs.length > 0
+
     def draw() -> jax.Array:
         return sample(
-            model.logits(last),
+            model.logits(last, up_to_last(live, LIVE_ROWS)),
             inputs.temperature,
             inputs.top_k,
             inputs.top_p,
@@ -120,10 +122,11 @@ def _forward(
             inputs.seed,
             inputs.start + inputs.length,
             vocab_size=model.config.vocab_size,
+            live=live,
         )
 
     def greedy() -> jax.Array:
-        return model.greedy(last, up_to_last(inputs.length > 0, LIVE_ROWS))
+        return model.greedy(last, up_to_last(live, LIVE_ROWS))
 
     def nothing() -> jax.Array:
         return jnp.zeros(shape.rows, jnp.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,3 +132,15 @@ def test_a_few_rows_at_a_time_is_all_at_once(number: int) -> None:
 
     for few, whole in zip(few_at_a_time(both, values, other), both(values, other), strict=True):
         assert (np.asarray(few) == np.asarray(whole)).all()
+
+
+@pytest.mark.parametrize("alive", [[], [3], [0, 17, 39], range(40)])
+def test_rows_that_do_not_matter_change_nothing_for_the_others(alive: Sequence[int]) -> None:
+    values = jnp.arange(120.0).reshape(40, 3).at[20:24].set(jnp.nan)
+    live = jnp.zeros(40, bool).at[jnp.asarray(list(alive), int)].set(True)
+
+    def total(rows: jax.Array) -> jax.Array:
+        return rows.sum(axis=1)
+
+    few = few_at_a_time(total, values, live=live)
+    np.testing.assert_array_equal(np.asarray(few)[list(alive)], np.asarray(total(values))[list(alive)])
