@@ -1,0 +1,155 @@
+"""The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S]``.
+
+Products of the layers of S or M, in bf16 and int8, and attention of sequences that generate, with contexts of their own
+and behind a common beginning. Each kernel runs in as many copies as do not fit the caches, in one dispatch; figures are of
+the fastest of a few dispatches, since a kernel can only be disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from rich.console import Console
+from rich.table import Table
+
+from asurge.ops import native
+from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from asurge.ops.packed import pack, packed_argmax, packed_linear
+
+PAGE, _COLD_BYTES, _REPEATS = 64, 300 << 20, 7
+
+
+class Sizes(NamedTuple):
+    """Of a model's layers."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+MODELS = {"S": Sizes(576, 1536, 9, 3, 64, 49152), "M": Sizes(1024, 3072, 16, 8, 128, 151936)}
+
+
+def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = False, argmax: bool = False) -> float:
+    """Seconds of one product whose weights come from memory."""
+    weight = pack(jnp.ones((columns, depth), jnp.int8 if int8 else jnp.bfloat16))
+    copies = max(1, min(64, _COLD_BYTES // weight.nbytes))
+    weights = [weight + 0 for _ in range(copies)]
+    scale = jnp.ones(weight.shape[0] * 16, jnp.float32) if int8 else None
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, depth)), jnp.bfloat16)
+    norm = jnp.ones(depth, jnp.bfloat16)
+
+    @jax.jit
+    def run(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        total, given = jnp.float32(0), x
+        for each in weights:
+            if argmax:
+                out = packed_argmax(given, each, scale, norm=norm, candidates=columns)
+            else:
+                out = packed_linear(given, each, scale, norm=norm, gated=gated)
+            total += out[0].sum()
+            given, total = lax.optimization_barrier((given, total))  # one after another
+        return total
+
+    times = []
+    for _ in range(_REPEATS + 1):
+        begun = time.perf_counter()
+        run(x, weights).block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:]) / copies
+
+
+def attention_s(sizes: Sizes, rows: int, context: int, shared: int) -> float:
+    """Seconds of one layer's attention, ``shared`` tokens of each context being the same pages."""
+    shape = AttentionShape(sizes.heads, sizes.kv_heads, sizes.head_dim, PAGE, jnp.dtype(jnp.bfloat16))
+    backend = NativeAttention(shape)
+    columns = -(-context // PAGE)
+    table = np.random.default_rng(0).permutation(rows * columns).astype(np.int32).reshape(rows, columns)
+    table[:, : shared // PAGE] = table[0, : shared // PAGE]
+    layers = max(1, min(30, _COLD_BYTES // (rows * columns * backend.page_bytes)))
+    pages = [backend.allocate(rows * columns) for _ in range(layers)]
+    tokens = Rows(
+        rows, 0, 0, jnp.full(rows, context - 1, jnp.int32), jnp.ones(rows, jnp.int32), jnp.asarray(table)
+    )  # fmt: skip
+    qkv = jnp.ones((rows, sizes.heads + 2 * sizes.kv_heads, sizes.head_dim), jnp.bfloat16)
+    angle = jnp.zeros((rows, 1, sizes.head_dim // 2), jnp.float32)
+    heads = Heads(qkv, sizes.heads, sizes.kv_heads, jnp.cos(angle), jnp.sin(angle))
+
+    def step(pages: list[tuple[jax.Array, ...]]) -> tuple[list[tuple[jax.Array, ...]], jax.Array]:
+        total, written = jnp.float32(0), []
+        for layer in pages:
+            out, layer = backend.attend(heads, layer, tokens, None)
+            total += out[0].sum(dtype=jnp.float32)
+            layer, total = lax.optimization_barrier((layer, total))
+            written.append(layer)
+        return written, total
+
+    compiled, times = jax.jit(step, donate_argnums=0), []
+    for _ in range(_REPEATS + 1):
+        begun = time.perf_counter()
+        pages, total = compiled(pages)
+        total.block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:]) / layers
+
+
+def products(sizes: Sizes, numbers: list[int]) -> Table:
+    table = Table("rows", "product", "bf16 us", "GFLOP/s", "GB/s", "int8 us", "GOP/s", "GB/s", title="Products")
+    kinds: list[tuple[str, int, int, dict[str, bool]]] = [
+        ("qkv", sizes.hidden, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim, {}),
+        ("out", sizes.heads * sizes.head_dim, sizes.hidden, {}),
+        ("gate, up", sizes.hidden, 2 * sizes.inner, {"gated": True}),
+        ("down", sizes.inner, sizes.hidden, {}),
+        ("head, largest", sizes.hidden, sizes.vocab, {"argmax": True}),
+    ]
+    for rows in numbers:
+        for name, depth, columns, how in kinds:
+            cells = []
+            for int8 in (False, True):
+                took_s = product_s(rows, depth, columns, int8=int8, **how)
+                size = depth * columns
+                cells += [f"{took_s * 1e6:.0f}", f"{2 * rows * size / took_s / 1e9:.0f}"]
+                cells += [f"{size * (1 if int8 else 2) / took_s / 1e9:.1f}"]
+            table.add_row(str(rows), name, *cells, end_section=name == kinds[-1][0])
+    return table
+
+
+def attention(sizes: Sizes) -> Table:
+    table = Table("sequences", "context", "shared", "us", "GB/s of context", title="Attention, one layer")
+    for rows, context, shared in (
+        (1, 2048, 0),
+        (16, 192, 0),
+        (64, 192, 0),
+        (32, 560, 0),
+        (32, 560, 512),
+        (32, 4160, 4096),
+    ):
+        took_s = attention_s(sizes, rows, context, shared)
+        read = rows * context * sizes.kv_heads * sizes.head_dim * 4
+        table.add_row(str(rows), str(context), str(shared), f"{took_s * 1e6:.0f}", f"{read / took_s / 1e9:.1f}")
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(MODELS), default="S")
+    parser.add_argument("--rows", default="1,8,16,32,64,512", help="of the products, by commas")
+    options = parser.parse_args(arguments)
+    if (reason := native.unavailable()) is not None:
+        raise SystemExit(f"there are no kernels to measure: {reason}")
+    console, sizes = Console(), MODELS[options.model]
+    console.print(attention(sizes))
+    console.print(products(sizes, [int(rows) for rows in options.rows.split(",")]))
+
+
+if __name__ == "__main__":
+    main()
