@@ -24,6 +24,8 @@ class SchedulerConfig:
         tenant_weights: shares of tenants that wait at the same time; 1 where not named.
         long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
             have prompts to be computed; None: no limit of its own.
+        max_mixed_step_s: seconds that a step may take when it computes prompts beside requests that generate, which get
+            their next tokens so much later; or twice as long as without prompts, if that is more. None: no such limit.
 
     Raises:
         ConfigError: a value is out of range.
@@ -34,6 +36,7 @@ class SchedulerConfig:
     max_overtakes: int = 8
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     long_prefill_token_threshold: int | None = None
+    max_mixed_step_s: float | None = 0.05
 
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):
@@ -41,6 +44,9 @@ class SchedulerConfig:
         _at_least("max_overtakes", self.max_overtakes, 0)
         if self.long_prefill_token_threshold is not None:
             _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 1)
+        limit = self.max_mixed_step_s
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+            raise ConfigError(f"max_mixed_step_s={limit!r} must be a positive number, or None")
         for tenant, weight in self.tenant_weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
                 raise ConfigError(f"tenant_weights[{tenant!r}]={weight!r} must be a positive number")

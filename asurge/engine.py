@@ -20,7 +20,7 @@ from asurge.errors import ConfigError, EngineStateError, InvalidRequestError
 from asurge.intake import Intake
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
-from asurge.pipeline import Generation, Pipeline
+from asurge.pipeline import Generation, Pacer, Pipeline
 from asurge.plan import Pooling
 from asurge.prompts import Prompt, RenderedChat
 from asurge.status import EngineStatus
@@ -87,7 +87,11 @@ class Engine(EngineStatus):
             raise
         parts, config = self._parts, self.config
         self._pipeline = Pipeline(
-            parts.scheduler, parts.runner, depth=config.pipeline_depth, step_timeout_s=config.step_timeout_s
+            parts.scheduler,
+            parts.runner,
+            depth=config.pipeline_depth,
+            step_timeout_s=config.step_timeout_s,
+            pacer=Pacer(mixed_s=config.scheduler.max_mixed_step_s),
         )
         self._intake = Intake(config, parts)
         # The one task outside a caller's task group: engines are often started in one task and stopped in

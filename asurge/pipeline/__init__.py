@@ -4,6 +4,7 @@ from asurge.pipeline.choice import Choice
 from asurge.pipeline.generation import Generation, PromptFacts
 from asurge.pipeline.logprobs import LogprobTeller, PromptLogprobs
 from asurge.pipeline.observer import STAGES, RequestObserver, Stage, StepObserver
+from asurge.pipeline.pacer import Pacer
 from asurge.pipeline.pipeline import Pipeline, PipelineStatistics
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Choice",
     "Generation",
     "LogprobTeller",
+    "Pacer",
     "Pipeline",
     "PipelineStatistics",
     "PromptFacts",

@@ -1,30 +1,55 @@
-"""How many decode steps one dispatch runs."""
+"""How much one dispatch does: decode steps in a group, and prompts beside rows that decode."""
 
 from __future__ import annotations
 
+from asurge.plan import StepPlan
+
 GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
+
+MIXED_S = 0.05
 
 _SMOOTHING = 0.2
 
 
 class Pacer:
-    """Groups steps that are short against `GROUP_S`, so that the host's work is shared among them.
+    """Learns from the device's times what fits one.
 
-    A group hides the host's time, but its tokens arrive together and admit nobody in between: where a step takes long by
-    itself, there is nothing to gain and it stays alone.
+    Groups steps that are short against `GROUP_S`, so that the host's work is shared among them. A group hides the host's
+    time, but its tokens arrive together and admit nobody in between: where a step takes long by itself, there is nothing
+    to gain and it stays alone.
+
+    Bounds the prompt tokens beside rows that decode, which wait for them (stall-free batching, Sarathi-Serve, Agrawal et
+    al. 2024): a step takes at most ``mixed_s``, or twice as long as decoding alone, so that those who wait for a first
+    token have half of the device.
     """
 
-    def __init__(self, group_s: float = GROUP_S) -> None:
-        self._group_s = group_s
+    def __init__(self, group_s: float = GROUP_S, mixed_s: float | None = MIXED_S) -> None:
+        self._group_s, self._mixed_s = group_s, mixed_s
         self._step_s: float | None = None
+        self._token_s: float | None = None
 
     @property
     def draws(self) -> int:
         """Steps to run in one go; the scheduler and the device bound them further."""
         return 1 if not self._step_s else max(1, int(self._group_s / self._step_s))
 
-    def see(self, draws: int, device_time_s: float) -> None:
-        """Take in how long the device took for a group."""
-        step_s = device_time_s / draws
-        self._step_s = step_s if self._step_s is None else self._step_s + _SMOOTHING * (step_s - self._step_s)
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Prompt tokens to compute beside rows that decode; None: as many as there are."""
+        if self._mixed_s is None or not self._step_s or not self._token_s:
+            return None
+        return int(max(self._mixed_s - self._step_s, self._step_s) / self._token_s)
+
+    def see(self, plan: StepPlan, device_time_s: float) -> None:
+        """Take in how long the device took for a plan."""
+        tokens = sum(row.num_tokens for row in plan.prefill)
+        if not tokens:
+            self._step_s = _smoothed(self._step_s, device_time_s / plan.draws)
+        else:
+            beside_s = (self._step_s or 0.0) if plan.decode else 0.0
+            self._token_s = _smoothed(self._token_s, max(device_time_s - beside_s, 0.0) / tokens)
+
+
+def _smoothed(before: float | None, now: float) -> float:
+    return now if before is None else before + _SMOOTHING * (now - before)

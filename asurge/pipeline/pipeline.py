@@ -178,7 +178,9 @@ class Pipeline:
         async with plans:
             while True:
                 begin_s = self.clock()
-                plan = scheduler.plan(self._pacer.draws) if scheduler.num_in_flight < self._depth else None
+                plan = None
+                if scheduler.num_in_flight < self._depth:
+                    plan = scheduler.plan(self._pacer.draws, self._pacer.prompt_tokens)
                 if plan is not None:
                     self._saw("plan", plan, begin_s)
                     await plans.send(plan)
@@ -232,7 +234,7 @@ class Pipeline:
                 with anyio.fail_after(self._step_timeout_s):
                     result = await to_thread.run_sync(handle.wait, abandon_on_cancel=True, limiter=self._reading)
                 self._totals.steps += result.plan.draws
-                self._pacer.see(result.plan.draws, result.device_time_s)
+                self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 begin_s = self.clock()
                 if self.observer is not None:

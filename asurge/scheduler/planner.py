@@ -148,11 +148,12 @@ class Scheduler:
             expired.append(request_id)
         return expired
 
-    def plan(self, max_draws: int = 1) -> StepPlan | None:
+    def plan(self, max_draws: int = 1, max_prompt_tokens: int | None = None) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added.
 
         Args:
             max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
+            max_prompt_tokens: of prompts beside rows that decode, besides what the budget allows; at least one quantum.
         """
         self._residents.release_behind_windows()
         self._residents.make_room()
@@ -160,6 +161,8 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         draws = min(budget, sum(one.draws_next for one in self._running))
         budget -= draws
+        if draws and max_prompt_tokens is not None:
+            budget = min(budget, max(max_prompt_tokens, self.limits.prefill_quantum))
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
         # By rank: whoever is preempted for another one's pages comes later, and has no row in this step yet.

@@ -69,11 +69,13 @@ class History:
         assert self.scheduler.next_deadline_s == min(left, default=None)
         self.scheduler.check()
 
-    def dispatch(self, *, draws: int = 1, fails: bool = False, state_lost: bool = False) -> bool:
+    def dispatch(
+        self, *, draws: int = 1, bound: int | None = None, fails: bool = False, state_lost: bool = False
+    ) -> bool:
         """Plan one step and run it, or have it fail before it reaches the device."""
         if len(self.flying) == self.depth:
             return False
-        plan = self.scheduler.plan(draws)
+        plan = self.scheduler.plan(draws, bound)
         self.scheduler.check()
         if plan is None:
             return False

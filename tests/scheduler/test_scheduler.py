@@ -120,6 +120,30 @@ def test_decode_rows_come_before_chunks_and_share_the_budget() -> None:
     assert [(row.request_id, row.num_tokens) for row in plan.prefill] == [("b", 12)]
 
 
+@pytest.mark.parametrize(("bound", "chunks"), [(1, [4, 4, 4]), (4, [4, 4, 4]), (11, [8, 8, 8]), (100, [12, 12, 12])])
+def test_prompts_beside_decoding_rows_have_a_bound_of_their_own(bound: int, chunks: list[int]) -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=6))
+    driver.run()
+    driver.scheduler.add(request("b", prompt=40, first=20))
+    found = []
+    for _ in chunks:
+        plan = driver.scheduler.plan(1, bound)
+        assert plan is not None
+        assert len(plan.decode) == 1
+        found.append(plan.prefill[0].num_tokens)
+        driver.run(plan)
+    assert found == chunks
+
+
+def test_prompts_alone_take_the_whole_budget() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=40))
+    plan = driver.scheduler.plan(1, 4)
+    assert plan is not None
+    assert plan.prefill[0].num_tokens == 16
+
+
 def test_the_next_step_is_planned_before_the_last_ones_tokens_are_known() -> None:
     driver = Driver()
     driver.scheduler.add(request(max_tokens=3))

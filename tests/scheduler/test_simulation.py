@@ -156,7 +156,12 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
         elif chance < 0.24:
             history.fail_at_read()
         elif chance < 0.65:
-            history.dispatch(draws=rng.randint(1, 4), fails=rng.random() < 0.06, state_lost=rng.random() < 0.02)
+            history.dispatch(
+                draws=rng.randint(1, 4),
+                bound=rng.choice((None, None, 1, 6)),
+                fails=rng.random() < 0.06,
+                state_lost=rng.random() < 0.02,
+            )
         else:
             history.receive()
     history.drain()
