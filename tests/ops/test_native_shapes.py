@@ -14,7 +14,9 @@ from tests.ops.backends import Served
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
 
-def served(heads: int, kv_heads: int, head_dim: int, page_size: int, lengths: list[int], window: Window | None) -> Served:
+def served(
+    heads: int, kv_heads: int, head_dim: int, page_size: int, lengths: list[int], window: Window | None
+) -> Served:
     shape = AttentionShape(heads, kv_heads, head_dim, page_size, jnp.dtype(jnp.bfloat16))
     return Served(NativeAttention(shape), shape, lengths, window=window)
 
@@ -25,7 +27,9 @@ def served(heads: int, kv_heads: int, head_dim: int, page_size: int, lengths: li
     kv_heads=st.integers(1, 2),
     head_dim=st.sampled_from([32, 64, 96, 160, 256]),
     page_size=st.sampled_from([32, 64, 96, 160]),
-    window=st.sampled_from([None, Window(1), Window(33), Window(300), Window(40, chunked=True), Window(1, chunked=True)]),
+    window=st.sampled_from(
+        [None, Window(1), Window(33), Window(300), Window(40, chunked=True), Window(1, chunked=True)]
+    ),
     lengths=st.lists(st.integers(1, 40), min_size=2, max_size=2),
 )
 @example(group=16, kv_heads=2, head_dim=32, page_size=96, window=None, lengths=[33, 32])
