@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,9 +14,8 @@ from asurge.outputs import RequestOutput
 from asurge.server.answer import converse
 from asurge.server.conversation import Conversation, conversation_of
 from asurge.server.errors import ApiError, failure_of
-from asurge.server.exchange import KEY, Exchange, read, reply
+from asurge.server.exchange import BODY_BYTES, KEY, Exchange, read, reply
 from asurge.server.items import Items
-from asurge.server.keys import ApiKey
 from asurge.server.schema.chat import (
     ChatCompletionRequest,
     Function,
@@ -39,7 +39,7 @@ from asurge.server.schema.responses import (
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
-from asurge.server.store import STORE, ResponseStore
+from asurge.server.store import STORE
 from asurge.server.voice import Voices
 from asurge.stream import TokenStream
 
@@ -51,7 +51,12 @@ async def create(request: web.Request) -> web.StreamResponse:
     asked = await read(request, ResponsesRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
-        own = await exchange.prepared(lambda: _as_chat(asked, request.app[STORE], exchange.key))
+        before: tuple[Message, ...] = ()
+        if asked.previous_response_id is not None:
+            kept = request.app[STORE].get(asked.previous_response_id, exchange.key)
+            before = kept.conversation
+            request[BODY_BYTES] += kept.size  # it is prepared with what the body holds
+        own = await exchange.prepared(lambda: _as_chat(asked, before))
         talk = await exchange.prepared(lambda: conversation_of(own, served, exchange.state.config))
         if asked.instructions is not None:  # of this turn alone: not part of what is kept
             talk.messages.insert(0, {"role": "system", "content": asked.instructions})
@@ -77,14 +82,12 @@ async def delete(request: web.Request) -> web.Response:
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────
 
 
-def _as_chat(asked: ResponsesRequest, store: ResponseStore, key: ApiKey) -> ChatCompletionRequest:
-    """The same request in terms of chat."""
+def _as_chat(asked: ResponsesRequest, before: Sequence[Message]) -> ChatCompletionRequest:
+    """The same request in terms of chat, behind the conversation before it."""
     for name in ("background", "conversation", "prompt"):
         if getattr(asked, name):
             raise ApiError(f"{name} is not supported: leave it out", param=name)
-    messages: list[Message] = []
-    if asked.previous_response_id is not None:
-        messages += store.get(asked.previous_response_id, key).conversation
+    messages = list(before)
     if isinstance(asked.input, str):
         messages.append(Message(role="user", content=asked.input))
     else:

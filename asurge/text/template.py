@@ -164,8 +164,8 @@ def render_template(source: str, allowance: Allowance, messages: Sequence[Mappin
         TemplateLimitError: it takes more than is allowed.
         Exception: what the template raises.
     """
-    given = [_as_templates_know_it(message) for message in messages]
     with allowance.spent():
+        given = [_as_templates_know_it(message) for message in messages]
         return _compiled(source).render({"documents": None, **_plain(names), "messages": given})
 
 
@@ -241,5 +241,14 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Not for HTML, other than jinja's own."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """Not for HTML, other than jinja's own. Where lines are indented, a little that is nested deeply becomes very much."""
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return encoder.encode(value)
+    return _environment().concat(_ticking(encoder.iterencode(value)))
+
+
+def _ticking(pieces: Iterable[str]) -> Iterator[str]:
+    for piece in pieces:
+        _ALLOWED.get().tick()
+        yield piece

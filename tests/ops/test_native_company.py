@@ -17,15 +17,16 @@ from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
-HEADS, KV_HEADS, HEAD_DIM, PAGE = 6, 2, 32, 64
+PAGE = 96  # spans of the kernel end within pages
 ROWS, PREFILL, COLUMNS = 14, 2, 18
 Attend = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module")
-def attend() -> Attend:
+@pytest.fixture(scope="module", params=[(6, 2, 32), (3, 3, 96), (7, 1, 64), (16, 1, 32), (34, 2, 32)], ids=str)
+def attend(request: pytest.FixtureRequest) -> Attend:
     """``(start, length, table) -> [tokens, heads, head_dim]``, over pages that hold random contexts already."""
-    backend = NativeAttention(AttentionShape(HEADS, KV_HEADS, HEAD_DIM, PAGE, jnp.dtype(jnp.bfloat16)))
+    num_heads, kv_heads, head_dim = request.param
+    backend = NativeAttention(AttentionShape(num_heads, kv_heads, head_dim, PAGE, jnp.dtype(jnp.bfloat16)))
     rng = np.random.default_rng(0)
     tokens = ROWS - PREFILL + PREFILL * 8
 
@@ -34,9 +35,9 @@ def attend() -> Attend:
         return values if part.dtype == values.dtype else jax.lax.bitcast_convert_type(values, part.dtype)
 
     pages = jax.tree.map(filled, backend.allocate(ROWS * COLUMNS))
-    qkv = jnp.asarray(rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)), jnp.bfloat16)
-    angle = jnp.asarray(rng.normal(size=(tokens, 1, HEAD_DIM // 2)), jnp.float32)
-    heads = Heads(qkv, HEADS, KV_HEADS, jnp.cos(angle), jnp.sin(angle))
+    qkv = jnp.asarray(rng.normal(size=(tokens, num_heads + 2 * kv_heads, head_dim)), jnp.bfloat16)
+    angle = jnp.asarray(rng.normal(size=(tokens, 1, head_dim // 2)), jnp.float32)
+    heads = Heads(qkv, num_heads, kv_heads, jnp.cos(angle), jnp.sin(angle))
 
     @jax.jit
     def run(start: jax.Array, length: jax.Array, table: jax.Array) -> jax.Array:

@@ -205,6 +205,18 @@ def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
     assert np.isnan(after[[0, 18, 36]]).all()
 
 
+@kernels
+@pytest.mark.parametrize("depth", [16384, 1 << 16, 1 << 17])
+def test_sums_of_eight_bits_are_exact_at_any_depth(depth: int) -> None:
+    """Signs that add up as far as they can, and in part cancel."""
+    rng = np.random.default_rng(depth)
+    x = np.where(rng.random((3, depth)) < np.array([[1], [0], [0.5]]), 1, -1)
+    weight = np.where(rng.random((32, depth)) < np.linspace(0, 1, 32)[:, None], 127, -127)
+    args = jnp.asarray(x, jnp.bfloat16), pack(jnp.asarray(weight, jnp.int8)), jnp.ones(32, jnp.float32)
+    found = np.asarray(jax.jit(partial(packed_linear, dtype=jnp.float32))(*args))
+    np.testing.assert_allclose(found, x @ weight.T, rtol=2e-7, atol=127 * 2.0**-15)
+
+
 # The largest of a row.
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from asurge.errors import ChatTemplateError
 from asurge.text import Allowance, Tokenizer, render_chat
-from asurge.text.template import MAX_CHARACTERS, TEMPLATE_TIMEOUT_S
+from asurge.text.template import MAX_CHARACTERS, TEMPLATE_TIMEOUT_S, TemplateLimitError, render_template
 from tests.text.families import FAMILIES
 
 INNER = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["byte-level BPE"](), bos_token="<s>", eos_token="</s>")
@@ -108,6 +110,41 @@ HUGE = {
 def test_templates_have_a_limit_of_size(template: str) -> None:
     with pytest.raises(ChatTemplateError, match=rf"makes (more than {MAX_CHARACTERS} characters|a number)"):
         told(template)
+
+
+def nested(depth: int, leaves: int) -> list[dict[str, Any]]:
+    value: Any = [0] * leaves
+    for _ in range(depth):
+        value = [value]
+    return [{"type": "function", "function": {"name": "look", "parameters": {"x": value}}}]
+
+
+def test_what_is_written_line_by_line_stops_as_soon_as_it_is_too_long() -> None:
+    """As some families' templates have it, a line for each number begins with as many blanks as the number is deep."""
+    lines = "{{ tools | tojson(indent=4) }}"
+    assert told(lines, tools=nested(100, 9)) == json.dumps(nested(100, 9), indent=4)
+    tracemalloc.start()
+    with pytest.raises(ChatTemplateError, match="makes more than"):
+        told(lines, tools=nested(200, 100_000))
+    assert tracemalloc.get_traced_memory()[1] < 2 * MAX_CHARACTERS
+    tracemalloc.stop()
+    clock = itertools.count()
+    with pytest.raises(ChatTemplateError, match="computes for more than"):
+        told(lines, tools=nested(10, 5000), allowance=Allowance(100, lambda: float(next(clock))))
+
+
+def test_making_messages_plain_is_counted() -> None:
+    now = [0.0]
+
+    class Slow(dict[str, Any]):
+        def items(self) -> Any:
+            now[0] += 1
+            return super().items()
+
+    with pytest.raises(TemplateLimitError, match="computes for more than 100 s"):
+        render_template(
+            "{% for _ in range(20) %}x{% endfor %}", Allowance(100, lambda: now[0]), [Slow(role="user")] * 101
+        )
 
 
 @pytest.mark.parametrize(

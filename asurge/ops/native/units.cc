@@ -1,6 +1,7 @@
 #include "units.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 namespace asurge {
@@ -58,10 +59,11 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
 // The first `generating` sequences, those with the same beginning together.
 std::vector<Units::Company> Units::companies(const Attention& a, int generating) {
   const auto begin = sequences_.begin(), end = begin + generating;
+  // By bytes, which is faster than by numbers and as good: any order that begins at the beginning puts them together.
   std::sort(begin, end, [&](int row, int other) {
-    const int* pages = pages_of(a, row);
-    const int* others = pages_of(a, other);
-    return std::lexicographical_compare(pages, pages + full_pages(a, row), others, others + full_pages(a, other));
+    const int own = full_pages(a, row), others = full_pages(a, other);
+    const int order = std::memcmp(pages_of(a, row), pages_of(a, other), std::min(own, others) * sizeof(int));
+    return order ? order < 0 : own < others;
   });
   std::vector<Company> found;
   for (int at = 0; at < generating; ++at) {
