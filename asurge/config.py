@@ -36,7 +36,7 @@ class SchedulerConfig:
     max_overtakes: int = 8
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     long_prefill_token_threshold: int | None = None
-    max_mixed_step_s: float | None = 0.05
+    max_mixed_step_s: float | None = 0.1
 
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):

@@ -7,7 +7,8 @@ from asurge.plan import StepPlan
 GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
-MIXED_S = 0.05
+MIXED_S = 0.1
+"""Seconds: ten tokens a second are still read with ease."""
 
 _SMOOTHING = 0.2
 
