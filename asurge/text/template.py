@@ -1,13 +1,15 @@
 """Chat templates in a sandbox that bounds what they compute and what they make.
 
 The sandbox and its names are those of transformers' ``apply_chat_template``, for which templates are written. What is added:
-each block, call and filter looks at the clock, and nothing may grow without end.
+each block, call and filter looks at the clock, and what operators, calls and filters make has bounds. A template written to do
+harm can still spend seconds inside one filter; requests bring none.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ TEMPLATE_TIMEOUT_S = 2.0
 MAX_CHARACTERS = 1 << 25
 _MAX_BITS = 1 << 12
 _TICKS = 16
+_WIDTHS, _NUMBER = re.compile(r"%(?:\([^)]*\))?([^a-zA-Z%]*[a-zA-Z%])"), re.compile(r"\d{1,12}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -115,7 +118,7 @@ class _PlainNamespace(Namespace):
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Code
-    intercepted_binops = frozenset(("+", "*", "**"))
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
@@ -145,7 +148,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, int) and isinstance(right, int):
-            bits = {"+": 0, "*": left.bit_length() + right.bit_length(), "**": left.bit_length() * right}[operator]
+            bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * right}.get(operator, 0)
             if bits > _MAX_BITS:
                 raise TemplateLimitError(f"it makes a number of more than {_MAX_BITS} bits")
         elif operator == "+" and isinstance(left, Sequence) and isinstance(right, Sequence):
@@ -154,6 +157,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_size(left * len(right))
         elif operator == "*" and isinstance(left, Sequence) and isinstance(right, int):
             _check_size(len(left) * right)
+        elif operator == "%" and isinstance(left, str):
+            written = _NUMBER.findall("".join(_WIDTHS.findall(left)))
+            given = [one for one in right if isinstance(one, int)] if "*" in left and isinstance(right, tuple) else []
+            _check_size(max((*map(int, written), *given), default=0))
         return super().call_binop(context, operator, left, right)
 
 

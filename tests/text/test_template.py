@@ -34,7 +34,7 @@ TEMPLATES = {
     "namespace": "{% set ns = namespace(last=-1, text='') %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% set ns.text = ns.text + m.role ~ ':' ~ (m.content or '') + '\n' %}{% endfor %}{{ ns.last }} {{ ns.text }}",
     "tools": "{% if tools %}{% for t in tools %}{{ t | tojson }}{{ t | tojson(indent=2) }}{% endfor %}{% endif %}{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% for k, v in c.function.arguments | items %}{{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}",
     "macros": "{% macro line(m, first=false) -%}{{ m.role | upper }}{% if first %}!{% endif %}: {{ caller() if caller else m.content }}\n{%- endmacro %}{% for m in messages[1:] | reverse %}{{ line(m, loop.first) }}{% endfor %}{% call line(messages[0]) %}called{% endcall %}",
-    "loops": "{% for m in messages if m.role != 'tool' %}{% if loop.index > 3 %}{% break %}{% endif %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ loop.index }}{{ 'x' * 3 }}{{ 2 * 3 + 4 ** 2 }}{{ [1] + [2] }}{{ m.content.split(' ')[-1].rstrip('!') if m.content }}{% endfor %}{{ dict(a=1).a }}{{ range(4) | list }}",
+    "loops": "{% for m in messages if m.role != 'tool' %}{% if loop.index > 3 %}{% break %}{% endif %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ loop.index }}{{ 'x' * 3 }}{{ 2 * 3 + 4 ** 2 }}{{ [1] + [2] }}{{ '4915112345678 %5.2f%% %s' % (3.14159, 'x') }}{{ 7 % 4 }}{{ m.content.split(' ')[-1].rstrip('!') if m.content }}{% endfor %}{{ dict(a=1).a }}{{ range(4) | list }}",
     "reasoning": "{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.reasoning }}{% generation %}{% set x = m.role %}{{ x }}{% endgeneration %}{% endfor %}{{ x is defined }}{{ documents is none }}{{ enable_thinking }}{% set y %}block {{ messages | length }}{% endset %}{{ y }}{{ '%s-%s' | format(1, 'b') }}",
 }  # fmt: skip
 
@@ -102,6 +102,9 @@ HUGE = {
     "padded": "{{ 'x' | center(10**10) }}",
     "padded by a method": "{{ messages[0].content.ljust(10**10) }}",
     "powers": "{{ 9 ** (9 ** 9) }}",
+    "formatted": "{{ '%1000000000d' % 1 }}",
+    "formatted by name": "{{ '%(a).1000000000d' % {'a': 1} }}",
+    "formatted as wide as told": "{{ '%*d' % (10**9, 1) }}",
     "squares": "{% set ns = namespace(n=9) %}{% for _ in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
 }  # fmt: skip
 
