@@ -22,15 +22,12 @@ from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, Prom
 from asurge.plan import RowSampling, Shaping
 from asurge.prompts import Prompt, Prompts, RenderedChat, check_tokens
 from asurge.scheduler import Request
-from asurge.text import FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
+from asurge.text import BLOCKING_CHARACTERS, FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
 from asurge.threads import run_in_thread
 
 T = TypeVar("T")
 
 _THREADS = 4
-_BLOCKING_CHARACTERS = 2048
-"""Texts up to this long tokenise in well under a millisecond: cheaper on the loop than a thread's hand-over."""
-
 _MAX_TOP_K = 2**31 - 1
 """What a step's array of int32 holds; beyond any vocabulary."""
 
@@ -180,7 +177,7 @@ class Intake:
 
     async def _off_loop(self, prompt: Prompt, fit: Callable[[], FittedPrompt]) -> FittedPrompt:
         """Long prompts take a worker thread."""
-        if not isinstance(prompt, RenderedChat) and len(prompt) > _BLOCKING_CHARACTERS:
+        if not isinstance(prompt, RenderedChat) and len(prompt) > BLOCKING_CHARACTERS:
             return await self._threaded(fit)
         return fit()
 

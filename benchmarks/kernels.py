@@ -8,8 +8,9 @@ the fastest of a few dispatches, since a kernel can only be disturbed.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +19,24 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+from asurge.models import family_for
+from asurge.models.config import DecoderConfig
 from asurge.ops import native
-from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from asurge.ops.attention import AttentionShape, Heads, LayerPages, NativeAttention, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
+from benchmarks.checkpoints import CONFIGS
 
 PAGE, _COLD_BYTES, _REPEATS = 64, 300 << 20, 7
 
 
-class Sizes(NamedTuple):
-    """Of a model's layers."""
-
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-
-
-MODELS = {"S": Sizes(576, 1536, 9, 3, 64, 49152), "M": Sizes(1024, 3072, 16, 8, 128, 151936)}
+def fastest_s(work: Callable[[], jax.Array]) -> float:
+    """Of a few runs behind one that compiles."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        begun = time.perf_counter()
+        work().block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
 
 
 def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = False, argmax: bool = False) -> float:
@@ -60,17 +60,12 @@ def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = 
             given, total = lax.optimization_barrier((given, total))  # one after another
         return total
 
-    times = []
-    for _ in range(_REPEATS + 1):
-        begun = time.perf_counter()
-        run(x, weights).block_until_ready()
-        times.append(time.perf_counter() - begun)
-    return min(times[1:]) / copies
+    return fastest_s(lambda: run(x, weights)) / copies
 
 
-def attention_s(sizes: Sizes, rows: int, context: int, shared: int) -> float:
+def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int) -> float:
     """Seconds of one layer's attention, ``shared`` tokens of each context being the same pages."""
-    shape = AttentionShape(sizes.heads, sizes.kv_heads, sizes.head_dim, PAGE, jnp.dtype(jnp.bfloat16))
+    shape = AttentionShape(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim, PAGE, jnp.dtype(jnp.bfloat16))
     backend = NativeAttention(shape)
     columns = -(-context // PAGE)
     table = np.random.default_rng(0).permutation(rows * columns).astype(np.int32).reshape(rows, columns)
@@ -80,11 +75,12 @@ def attention_s(sizes: Sizes, rows: int, context: int, shared: int) -> float:
     tokens = Rows(
         rows, 0, 0, jnp.full(rows, context - 1, jnp.int32), jnp.ones(rows, jnp.int32), jnp.asarray(table)
     )  # fmt: skip
-    qkv = jnp.ones((rows, sizes.heads + 2 * sizes.kv_heads, sizes.head_dim), jnp.bfloat16)
+    qkv = jnp.ones((rows, sizes.num_heads + 2 * sizes.num_kv_heads, sizes.head_dim), jnp.bfloat16)
     angle = jnp.zeros((rows, 1, sizes.head_dim // 2), jnp.float32)
-    heads = Heads(qkv, sizes.heads, sizes.kv_heads, jnp.cos(angle), jnp.sin(angle))
+    heads = Heads(qkv, sizes.num_heads, sizes.num_kv_heads, jnp.cos(angle), jnp.sin(angle))
 
-    def step(pages: list[tuple[jax.Array, ...]]) -> tuple[list[tuple[jax.Array, ...]], jax.Array]:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(pages: list[LayerPages]) -> tuple[list[LayerPages], jax.Array]:
         total, written = jnp.float32(0), []
         for layer in pages:
             out, layer = backend.attend(heads, layer, tokens, None)
@@ -93,23 +89,22 @@ def attention_s(sizes: Sizes, rows: int, context: int, shared: int) -> float:
             written.append(layer)
         return written, total
 
-    compiled, times = jax.jit(step, donate_argnums=0), []
-    for _ in range(_REPEATS + 1):
-        begun = time.perf_counter()
-        pages, total = compiled(pages)
-        total.block_until_ready()
-        times.append(time.perf_counter() - begun)
-    return min(times[1:]) / layers
+    def run() -> jax.Array:
+        nonlocal pages
+        pages, total = step(pages)
+        return total
+
+    return fastest_s(run) / layers
 
 
-def products(sizes: Sizes, numbers: list[int]) -> Table:
+def products(sizes: DecoderConfig, numbers: list[int]) -> Table:
     table = Table("rows", "product", "bf16 us", "GFLOP/s", "GB/s", "int8 us", "GOP/s", "GB/s", title="Products")
     kinds: list[tuple[str, int, int, dict[str, bool]]] = [
-        ("qkv", sizes.hidden, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim, {}),
-        ("out", sizes.heads * sizes.head_dim, sizes.hidden, {}),
-        ("gate, up", sizes.hidden, 2 * sizes.inner, {"gated": True}),
-        ("down", sizes.inner, sizes.hidden, {}),
-        ("head, largest", sizes.hidden, sizes.vocab, {"argmax": True}),
+        ("qkv", sizes.hidden_size, (sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim, {}),
+        ("out", sizes.num_heads * sizes.head_dim, sizes.hidden_size, {}),
+        ("gate, up", sizes.hidden_size, 2 * sizes.intermediate_size, {"gated": True}),
+        ("down", sizes.intermediate_size, sizes.hidden_size, {}),
+        ("head, largest", sizes.hidden_size, sizes.vocab_size, {"argmax": True}),
     ]
     for rows in numbers:
         for name, depth, columns, how in kinds:
@@ -123,7 +118,7 @@ def products(sizes: Sizes, numbers: list[int]) -> Table:
     return table
 
 
-def attention(sizes: Sizes) -> Table:
+def attention(sizes: DecoderConfig) -> Table:
     table = Table("sequences", "context", "shared", "us", "GB/s of context", title="Attention, one layer")
     for rows, context, shared in (
         (1, 2048, 0),
@@ -134,19 +129,20 @@ def attention(sizes: Sizes) -> Table:
         (32, 4160, 4096),
     ):
         took_s = attention_s(sizes, rows, context, shared)
-        read = rows * context * sizes.kv_heads * sizes.head_dim * 4
+        read = rows * context * sizes.num_kv_heads * sizes.head_dim * 4
         table.add_row(str(rows), str(context), str(shared), f"{took_s * 1e6:.0f}", f"{read / took_s / 1e9:.1f}")
     return table
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(MODELS), default="S")
+    parser.add_argument("--model", choices=sorted(CONFIGS), default="S")
     parser.add_argument("--rows", default="1,8,16,32,64,512", help="of the products, by commas")
     options = parser.parse_args(arguments)
     if (reason := native.unavailable()) is not None:
         raise SystemExit(f"there are no kernels to measure: {reason}")
-    console, sizes = Console(), MODELS[options.model]
+    raw = CONFIGS[options.model]
+    console, sizes = Console(), family_for(raw).config(raw)
     console.print(attention(sizes))
     console.print(products(sizes, [int(rows) for rows in options.rows.split(",")]))
 

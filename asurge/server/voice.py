@@ -8,9 +8,7 @@ from asurge.outputs import CompletionOutput, RequestOutput
 from asurge.parsing import Content, Event, OutputParser, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.conversation import Conversation
 from asurge.server.state import Served
-
-LONG_CHARACTERS = 2048
-"""Texts up to this long tokenise in a millisecond."""
+from asurge.text import BLOCKING_CHARACTERS
 
 
 class Voices:
@@ -28,7 +26,7 @@ class Voices:
     @property
     def reasoned_much(self) -> bool:
         """Whether to count the tokens of the reasoning takes long."""
-        return sum(voice.reasoned for voice in self._voices.values()) > LONG_CHARACTERS
+        return sum(voice.reasoned for voice in self._voices.values()) > BLOCKING_CHARACTERS
 
     def reasoning_tokens(self) -> int:
         """How many tokens the texts of all reasoning so far have, told or not. Tokens themselves come in bunches that

@@ -7,9 +7,10 @@ from asurge.text.detokenizer import IncrementalDetokenizer
 from asurge.text.excerpt import CHARACTERS_PER_TOKEN, Excerpt, excerpt
 from asurge.text.stop import StopMatcher, StopScan
 from asurge.text.template import Allowance
-from asurge.text.tokenizer import Tokenizer, load_tokenizer
+from asurge.text.tokenizer import BLOCKING_CHARACTERS, Tokenizer, load_tokenizer
 
 __all__ = [
+    "BLOCKING_CHARACTERS",
     "CHARACTERS_PER_TOKEN",
     "Allowance",
     "Excerpt",

@@ -286,10 +286,9 @@ class Attender {
   // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's.
   void find_next_keys(int at, Blocks& b) {
     int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
-    if (from >= end && to_ < unit_.size) {
-      row = unit_.rows[to_], from = unit_.shared, end = end_of(row);
-    } else if (from >= end && unit_.shared && begin_ == 0) {
-      row = *unit_.rows, from = unit_.shared, end = end_of(row);
+    const int upcoming = end_ == unit_.shared ? 0 : to_;  // behind what all have in common, each from the first on
+    if (from >= end && upcoming < unit_.size) {
+      row = unit_.rows[upcoming], from = unit_.shared, end = end_of(row);
     } else if (from >= end) {
       if (!next_) return;
       row = *next_->rows, head = next_->kv_head, from = begin_of(*next_) / 32 * 32, end = a_.start[row] + 1;

@@ -64,7 +64,7 @@ class TileScope {
 // k-th tiles of B are, `b_stride` apart.
 template <Depth depth, int kA, int kB, typename B>
 inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
-                     int out_columns, LiveRows /*rows*/, Fetch fetch = {}) {
+                     int out_columns, LiveRows /*rows*/, Fetch fetch) {
   _tile_zero(0);
   if constexpr (kB == 2) _tile_zero(1);
   if constexpr (kA == 2) _tile_zero(2);
@@ -237,7 +237,7 @@ inline void multiply_rows(const uint8_t* a, size_t a_stride, const B& b, size_t 
 
 template <Depth depth, int kA, int kB, typename B>
 inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth_tiles, float* out,
-                     int out_columns, LiveRows rows, Fetch fetch = {}) {
+                     int out_columns, LiveRows rows, Fetch fetch) {
   const int offsets[2] = {0, kRows};
   multiply_rows<depth, kB>(a, a_stride, b, b_stride, depth_tiles, out, offsets, out_columns, rows, fetch);
 }
