@@ -44,12 +44,10 @@ class SchedulerConfig:
         _at_least("max_overtakes", self.max_overtakes, 0)
         if self.long_prefill_token_threshold is not None:
             _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 1)
-        limit = self.max_mixed_step_s
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
-            raise ConfigError(f"max_mixed_step_s={limit!r} must be a positive number, or None")
+        if self.max_mixed_step_s is not None:
+            _positive("max_mixed_step_s", self.max_mixed_step_s)
         for tenant, weight in self.tenant_weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-                raise ConfigError(f"tenant_weights[{tenant!r}]={weight!r} must be a positive number")
+            _positive(f"tenant_weights[{tenant!r}]", weight)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,3 +192,8 @@ def _made(field: str, kind: type[Any], given: Any) -> Any:
 def _at_least(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{name}={value!r} must be an integer of at least {low}")
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{name}={value!r} must be a positive number")

@@ -15,6 +15,7 @@ from asurge.plan import RowSampling, RunnerLimits, StepPlan
 from asurge.scheduler import Request, Scheduler
 from tests.fakes import PagedDevice
 
+NOT_POSITIVE = (0, -1.0, True, "1", float("inf"), float("nan"))
 LIMITS = RunnerLimits(num_pages=200, page_size=4, max_num_seqs=2, max_num_batched_tokens=64, max_model_len=256, prefill_quantum=4)  # fmt: skip
 
 
@@ -199,8 +200,14 @@ def test_the_cache_keeps_as_many_pages_as_it_may(capacity: int | None, cached: i
 
 @pytest.mark.parametrize(
     "bad",
-    [{"policy": "lifo"}, {"max_overtakes": -1}, {"long_prefill_token_threshold": 0}, {"tenant_weights": {"a": 0}}, {"tenant_weights": {"a": float("inf")}}],
-)  # fmt: skip
+    [
+        {"policy": "lifo"},
+        {"max_overtakes": -1},
+        {"long_prefill_token_threshold": 0},
+        *({"tenant_weights": {"a": value}} for value in NOT_POSITIVE),
+        *({"max_mixed_step_s": value} for value in NOT_POSITIVE),
+    ],
+)
 def test_bad_settings_are_named(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         SchedulerConfig(**bad)
