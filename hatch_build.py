@@ -18,7 +18,7 @@ FOLDER = Path("asurge/ops/native")
 LIBRARIES = {"amx": FOLDER / "libasurge_kernels_amx.so", "avx512": FOLDER / "libasurge_kernels_avx512.so"}
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
 # The module decides whether the processor has these, so it must not use them itself.
-KERNELS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
+KERNELS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
 # The same sources make a library for processors with AMX, and one for those with AVX-512 and its bf16 alone.
 VARIANTS = {"amx": ["-mamx-tile", "-mamx-bf16", "-mamx-int8"], "avx512": ["-mavx512vnni", "-DASURGE_AVX512"]}
 

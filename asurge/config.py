@@ -77,8 +77,10 @@ class EngineConfig:
     Attributes:
         model: ``"demo"``, a local checkpoint folder, or a Hugging Face repository name.
         tokenizer: folder or repository of the tokenizer; default: the model's.
-        dtype: of weights, activations and KV pages.
+        dtype: of weights, activations and KV pages, where nothing below says otherwise.
         quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); None: none.
+        kv_cache_dtype: ``"int8"`` keeps keys and values in 8 bits, by the largest of each head of each token: pages take half of
+            the memory and of its time. ``"auto"``: in ``dtype``.
         kernels: ``"native"`` for the CPU kernels, ``"pallas"`` for those of GPUs and TPUs, ``"xla"`` for plain JAX,
             ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
@@ -118,6 +120,7 @@ class EngineConfig:
     name: str | None = None
     dtype: str = "bfloat16"
     quantization: Literal["int8"] | None = None
+    kv_cache_dtype: Literal["auto", "int8"] = "auto"
     kernels: Literal["auto", "native", "pallas", "xla"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -155,6 +158,8 @@ class EngineConfig:
             raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if self.quantization not in (None, "int8"):
             raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
+        if self.kv_cache_dtype not in ("auto", "int8"):
+            raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r} must be 'auto' or 'int8'")
         if self.kernels not in ("auto", "native", "pallas", "xla"):
             raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native', 'pallas' or 'xla'")
         for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes"):

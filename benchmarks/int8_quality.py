@@ -1,7 +1,7 @@
 """What 8 bits cost in quality: ``python -m benchmarks.int8_quality [--random FOLDER] [--json FILE]``.
 
-Perplexity of the demo model over the answers to its questions, asked as plain text, in bfloat16 and in int8; and how near
-the two's distributions are. It knows these answers by heart, in the form it learnt: so they are also asked for in another
+Perplexity of the demo model over the answers to its questions, asked as plain text, in bfloat16, with weights and activations
+in int8, with keys and values in int8, and with all of them; and how near the distributions are to bfloat16's. It knows these answers by heart, in the form it learnt: so they are also asked for in another
 one, a space where it expects a line break, which leaves it as uncertain as a model is of a text it has not seen. ``--random`` adds a checkpoint with random weights (`benchmarks.checkpoints`): nothing there
 was learnt, so only the cosine of the logits says something. Runs whole texts, each padded to one length, in the kernels
 that ``--kernels`` names.
@@ -20,10 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from flax import nnx
+from rich.console import Console
+from rich.table import Table
 
 from asurge.demo import CHECKPOINT, QUESTIONS
 from asurge.demo.samples import END
 from asurge.models import Decoder, DenseAttend, convert, load_model
+from asurge.ops.attention import Heads
+from asurge.ops.linear import quantize_int8
 from asurge.text import load_tokenizer
 
 RANDOM_TEXTS, RANDOM_LENGTH = 4, 128
@@ -32,7 +36,31 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
 
-def forward(folder: Path, kernels: str, quantization: str | None) -> Callable[[Ids], Floats]:
+class Int8Pages(DenseAttend):
+    """Keys and values through 8 bits, as pages keep them."""
+
+    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+        q, k, v = heads.split()
+        through = jnp.concatenate((q, *(_through_int8(x) for x in (k, v))), axis=1)
+        upright = jnp.ones_like(heads.cos), jnp.zeros_like(heads.sin)
+        return super().__call__(layer, Heads(through, heads.num_heads, heads.num_kv_heads, *upright))
+
+
+def _through_int8(x: jax.Array) -> jax.Array:
+    codes, scale = quantize_int8(x)
+    return (codes * scale[..., None]).astype(x.dtype)
+
+
+VARIANTS: dict[str, tuple[str | None, type[DenseAttend]]] = {
+    "bf16": (None, DenseAttend),
+    "int8": ("int8", DenseAttend),
+    "bf16, int8 pages": (None, Int8Pages),
+    "int8, int8 pages": ("int8", Int8Pages),
+}
+"""The first is what the others are compared with."""
+
+
+def forward(folder: Path, kernels: str, quantization: str | None, attend: type[DenseAttend]) -> Callable[[Ids], Floats]:
     """Logits ``[tokens, vocab_size]`` of one text."""
     model = load_model(folder, dtype="bfloat16", progress=False)
     convert(model, kernels=kernels, quantization=quantization)
@@ -42,8 +70,7 @@ def forward(folder: Path, kernels: str, quantization: str | None) -> Callable[[I
     @jax.jit
     def run(state: Any, tokens: jax.Array) -> jax.Array:
         module: Decoder = nnx.merge(graph, state)
-        attend = DenseAttend(module.config)
-        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))[:, :size]
+        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend(module.config)))[:, :size]
 
     return lambda tokens: np.asarray(run(state, tokens))
 
@@ -59,7 +86,7 @@ def cosines(one: Floats, other: Floats) -> Floats:
     return result
 
 
-def demo(kernels: str, form: str) -> dict[str, float]:
+def demo(kernels: str, form: str) -> dict[str, dict[str, float]]:
     """Over the tokens of the answers only, written as ``form``: the questions are all alike."""
     tokenizer = load_tokenizer(CHECKPOINT)
     rows = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
@@ -68,29 +95,34 @@ def demo(kernels: str, form: str) -> dict[str, float]:
         question = tokenizer.encode(row["question"])
         texts.append((len(question), question + tokenizer.encode(form.format(row["answer"]), add_special_tokens=False)))
     length = max(len(ids) for _, ids in texts)
-    runs = {name: forward(CHECKPOINT, kernels, name) for name in (None, "int8")}
-    losses: dict[str | None, list[Floats]] = {name: [] for name in runs}
-    right: dict[str | None, int] = dict.fromkeys(runs, 0)
+    plain: list[Floats] = []
+    found = {}
+    for name, how in VARIANTS.items():
+        run = forward(CHECKPOINT, kernels, *how)
+        losses, right, logits = [], 0, []
+        for begin, ids in texts:
+            tokens = np.zeros(length, np.int32)
+            tokens[: len(ids)] = ids
+            logits.append(run(tokens)[begin - 1 : len(ids) - 1])
+            logs, targets = log_probabilities(logits[-1]), np.asarray(ids[begin:])
+            losses.append(-logs[np.arange(len(targets)), targets])
+            right += int((logs.argmax(axis=1) == targets).sum())
+        plain = plain or logits
+        every = np.concatenate(losses)
+        figures = {"tokens": every.size, "perplexity": float(np.exp(every.mean())), "right": right / every.size}
+        found[name] = figures | distance(plain, logits)
+    return found
+
+
+def distance(plain: list[Floats], others: list[Floats]) -> dict[str, float]:
+    """Of what a variant says of texts from what the plain model does."""
     near, divergence, same = [], [], []
-    for begin, ids in texts:
-        tokens = np.zeros(length, np.int32)
-        tokens[: len(ids)] = ids
-        logits = {name: run(tokens)[begin - 1 : len(ids) - 1] for name, run in runs.items()}
-        logs = {name: log_probabilities(part) for name, part in logits.items()}
-        targets = np.asarray(ids[begin:])
-        for name, log in logs.items():
-            losses[name].append(-log[np.arange(len(targets)), targets])
-            right[name] += int((log.argmax(axis=1) == targets).sum())
-        near.append(cosines(logits[None], logits["int8"]))
-        divergence.append((np.exp(logs[None]) * (logs[None] - logs["int8"])).sum(axis=1))
-        same.append(logs[None].argmax(axis=1) == logs["int8"].argmax(axis=1))
-    total = sum(len(part) for part in losses[None])
+    for one, other in zip(plain, others, strict=True):
+        logs, other_logs = log_probabilities(one), log_probabilities(other)
+        near.append(cosines(one, other))
+        divergence.append((np.exp(logs) * (logs - other_logs)).sum(axis=1))
+        same.append(logs.argmax(axis=1) == other_logs.argmax(axis=1))
     return {
-        "tokens": total,
-        "perplexity_bf16": float(np.exp(np.concatenate(losses[None]).mean())),
-        "perplexity_int8": float(np.exp(np.concatenate(losses["int8"]).mean())),
-        "right_bf16": right[None] / total,
-        "right_int8": right["int8"] / total,
         "same_token": float(np.concatenate(same).mean()),
         "divergence_nats": float(np.concatenate(divergence).mean()),
         "cosine_mean": float(np.concatenate(near).mean()),
@@ -98,22 +130,18 @@ def demo(kernels: str, form: str) -> dict[str, float]:
     }
 
 
-def random_weights(folder: Path, kernels: str) -> dict[str, float]:
+def random_weights(folder: Path, kernels: str) -> dict[str, dict[str, float]]:
     """Random tokens through random weights."""
-    runs = [forward(folder, kernels, name) for name in (None, "int8")]
     rng = np.random.default_rng(0)
-    near, same = [], []
-    for _ in range(RANDOM_TEXTS):
-        tokens = rng.integers(3, 2000, RANDOM_LENGTH).astype(np.int32)
-        one, other = (run(tokens) for run in runs)
-        near.append(cosines(one, other))
-        same.append(one.argmax(axis=1) == other.argmax(axis=1))
-    return {
-        "tokens": RANDOM_TEXTS * RANDOM_LENGTH,
-        "same_token": float(np.concatenate(same).mean()),
-        "cosine_mean": float(np.concatenate(near).mean()),
-        "cosine_least": float(np.concatenate(near).min()),
-    }
+    texts = [rng.integers(3, 2000, RANDOM_LENGTH).astype(np.int32) for _ in range(RANDOM_TEXTS)]
+    plain: list[Floats] = []
+    found = {}
+    for name, how in VARIANTS.items():
+        run = forward(folder, kernels, *how)
+        logits = [run(tokens) for tokens in texts]
+        plain = plain or logits
+        found[name] = {"tokens": RANDOM_TEXTS * RANDOM_LENGTH} | distance(plain, logits)
+    return found
 
 
 def main() -> None:
@@ -125,10 +153,12 @@ def main() -> None:
     results = {name: demo(options.kernels, form) for name, form in FORMS.items()}
     if options.random is not None:
         results[options.random.name] = random_weights(options.random, options.kernels)
-    for name, figures in results.items():
-        print(name)
-        for figure, value in figures.items():
-            print(f"  {figure:<18}{value:>12,.5g}")
+    console = Console()
+    for text, variants in results.items():
+        table = Table("", *variants, title=text)
+        for figure in next(iter(variants.values())):
+            table.add_row(figure, *(f"{figures[figure]:,.5g}" for figures in variants.values()))
+        console.print(table)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
 """The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S]``.
 
-Products of the layers of S or M, in bf16 and int8, and attention of sequences that generate, with contexts of their own
-and behind a common beginning. Each kernel runs in as many copies as do not fit the caches, in one dispatch; figures are of
+Products of the layers of S or M, and attention of sequences that generate, with contexts of their own and behind a common
+beginning, in bf16 and int8. Each kernel runs in as many copies as do not fit the caches, in one dispatch; figures are of
 the fastest of a few dispatches, since a kernel can only be disturbed.
 """
 
@@ -67,9 +67,10 @@ def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = 
     return fastest_s(lambda: run(x, weights)) / copies
 
 
-def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int) -> float:
+def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int, *, int8: bool) -> float:
     """Seconds of one layer's attention, ``shared`` tokens of each context being the same pages."""
-    shape = AttentionShape(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim, PAGE, jnp.dtype(jnp.bfloat16))
+    dtype = jnp.dtype(jnp.bfloat16)
+    shape = AttentionShape(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim, PAGE, dtype, int8_pages=int8)
     backend = NativeAttention(shape)
     columns = -(-context // PAGE)
     table = np.random.default_rng(0).permutation(rows * columns).astype(np.int32).reshape(rows, columns)
@@ -122,7 +123,8 @@ def products(sizes: DecoderConfig, numbers: list[int]) -> Table:
 
 
 def attention(sizes: DecoderConfig) -> Table:
-    table = Table("sequences", "context", "shared", "us", "GB/s of context", title="Attention, one layer")
+    columns = ("sequences", "context", "shared", "bf16 us", "GB/s", "int8 us", "GB/s")
+    table = Table(*columns, title="Attention, one layer")
     for rows, context, shared in (
         (1, 2048, 0),
         (16, 192, 0),
@@ -131,9 +133,13 @@ def attention(sizes: DecoderConfig) -> Table:
         (32, 560, 512),
         (32, 4160, 4096),
     ):
-        took_s = attention_s(sizes, rows, context, shared)
-        read = rows * context * sizes.num_kv_heads * sizes.head_dim * 4
-        table.add_row(str(rows), str(context), str(shared), f"{took_s * 1e6:.0f}", f"{read / took_s / 1e9:.1f}")
+        cells = []
+        for int8 in (False, True):
+            took_s = attention_s(sizes, rows, context, shared, int8=int8)
+            head_bytes = sizes.head_dim + 4 if int8 else 2 * sizes.head_dim
+            read = 2 * rows * context * sizes.num_kv_heads * head_bytes
+            cells += [f"{took_s * 1e6:.0f}", f"{read / took_s / 1e9:.1f}"]
+        table.add_row(str(rows), str(context), str(shared), *cells)
     return table
 
 

@@ -224,6 +224,7 @@ async def test_bad_messages_are_refused(tiny: Engine) -> None:
     ("bad", "message"),
     [
         ({"page_size": 48}, "power of two"), ({"max_num_seqs": 0}, "max_num_seqs=0"), ({"dtype": "int3"}, "dtype"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8'"),
         ({"hbm_utilization": 2.0}, "hbm_utilization"), ({"temprature": 1}, "unknown setting temprature"),
         ({"truncate_mode": "up"}, "truncate_mode"), ({"max_model_len": 1}, "no room"), ({"step_timeout_s": 0}, "step_timeout_s"),
     ],

@@ -56,13 +56,17 @@ def read_footprint(folder: Path, config: EngineConfig) -> Footprint:
     """Of the checkpoint in a folder, as an engine with these settings holds it."""
     raw = read_config(folder)
     shape = family_for(raw).config(raw)
-    return footprint_of(shape, ITEM_BYTES[config.dtype], in_int8=config.quantization == "int8")
+    int8, int8_pages = config.quantization == "int8", config.kv_cache_dtype == "int8"
+    return footprint_of(shape, ITEM_BYTES[config.dtype], in_int8=int8, int8_pages=int8_pages)
 
 
-def footprint_of(config: DecoderConfig, item_bytes: int, *, in_int8: bool = False) -> Footprint:
+def footprint_of(
+    config: DecoderConfig, item_bytes: int, *, in_int8: bool = False, int8_pages: bool = False
+) -> Footprint:
     """A step reads every weight once, but of an embedding that is not also the output layer only a few rows.
 
     In 8 bits, matrices have a byte for a weight and a scale for a row; the embedding that looks tokens up keeps its precision.
+    Pages have a byte for a number and a scale for each head of a token.
     """
     read = held = 0
     for path, sources in checkpoint_table(config).items():
@@ -75,7 +79,8 @@ def footprint_of(config: DecoderConfig, item_bytes: int, *, in_int8: bool = Fals
                 read, held = read + packed, held + packed + (plain if in_int8 else 0)
             else:
                 held += plain
-    return Footprint(read, held, 2 * config.num_layers * config.kv_size * item_bytes, config.vocab_size)
+    head_bytes = config.head_dim + _SCALE_BYTES if int8_pages else config.head_dim * item_bytes
+    return Footprint(read, held, 2 * config.num_layers * config.num_kv_heads * head_bytes, config.vocab_size)
 
 
 def roofline(

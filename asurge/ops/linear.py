@@ -55,10 +55,10 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def quantize_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Symmetric, by the largest of each row: ``[rows, in]`` -> int8 ``[rows, in]`` and float32 scales ``[rows]``."""
+    """Symmetric, by the largest along the last axis: ``[..., in]`` -> int8 ``[..., in]`` and float32 scales ``[...]``."""
     wide = weight.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(wide).max(axis=-1), 1e-30) / 127.0
-    return jnp.round(wide / scale[:, None]).astype(jnp.int8), scale
+    return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
 
 
 def linear_int8(

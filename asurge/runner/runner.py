@@ -124,6 +124,7 @@ class DeviceRunner:
                 shape.attention_scale,
                 shape.score_softcap,
                 any(window is not None and window.chunked for window in shape.windows),
+                config.kv_cache_dtype == "int8",
             ),
             config.kernels,
             self._device.platform,

@@ -36,10 +36,17 @@ def test_in_8_bits_a_tied_embedding_is_held_twice() -> None:
     assert small.held_bytes == small.weight_bytes + 2 * EMBEDDING
 
 
+def test_a_head_of_a_token_in_8_bits_has_a_scale() -> None:
+    found = footprint_of(SMOL, 2, int8_pages=True)
+    assert found == dataclasses.replace(footprint_of(SMOL, 2), kv_bytes_per_token=2 * 30 * 3 * (64 + 4))
+
+
 def test_of_a_folder(tiny_folder: Path) -> None:
     found = read_footprint(tiny_folder, EngineConfig(dtype="float32"))
     assert found.vocab_size == 400
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
+    in_int8 = read_footprint(tiny_folder, EngineConfig(dtype="float32", kv_cache_dtype="int8"))
+    assert in_int8.kv_bytes_per_token == 2 * 2 * 2 * (8 + 4)
 
 
 def test_a_floor_by_hand() -> None:

@@ -183,11 +183,11 @@ STEPS = 5
 SMALL: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=32, silent_mode=True)
 
 
-def served(folder: Path, chosen: Any, quantization: Any) -> list[list[int]]:
+def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[list[int]]:
     """Greedy tokens: each prompt in two chunks, then one token after another, once beside another row's prompt."""
     model = load(folder)
     convert(model, kernels=chosen, quantization=quantization)
-    config = EngineConfig(kernels=chosen, quantization=quantization, **SMALL)
+    config = EngineConfig(kernels=chosen, quantization=quantization, kv_cache_dtype=pages_in, **SMALL)
     runner = DeviceRunner(model, config, max_model_len=96)
     pages, others = range(1, 4), range(4, 7)
     texts = []
@@ -204,14 +204,18 @@ def served(folder: Path, chosen: Any, quantization: Any) -> list[list[int]]:
 
 @kernels
 @pytest.mark.parametrize(
-    ("case", "quantization", "margin"),
-    [("qwen3, untied, odd vocabulary", None, 0.01), ("qwen2, biases, tied, odd vocabulary", "int8", 0.04)],
+    ("case", "quantization", "pages_in", "margin"),
+    [
+        ("qwen3, untied, odd vocabulary", None, "auto", 0.01),
+        ("qwen3, untied, odd vocabulary", None, "int8", 0.03),
+        ("qwen2, biases, tied, odd vocabulary", "int8", "auto", 0.04),
+    ],
 )
 def test_pages_and_kernels_draw_what_plain_jax_draws(
-    case: str, quantization: str | None, margin: float, folders: dict[str, Path]
+    case: str, quantization: str | None, pages_in: str, margin: float, folders: dict[str, Path]
 ) -> None:
     """Up to the first token of a text that is near another one: there, rounding decides."""
-    ours, theirs = (served(folders[case], chosen, quantization) for chosen in ("native", "xla"))
+    ours, theirs = (served(folders[case], chosen, quantization, pages_in) for chosen in ("native", "xla"))
     plain, compared = forward(load(folders[case])), 0
     for prompt, mine, its in zip(PROMPTS, ours, theirs, strict=True):
         whole = np.zeros(len(PROMPTS[0]) + STEPS, np.int32)

@@ -137,6 +137,8 @@ class Served:
         sequence, start, length = span
         heads, kv_heads = self.shape.num_heads, self.shape.num_kv_heads
         q, k, v = np.split(self.qkv[sequence], (heads, heads + kv_heads), axis=1)
+        if self.shape.int8_pages:
+            k, v = through_int8(k), through_int8(v)
         return reference(q, k, v, self.shape.scale, self.window)[start : start + length]
 
     def _step(
@@ -157,5 +159,13 @@ class Served:
         return self._backend.attend(heads, pages, Rows(decode, prefill, width, start, length, table), self.window)
 
 
+def through_int8(x: Array) -> Array:
+    """What is left of ``x [tokens, heads, head_dim]``."""
+    wide = x.astype(np.float32)  # a halfway value goes where it goes in the backends
+    scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(127)
+    return np.round(wide / scale) * scale
+
+
 def garbage(empty: jax.Array) -> jax.Array:
-    return jnp.full_like(empty, jnp.nan if jnp.issubdtype(empty.dtype, jnp.floating) else 0xFFFF)
+    """All bits set: NaN, also of what is stored as integers."""
+    return jnp.full_like(empty, jnp.nan) if jnp.issubdtype(empty.dtype, jnp.floating) else ~jnp.zeros_like(empty)

@@ -22,9 +22,12 @@ def shape_for(
     page_size: int = 32,
     dtype: str | None = None,
     chunked: bool = False,
+    int8_pages: bool = False,
 ) -> AttentionShape:
     dtype = dtype or ("bfloat16" if name == "native" else "float32")
-    return AttentionShape(heads, kv_heads, head_dim, page_size, jnp.dtype(dtype), chunked=chunked)
+    return AttentionShape(
+        heads, kv_heads, head_dim, page_size, jnp.dtype(dtype), chunked=chunked, int8_pages=int8_pages
+    )
 
 
 @everywhere
@@ -47,6 +50,31 @@ def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int,
     served = Served(BACKENDS[name](shape), shape, [37, 20])
     served.step([(0, 0, 0)], [(0, 0, 32), (1, 0, 19)], 32)
     served.step([(1, 19, 1)], [(0, 32, 5), (0, 0, 0)], 32)
+
+
+in_int8 = pytest.mark.parametrize("name", ["xla", "native"])
+
+
+@in_int8
+@pytest.mark.parametrize("window", [None, Window(40), Window(24, chunked=True)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 96), (8, 1, 32)])
+def test_pages_in_8_bits_lose_only_what_8_bits_do(
+    name: str, window: Window | None, heads: int, kv_heads: int, head_dim: int
+) -> None:
+    """Prompts of several spans, cut anywhere, and tokens behind them."""
+    shape = shape_for(name, heads, kv_heads, head_dim, int8_pages=True)
+    served = Served(BACKENDS[name](shape), shape, [330, 33, 66, 1], window=window)
+    served.step([(0, 0, 0), (3, 0, 1)], [(0, 0, 160), (0, 160, 160), (1, 0, 11), (0, 0, 0)], 160)
+    served.step([(0, 320, 1), (0, 0, 0)], [(1, 11, 21), (2, 0, 64)], 64)
+    for token in range(2):
+        served.step([(0, 321 + token, 1), (0, 0, 0), (2, 64 + token, 1), (1, 32, 1 - token)])
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_kernels_without_pages_in_8_bits_leave_them_to_plain_xla(platform: str) -> None:
+    backend, reason = choose_attention(shape_for("xla", int8_pages=True), "auto", platform)
+    assert isinstance(backend, XlaAttention)
+    assert reason == "pages are int8"
 
 
 def test_kernels_without_chunks_leave_them_to_plain_xla() -> None:

@@ -22,15 +22,24 @@ ROWS, PREFILL, COLUMNS = 14, 2, 18
 Attend = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module", params=[(6, 2, 32), (3, 3, 96), (7, 1, 64), (16, 1, 32), (34, 2, 32)], ids=str)
+SHAPES = [(6, 2, 32), (3, 3, 96), (7, 1, 64), (16, 1, 32), (34, 2, 32), (6, 2, 64, "int8"), (16, 1, 32, "int8")]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
 def attend(request: pytest.FixtureRequest) -> Attend:
     """``(start, length, table) -> [tokens, heads, head_dim]``, over pages that hold random contexts already."""
-    num_heads, kv_heads, head_dim = request.param
-    backend = NativeAttention(AttentionShape(num_heads, kv_heads, head_dim, PAGE, jnp.dtype(jnp.bfloat16)))
+    num_heads, kv_heads, head_dim, *int8 = request.param
+    dtype = jnp.dtype(jnp.bfloat16)
+    shape = AttentionShape(num_heads, kv_heads, head_dim, PAGE, dtype, int8_pages=bool(int8))
+    backend = NativeAttention(shape)
     rng = np.random.default_rng(0)
     tokens = ROWS - PREFILL + PREFILL * 8
 
     def filled(part: jax.Array) -> jax.Array:
+        if int8:
+            codes = rng.integers(0, 256, (*part.shape[:2], PAGE * head_dim), np.uint8)
+            scales = rng.uniform(0.005, 0.02, (*part.shape[:2], PAGE)).astype(np.float32)
+            return jnp.asarray(np.concatenate((codes, scales.view(np.uint8)), axis=-1).reshape(part.shape))
         values = jnp.asarray(rng.normal(size=part.shape), jnp.bfloat16)
         return values if part.dtype == values.dtype else jax.lax.bitcast_convert_type(values, part.dtype)
 

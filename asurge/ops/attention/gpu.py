@@ -51,6 +51,8 @@ class GpuAttention:
             return f"scores are soft-capped by {shape.score_softcap:g}"
         if shape.dtype.name not in _DTYPES:
             return f"dtype={shape.dtype.name} is none of {', '.join(_DTYPES)}"
+        if shape.int8_pages:
+            return "pages are int8"
         if shape.head_dim not in _HEAD_DIMS:
             return f"head_dim={shape.head_dim} is none of {', '.join(map(str, _HEAD_DIMS))}"
         if importlib.util.find_spec("jax.experimental.pallas.triton") is None:

@@ -43,6 +43,7 @@ class AttentionShape:
         score_scale: on the scores; None: 1 / sqrt(head_dim).
         score_softcap: scaled scores are soft-capped by it (`asurge.ops.norm.soft_cap`); None leaves them alone.
         chunked: whether the window of any layer is (`Window.chunked`).
+        int8_pages: keys and values are kept in 8 bits, by the largest of each head of each token.
     """
 
     num_heads: int
@@ -53,6 +54,7 @@ class AttentionShape:
     score_scale: float | None = None
     score_softcap: float | None = None
     chunked: bool = False
+    int8_pages: bool = False
 
     @property
     def scale(self) -> float:

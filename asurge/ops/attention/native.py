@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from asurge.ops import native
 from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
-from asurge.ops.attention.xla import XlaAttention
+from asurge.ops.attention.xla import storage_dtype
 
 _TILE = 32
+_SCALE_BYTES = 4
 _MAX_HEAD_DIM = 256
 
 
 class NativeAttention:
     """`asurge.ops.attention.AttentionBackend` on CPUs with AMX or AVX-512's bf16.
 
-    Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are shaped as the XLA backend's, but
-    hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and values as
-    ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one KiB in a row.
+    Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are
+    ``[pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and
+    values as ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one KiB in a row. In 8 bits they are bytes,
+    four more for each token of a head: its scale (``native/pages.h``).
     """
 
     name = "native"
@@ -27,7 +31,9 @@ class NativeAttention:
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self._pages = XlaAttention(shape)
+        last = shape.head_dim + _SCALE_BYTES if shape.int8_pages else shape.head_dim
+        self._page = (shape.num_kv_heads, shape.page_size, last)
+        self._stored = jnp.dtype(jnp.uint8) if shape.int8_pages else storage_dtype(shape.dtype)
 
     @staticmethod
     def unable(shape: AttentionShape) -> str | None:
@@ -44,10 +50,10 @@ class NativeAttention:
 
     @property
     def page_bytes(self) -> int:
-        return self._pages.page_bytes
+        return 2 * math.prod(self._page) * self._stored.itemsize
 
     def allocate(self, num_pages: int) -> LayerPages:
-        return self._pages.allocate(num_pages)
+        return jnp.zeros((num_pages, *self._page), self._stored), jnp.zeros((num_pages, *self._page), self._stored)
 
     def attend(
         self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None

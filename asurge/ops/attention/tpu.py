@@ -49,6 +49,8 @@ class TpuAttention:
         """Why this backend cannot serve a shape, or None."""
         if shape.chunked:
             return "layers attend within chunks, and the kernel knows sliding windows only"
+        if shape.int8_pages:
+            return "pages are int8"
         if shape.dtype.name not in _DTYPES:
             return f"dtype={shape.dtype.name} is none of {', '.join(_DTYPES)}"
         packed = 4 // shape.dtype.itemsize

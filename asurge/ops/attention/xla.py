@@ -2,7 +2,8 @@
 
 Keys and values live in one array each per layer, ``[pages, kv_heads, page_size, head_dim]``: head-major pages read
 2 to 4 times faster on CPU than token-major ones. 16-bit floats are stored as their bit patterns, because jax 0.10
-converts a whole bf16 cache to float32 at each scatter (2 to 4.6 ms per 8 MB) and leaves integers alone.
+converts a whole bf16 cache to float32 at each scatter (2 to 4.6 ms per 8 MB) and leaves integers alone. In 8 bits, two
+more arrays ``[pages, kv_heads, page_size]`` hold the scales of keys and of values, float32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
+from asurge.ops.linear import quantize_int8
 from asurge.ops.norm import soft_cap
 
 BLOCK_TOKENS = 256
@@ -48,7 +50,7 @@ def allocate_pages(num_pages: int, kv_heads: int, page_size: int, head_dim: int,
 
 
 def write_pages(pages: jax.Array, new: jax.Array, page_ids: jax.Array, offsets: jax.Array) -> jax.Array:
-    """Put ``new [tokens, kv_heads, head_dim]`` at ``page_ids, offsets [tokens]``."""
+    """Put ``new [tokens, kv_heads, ...]`` at ``page_ids, offsets [tokens]``."""
     if pages.dtype != new.dtype:
         new = lax.bitcast_convert_type(new, pages.dtype)
     return pages.at[page_ids, :, offsets].set(new)
@@ -62,25 +64,35 @@ class XlaAttention:
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
+        self._stored = jnp.dtype(jnp.int8) if shape.int8_pages else shape.dtype
 
     @property
     def page_bytes(self) -> int:
         shape = self._shape
-        return 2 * page_bytes(shape.num_kv_heads, shape.page_size, shape.head_dim, shape.dtype)
+        scales = shape.num_kv_heads * shape.page_size * 4 if shape.int8_pages else 0
+        return 2 * (scales + page_bytes(shape.num_kv_heads, shape.page_size, shape.head_dim, self._stored))
 
     def allocate(self, num_pages: int) -> LayerPages:
         shape = self._shape
-        one = (num_pages, shape.num_kv_heads, shape.page_size, shape.head_dim, shape.dtype)
-        return allocate_pages(*one), allocate_pages(*one)
+        one = (num_pages, shape.num_kv_heads, shape.page_size, shape.head_dim, self._stored)
+        if not shape.int8_pages:
+            return allocate_pages(*one), allocate_pages(*one)
+        scales = (jnp.zeros(one[:3], jnp.float32), jnp.zeros(one[:3], jnp.float32))
+        return allocate_pages(*one), allocate_pages(*one), *scales
 
     def attend(
         self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
     ) -> tuple[jax.Array, LayerPages]:
         q, k, v = heads.split()
-        page_ids, offsets = page_slots(rows, self._shape.page_size)
-        keys = write_pages(pages[0], k, page_ids, offsets)
-        values = write_pages(pages[1], v, page_ids, offsets)
         shape = self._shape
+        new: tuple[jax.Array, ...] = (k, v)
+        if shape.int8_pages:
+            (k, k_scale), (v, v_scale) = quantize_int8(k), quantize_int8(v)
+            new = (k, v, k_scale, v_scale)
+        page_ids, offsets = page_slots(rows, shape.page_size)
+        written = tuple(write_pages(old, each, page_ids, offsets) for old, each in zip(pages, new, strict=True))
+        keys, values, *scales = written
+        key_scales, value_scales = scales or (None, None)
         parts = [
             paged_attention(
                 queries,
@@ -89,13 +101,15 @@ class XlaAttention:
                 table,
                 start,
                 length,
+                key_scales=key_scales,
+                value_scales=value_scales,
                 scale=shape.scale,
                 window=window,
                 softcap=shape.score_softcap,
             )
             for queries, table, start, length in rows.split(q)
         ]
-        return jnp.concatenate([part.reshape(-1, *q.shape[1:]) for part in parts]), (keys, values)
+        return jnp.concatenate([part.reshape(-1, *q.shape[1:]) for part in parts]), written
 
 
 def page_slots(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
@@ -119,6 +133,8 @@ def paged_attention(
     length: jax.Array,
     *,
     scale: float,
+    key_scales: jax.Array | None = None,
+    value_scales: jax.Array | None = None,
     window: Window | None = None,
     softcap: float | None = None,
     block_tokens: int = BLOCK_TOKENS,
@@ -136,6 +152,7 @@ def paged_attention(
         page_table: int32 ``[rows, columns]``.
         start, length: int32 ``[rows]``.
         scale: on the scores.
+        key_scales, value_scales: ``[pages, kv_heads, page_size]`` of pages that are int8.
         window: of the layer; None: a query sees all before it.
         softcap: on scaled scores (`asurge.ops.norm.soft_cap`).
         block_tokens: context tokens of each row gathered at a time, at most.
@@ -167,14 +184,20 @@ def paged_attention(
         if window is not None:
             seen &= at[:, None, :] >= window.begin(positions)[:, :, None]
         seen = jnp.tile(seen[:, None], (1, 1, heads // kv_heads, 1))
-        scores = soft_cap(_scores(grouped, _gather(keys, ids, q.dtype)) * scale, softcap)
+        scores = _scores(grouped, _gather(keys, ids, q.dtype))
+        if key_scales is not None:
+            scores = scores * _gather_scales(key_scales, ids)
+        scores = soft_cap(scores * scale, softcap)
         scores = jnp.where(seen, scores, _MASKED)
         new_best = jnp.maximum(best, scores.max(axis=-1, keepdims=True))
         shrink = jnp.exp(best - new_best)
         weights = jnp.where(seen, jnp.exp(scores - new_best), 0.0)
         # Pages hold leftovers of other sequences, even NaN, and zero times NaN must not reach the sum.
         block = jnp.where(real[:, None, :, None], _gather(values, ids, q.dtype), jnp.zeros((), q.dtype))
-        update = jnp.einsum("rhqk,rhkd->rhqd", weights.astype(q.dtype), block, preferred_element_type=jnp.float32)
+        mixing = weights
+        if value_scales is not None:
+            mixing = weights * jnp.where(real[:, None, None, :], _gather_scales(value_scales, ids), 0.0)
+        update = jnp.einsum("rhqk,rhkd->rhqd", mixing.astype(q.dtype), block, preferred_element_type=jnp.float32)
         return new_best, total * shrink + weights.sum(axis=-1, keepdims=True), mixed * shrink + update
 
     carry = _nothing_seen(grouped.shape)
@@ -209,7 +232,15 @@ def _gather(pages: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     heads = ids[:, None, :] * kv_heads + jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
     picked = pages.reshape(-1, page_size * head_dim).at[heads].get(mode="clip")
     picked = picked.reshape(ids.shape[0], kv_heads, -1, head_dim)
+    if picked.dtype == jnp.int8:
+        return picked.astype(dtype)
     return picked if picked.dtype == dtype else lax.bitcast_convert_type(picked, dtype)
+
+
+def _gather_scales(scales: jax.Array, ids: jax.Array) -> jax.Array:
+    """``ids [rows, columns]`` -> ``[rows, kv_heads, 1, columns * page_size]``, as `_gather` orders tokens."""
+    picked = scales.at[ids].get(mode="clip").transpose(0, 2, 1, 3)
+    return picked.reshape(ids.shape[0], scales.shape[1], 1, -1)
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -7,67 +7,14 @@
 
 #include "pool.h"
 #include "multiply.h"
+#include "pages.h"
 #include "units.h"
 
 namespace asurge {
 namespace {
 
-constexpr int kMaxHeadDim = 256;
 constexpr int kMostUnits = 4;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-// One head of one token: normalised and rotated, as the reference rounds it.
-void load_head(const Attention& a, int token, int head, const uint16_t* norm, uint16_t* to) {
-  const int dim = a.head_dim, half = dim / 2;
-  const uint16_t* x = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + head) * dim;
-  alignas(64) uint16_t normed[kMaxHeadDim];
-  if (norm) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int d = 0; d < dim; d += 16) sum = _mm512_fmadd_ps(load_bf16(x + d), load_bf16(x + d), sum);
-    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / dim + a.epsilon));
-    for (int d = 0; d < dim; d += 16) {
-      const __m512 value = round_bf16(_mm512_mul_ps(load_bf16(x + d), factor));
-      store_bf16(normed + d, _mm512_mul_ps(value, load_bf16(norm + d)));
-    }
-    x = normed;
-  }
-  const float* cosine = a.cosine + size_t(token) * half;
-  const float* sine = a.sine + size_t(token) * half;
-  for (int d = 0; d < half; d += 16) {
-    const __m512 first = load_bf16(x + d), second = load_bf16(x + half + d);
-    const __m512 c = _mm512_loadu_ps(cosine + d), s = _mm512_loadu_ps(sine + d);
-    store_bf16(to + d, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
-    store_bf16(to + half + d, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
-  }
-}
-
-// What lies behind the table goes to its last page, as in the reference.
-size_t page_offset(const Attention& a, int row, int position, int kv_head) {
-  const int page = a.page_table[size_t(row) * a.columns + std::min(position / a.page_size, a.columns - 1)];
-  return (size_t(page) * a.kv_heads + kv_head) * a.page_size * a.head_dim;
-}
-
-void write_token(const Attention& a, int row, int index) {
-  const int token = a.first[row] + index, position = a.start[row] + index;
-  const int offset = position % a.page_size, dim = a.head_dim;
-  for (int head = 0; head < a.kv_heads; ++head) {
-    alignas(64) uint32_t key[kMaxHeadDim / 2];
-    load_head(a, token, a.heads + head, a.k_norm, reinterpret_cast<uint16_t*>(key));
-    const size_t page = page_offset(a, row, position, head);
-    uint32_t* keys = reinterpret_cast<uint32_t*>(a.keys + page) + offset / 16 * (dim / 2) * 16 + offset % 16;
-    for (int pair = 0; pair < dim / 2; ++pair) keys[pair * 16] = key[pair];
-    const uint16_t* value = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + a.heads + a.kv_heads + head) * dim;
-    uint16_t* values = a.values + page + size_t(offset / 32) * 32 * dim + offset % 32 / 2 * 32;
-    for (int d = 0; d < dim; d += 16, values += kTile / 2) {
-      const __m512i lanes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(value + d)));
-      if (offset % 2) {  // each token of a pair leaves the other's lanes alone: another thread may be writing them
-        _mm512_mask_storeu_epi16(values, 0xAAAAAAAAu, _mm512_slli_epi32(lanes, 16));
-      } else {
-        _mm512_mask_storeu_epi16(values, 0x55555555u, lanes);
-      }
-    }
-  }
-}
 
 struct Workspace {
   alignas(64) float scores[kQueries][kSpan];
@@ -76,7 +23,10 @@ struct Workspace {
   alignas(64) uint8_t queries[2 * kMaxHeadDim / 32 * kTile];
   alignas(64) uint8_t weights[2 * kSpan / 32 * kTile];
   // Values of the first and of the last 32 tokens of a span.
-  alignas(64) uint16_t masked[2][32 * kMaxHeadDim];
+  alignas(64) uint16_t masked[2][kBlock * kMaxHeadDim];
+  // What was in 8 bits: keys of 32 tokens, or 32 dims of a span's values; and the scales of a span.
+  alignas(64) uint8_t unpacked[std::max(kMaxHeadDim, kSpan) * kBlock * 2];
+  alignas(64) float key_scale[kSpan], value_scale[kSpan];
   // Of scores times scale times log2(e).
   float best[kQueries], total[kQueries], shrink[kQueries];
 };
@@ -89,21 +39,25 @@ __attribute__((noinline)) Workspace& own_workspace() {
 
 // A span's values, 32 tokens each, and what is fetched beside them.
 struct Blocks {
-  const uint8_t* values[kSpan / 32];
-  const uint8_t* next[kSpan / 32];
+  const uint8_t* values[kSpan / kBlock];
+  const uint8_t* next[kSpan / kBlock];
   int offset;
   const uint8_t* operator()(int k) const { return values[k] + offset; }
   const uint8_t* early(int k, ptrdiff_t) const { return next[k] ? next[k] + offset : nullptr; }
 };
 
+template <bool kInt8>
 class Attender {
+  // What comes next is fetched between products, or between codes, which are as many; or asked for in bursts.
+  static constexpr bool kBetween = kInt8 || kFetchesBetween;
+
  public:
   // `next` is what the same member attends to after this, or null.
   Attender(const Attention& a, const Unit& unit, const Unit* next, Workspace& work)
       : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads) {}
 
   void run() {
-    if (next_ && !kFetchesBetween) {
+    if (next_ && !kBetween) {
       prefetch(a_.keys, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
       prefetch(a_.values, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
     }
@@ -169,34 +123,53 @@ class Attender {
   // Scores of `tokens` context tokens from `at`, a multiple of 32 as pages are.
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
-    for (int t = 0; t < tokens; t += 32) {
-      const Strip b{reinterpret_cast<const uint8_t*>(block(a_.keys, at + t))};
-      Fetch values;
-      if constexpr (kFetchesBetween) {
-        values.near = values.next = reinterpret_cast<const uint8_t*>(block(a_.values, at + t)) - b.first;
+    for (int t = 0; t < tokens; t += kBlock) {
+      const uint8_t* values = block(a_.values, at + t);
+      Strip b{block(a_.keys, at + t)};
+      Fetch fetch;
+      if constexpr (kInt8) {
+        unpack(b.first, kBlock * a_.head_dim / 64, work_.unpacked, values);
+        b.first = work_.unpacked;
+      } else if constexpr (kBetween) {
+        fetch.near = fetch.next = values - b.first;
       } else {
         prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
         if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
       }
       float* out = &work_.scores[0][t];
       if (lines_.second) {
-        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
+        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, fetch);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, values);
+        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, fetch);
+      }
+    }
+    if constexpr (kInt8) scale_scores(at, tokens);
+  }
+
+  // Scores were of codes; scales of what is not attended to may be anything, and become 0.
+  void scale_scores(int at, int tokens) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int t = 0; t < tokens; t += 16) {
+      const __m512i position = _mm512_add_epi32(lanes, _mm512_set1_epi32(at + t));
+      const __mmask16 there = _mm512_cmpge_epi32_mask(position, _mm512_set1_epi32(begin_)) &
+                              _mm512_cmplt_epi32_mask(position, _mm512_set1_epi32(end_));
+      const float* of_keys = scales_of(a_, a_.keys, row_of(0), unit_.kv_head, at + t);
+      const float* of_values = scales_of(a_, a_.values, row_of(0), unit_.kv_head, at + t);
+      const __m512 scale = _mm512_maskz_loadu_ps(there, of_keys);
+      _mm512_store_ps(work_.value_scale + t, _mm512_maskz_loadu_ps(there, of_values));
+      for (int line = 0; line < count(); ++line) {
+        float* scores = work_.scores[line] + t;
+        _mm512_store_ps(scores, _mm512_mul_ps(_mm512_load_ps(scores), scale));
       }
     }
   }
 
-  // 32 tokens' keys or values.
-  const uint16_t* block(const uint16_t* pages, int row, int kv_head, int at) const {
-    return pages + page_offset(a_, row, at, kv_head) + size_t(at % a_.page_size) * a_.head_dim;
-  }
-  const uint16_t* block(const uint16_t* pages, int at) const { return block(pages, row_of(0), unit_.kv_head, at); }
+  const uint8_t* block(uint8_t* pages, int at) const { return block_of(a_, pages, row_of(0), unit_.kv_head, at); }
 
-  // Pages lie anywhere, and the processor's own prefetching starts anew at each: ask for 32 tokens' worth early.
-  void prefetch(const uint16_t* pages, int row, int kv_head, int at) {
-    const char* from = reinterpret_cast<const char*>(block(pages, row, kv_head, at));
-    for (int byte = 0; byte < 32 * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
+  // Pages lie anywhere, and the processor's own prefetching starts anew at each: ask for a block early.
+  void prefetch(uint8_t* pages, int row, int kv_head, int at) {
+    const char* from = reinterpret_cast<const char*>(block_of(a_, pages, row, kv_head, at));
+    for (int byte = 0; byte < kBlock * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
   }
 
   // Scores to weights against the largest score so far; what was mixed before shrinks accordingly.
@@ -243,8 +216,14 @@ class Attender {
       const __m512 low = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t), scale, shift));
       const __m512 high = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t + 16), scale, shift));
       sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-      store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile), low);
-      store_bf16(reinterpret_cast<uint16_t*>(row + t / 32 * kTile) + 16, high);
+      uint16_t* to = reinterpret_cast<uint16_t*>(row + t / 32 * kTile);
+      if constexpr (kInt8) {
+        store_bf16(to, _mm512_mul_ps(low, _mm512_load_ps(work_.value_scale + t)));
+        store_bf16(to + 16, _mm512_mul_ps(high, _mm512_load_ps(work_.value_scale + t + 16)));
+      } else {
+        store_bf16(to, low);
+        store_bf16(to + 16, high);
+      }
     }
     const float shrink = before == kNothing ? 0.0f : std::exp2(before - best);
     float& total = work_.total[base() + line];
@@ -255,18 +234,17 @@ class Attender {
 
   void mix(int at, int tokens) {
     Blocks b{};
-    int masked = 0;
-    for (int t = 0; t < tokens; t += 32) {
-      const uint16_t* values = block(a_.values, at + t);
-      if (at + t < begin_ || at + t + 32 > end_) values = mask_values(values, at + t, work_.masked[masked++]);
-      b.values[t / 32] = reinterpret_cast<const uint8_t*>(values);
-    }
-    if constexpr (kFetchesBetween) find_next_keys(at, b);
-    const Fetch keys{kFetchesBetween, kFetchesBetween};
+    if constexpr (kBetween) find_next_keys(at, b);
+    if constexpr (!kInt8) find_values(at, tokens, b);
+    const Fetch keys{!kInt8 && kBetween, !kInt8 && kBetween};
     const size_t strip = kSpan / 32 * kTile;
     float* out = &work_.product[0][0];
     for (int d = 0; d < a_.head_dim; d += 32) {
-      b.offset = d / 16 * kTile;
+      if constexpr (kInt8) {
+        unpack_values(at, tokens, d, b);
+      } else {
+        b.offset = d / 16 * kTile;
+      }
       if (lines_.second) {
         multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
       } else {
@@ -283,6 +261,26 @@ class Attender {
     }
   }
 
+  void find_values(int at, int tokens, Blocks& b) {
+    int masked = 0;
+    for (int t = 0; t < tokens; t += kBlock) {
+      b.values[t / kBlock] = block(a_.values, at + t);
+      if (at + t >= begin_ && at + t + kBlock <= end_) continue;
+      b.values[t / kBlock] = mask_values(b.values[t / kBlock], at + t, work_.masked[masked++]);
+    }
+  }
+
+  // 32 dims of a span's values. Leftovers are finite here, whatever they were.
+  void unpack_values(int at, int tokens, int d, Blocks& b) {
+    const int from = d / 16 * (kTile / 2);
+    for (int t = 0; t < tokens; t += kBlock) {
+      uint8_t* to = work_.unpacked + t / kBlock * 2 * kTile;
+      const uint8_t* next = b.next[t / kBlock];
+      unpack(block(a_.values, at + t) + from, kTile / 64, to, next ? next + from : nullptr);
+      b.values[t / kBlock] = to;
+    }
+  }
+
   // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's.
   void find_next_keys(int at, Blocks& b) {
     int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
@@ -293,13 +291,21 @@ class Attender {
       if (!next_) return;
       row = *next_->rows, head = next_->kv_head, from = begin_of(*next_) / 32 * 32, end = a_.start[row] + 1;
     }
-    for (int k = 0; k < kSpan / 32 && from < end; ++k, from += 32) {
-      b.next[k] = reinterpret_cast<const uint8_t*>(block(a_.keys, row, head, from));
+    for (int k = 0; k < kSpan / kBlock && from < end; ++k, from += 32) {
+      b.next[k] = block_of(a_, a_.keys, row, head, from);
+      if constexpr (kInt8) {
+        for (uint8_t* pages : {a_.keys, a_.values}) {
+          const char* scales = reinterpret_cast<const char*>(scales_of(a_, pages, row, head, from));
+          _mm_prefetch(scales, _MM_HINT_T1);
+          _mm_prefetch(scales + 64, _MM_HINT_T1);
+        }
+      }
     }
   }
 
   // A copy of 32 tokens' values without those nobody sees: leftovers may be NaN, which zero weights do not remove.
-  const uint16_t* mask_values(const uint16_t* values, int at, uint16_t* to) {
+  const uint8_t* mask_values(const uint8_t* block, int at, uint16_t* to) {
+    const uint16_t* values = reinterpret_cast<const uint16_t*>(block);
     for (int pair = 0; pair < 16; ++pair) {
       const int token = at + 2 * pair;
       const bool even = token >= begin_ && token < end_, odd = token + 1 >= begin_ && token + 1 < end_;
@@ -309,7 +315,7 @@ class Attender {
         _mm512_store_si512(to + line, _mm512_maskz_loadu_epi16(keep, values + line));
       }
     }
-    return to;
+    return reinterpret_cast<const uint8_t*>(to);
   }
 
   void store() {
@@ -360,7 +366,12 @@ void run(const Attention& a) {
     while (attends.take(index)) {
       const size_t end = std::min(units.size(), size_t(index + 1) * share);
       for (size_t at = size_t(index) * share; at < end; ++at) {
-        Attender(a, units[at], at + 1 < end ? &units[at + 1] : nullptr, work).run();
+        const Unit* next = at + 1 < end ? &units[at + 1] : nullptr;
+        if (a.int8) {
+          Attender<true>(a, units[at], next, work).run();
+        } else {
+          Attender<false>(a, units[at], next, work).run();
+        }
       }
     }
   });

@@ -5,9 +5,6 @@
 
 namespace asurge {
 
-// Pages hold, per head, page_size x head_dim bf16 in the order the tiles are read:
-// keys   [page_size / 16][head_dim / 32][16 pairs of dims][16 tokens][2],
-// values [page_size / 32][head_dim / 16][16 pairs of tokens][16 dims][2].
 struct Attention {
   // [tokens, heads + 2 * kv_heads, head_dim] bf16.
   const uint16_t* qkv;
@@ -24,12 +21,13 @@ struct Attention {
   const int32_t* first;
   // [rows, columns].
   const int32_t* page_table;
-  // [pages, kv_heads, page_size * head_dim], written in place.
-  uint16_t* keys;
-  uint16_t* values;
+  // [pages, kv_heads], each as in `pages.h`, written in place.
+  uint8_t* keys;
+  uint8_t* values;
   // [tokens, heads, head_dim] bf16.
   uint16_t* out;
   int tokens, rows, columns, heads, kv_heads, head_dim, page_size;
+  bool int8;  // what pages hold
   float scale;
   int window;    // 0: none
   bool chunked;  // the window stands where the query's chunk begins, and does not slide

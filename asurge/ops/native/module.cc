@@ -95,8 +95,8 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.length = data_or_null<int32_t>(length);
   call.first = data_or_null<int32_t>(first);
   call.page_table = data_or_null<int32_t>(page_table);
-  call.keys = static_cast<uint16_t*>(new_keys->untyped_data());
-  call.values = static_cast<uint16_t*>(new_values->untyped_data());
+  call.keys = static_cast<uint8_t*>(new_keys->untyped_data());
+  call.values = static_cast<uint8_t*>(new_values->untyped_data());
   call.out = static_cast<uint16_t*>(out->untyped_data());
   call.tokens = static_cast<int>(heads[0]);
   call.rows = static_cast<int>(table[0]);
@@ -105,14 +105,16 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.heads = static_cast<int>(heads[1]) - 2 * call.kv_heads;
   call.head_dim = static_cast<int>(heads[2]);
   call.page_size = static_cast<int>(pages[2]);
+  call.int8 = keys.element_type() == ffi::U8;
   call.scale = scale;
   call.window = window;
   call.chunked = chunked;
   const size_t angles = size_t(call.tokens) * call.head_dim / 2, rows = call.rows;
   if (cosine.element_count() != angles || sine.element_count() != angles || !fits(q_norm, call.head_dim) ||
       !fits(k_norm, call.head_dim) || !call.q_norm != !call.k_norm || start.element_count() != rows ||
-      length.element_count() != rows || first.element_count() != rows || pages[3] != call.head_dim ||
-      values.element_count() != keys.element_count()) {
+      length.element_count() != rows || first.element_count() != rows ||
+      pages[3] != call.head_dim + (call.int8 ? 4 : 0) ||
+      values.element_count() != keys.element_count() || values.element_type() != keys.element_type()) {
     return ffi::Error::InvalidArgument("an operand of attention has the wrong size");
   }
   if (call.heads <= 0 || call.heads % call.kv_heads || call.head_dim % 32 || call.head_dim > 256 ||
@@ -167,7 +169,8 @@ extern "C" {
 // process is enough).
 int asurge_available() {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vbmi")) {
     return 0;
   }
 #ifdef ASURGE_AVX512

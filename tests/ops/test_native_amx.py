@@ -1,0 +1,50 @@
+"""The kernels for AMX on a processor without: its tiles are emulated, and what the kernels promise is asked of them again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asurge.ops import native
+
+hatch_build = pytest.importorskip("hatch_build", reason="needs the repository and hatchling", exc_type=ImportError)
+
+REPOSITORY = Path(hatch_build.__file__).parent
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+SUITE = """
+import pathlib, sys, pytest
+from asurge.ops import native
+
+native.LIBRARIES = (pathlib.Path(sys.argv[1]),)
+assert native.unavailable() is None
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_the_kernels_for_amx_keep_their_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native.loaded()
+    assert library is not None
+    if "amx" in Path(library._name).name:
+        pytest.skip("all tests run them")
+    monkeypatch.setattr(hatch_build, "VARIANTS", {"amx": hatch_build.VARIANTS["amx"]})
+    monkeypatch.setattr(hatch_build, "LIBRARIES", {"amx": hatch_build.LIBRARIES["amx"]})
+    tiles = Path(__file__).with_name("emulated_amx.h")
+    hatch_build.build(REPOSITORY / hatch_build.FOLDER, tmp_path, f"{COMPILER} -include {tiles}")
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("backends", "native_bounds", "packed")]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "native or packed", *tests]
+    done = subprocess.run(
+        [sys.executable, "-c", SUITE, str(tmp_path / hatch_build.LIBRARIES["amx"].name), *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
