@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "pool.h"
-#include "multiply.h"
+#include "codes.h"
 #include "pages.h"
 #include "units.h"
 
@@ -24,9 +24,9 @@ struct Workspace {
   alignas(64) uint8_t weights[2 * kSpan / 32 * kTile];
   // Values of the first and of the last 32 tokens of a span.
   alignas(64) uint16_t masked[2][kBlock * kMaxHeadDim];
-  // What was in 8 bits: keys of 32 tokens, or 32 dims of a span's values; and the scales of a span.
+  // Of what is in 8 bits: keys of 32 tokens, or 32 dims of a span's values, in bf16; and what values are scaled by.
   alignas(64) uint8_t unpacked[std::max(kMaxHeadDim, kSpan) * kBlock * 2];
-  alignas(64) float key_scale[kSpan], value_scale[kSpan];
+  alignas(64) float value_scale[kSpan];
   // Of scores times scale times log2(e).
   float best[kQueries], total[kQueries], shrink[kQueries];
 };
@@ -43,12 +43,20 @@ struct Blocks {
   const uint8_t* next[kSpan / kBlock];
   int offset;
   const uint8_t* operator()(int k) const { return values[k] + offset; }
-  const uint8_t* early(int k, ptrdiff_t) const { return next[k] ? next[k] + offset : nullptr; }
+  const uint8_t* early(int k, ptrdiff_t = 0) const { return next[k] ? next[k] + offset : nullptr; }
+};
+
+// Tiles of codes one after another, and what is fetched beside them.
+struct Codes {
+  const uint8_t* first;
+  const uint8_t* next;
+  const uint8_t* operator()(int k) const { return first + size_t(k) * kCodeTile; }
+  const uint8_t* early(int k) const { return next + size_t(k) * kCodeTile; }
 };
 
 template <bool kInt8>
 class Attender {
-  // What comes next is fetched between products, or between codes, which are as many; or asked for in bursts.
+  // Whether what comes next is fetched between products, or while codes are read; or asked for in bursts.
   static constexpr bool kBetween = kInt8 || kFetchesBetween;
 
  public:
@@ -124,26 +132,36 @@ class Attender {
   void score(int at, int tokens) {
     const int depth = a_.head_dim / 32, strip = depth * kTile;
     for (int t = 0; t < tokens; t += kBlock) {
+      const uint8_t* keys = block(a_.keys, at + t);
       const uint8_t* values = block(a_.values, at + t);
-      Strip b{block(a_.keys, at + t)};
-      Fetch fetch;
-      if constexpr (kInt8) {
-        unpack(b.first, kBlock * a_.head_dim / 64, work_.unpacked, values);
-        b.first = work_.unpacked;
-      } else if constexpr (kBetween) {
-        fetch.near = fetch.next = values - b.first;
-      } else {
-        prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
-        if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
-      }
       float* out = &work_.scores[0][t];
-      if (lines_.second) {
-        multiply<Depth::kBf16, 2, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, fetch);
+      if constexpr (!kInt8) {
+        Fetch fetch;
+        if constexpr (kBetween) {
+          fetch.near = fetch.next = values - keys;
+        } else {
+          prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
+          if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
+        }
+        multiply_lines(work_.queries, strip, Strip{keys}, strip, depth, out, kSpan, fetch);
+      } else if (count() <= kMostFromCodes) {
+        multiply_codes(count(), work_.queries, Codes{keys, values}, depth * kCodeTile, depth, out, kSpan);
       } else {
-        multiply<Depth::kBf16, 1, 2>(work_.queries, strip, b, strip, depth, out, kSpan, lines_, fetch);
+        unpack(keys, kBlock * a_.head_dim / 64, work_.unpacked, values);
+        multiply_lines(work_.queries, strip, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
       }
     }
     if constexpr (kInt8) scale_scores(at, tokens);
+  }
+
+  template <typename B>
+  void multiply_lines(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth, float* out, int columns,
+                      Fetch fetch) const {
+    if (lines_.second) {
+      multiply<Depth::kBf16, 2, 2>(a, a_stride, b, b_stride, depth, out, columns, lines_, fetch);
+    } else {
+      multiply<Depth::kBf16, 1, 2>(a, a_stride, b, b_stride, depth, out, columns, lines_, fetch);
+    }
   }
 
   // Scores were of codes; scales of what is not attended to may be anything, and become 0.
@@ -234,21 +252,19 @@ class Attender {
 
   void mix(int at, int tokens) {
     Blocks b{};
+    find_values(at, tokens, b);
     if constexpr (kBetween) find_next_keys(at, b);
-    if constexpr (!kInt8) find_values(at, tokens, b);
-    const Fetch keys{!kInt8 && kBetween, !kInt8 && kBetween};
+    const int blocks = tokens / kBlock;
     const size_t strip = kSpan / 32 * kTile;
     float* out = &work_.product[0][0];
     for (int d = 0; d < a_.head_dim; d += 32) {
-      if constexpr (kInt8) {
-        unpack_values(at, tokens, d, b);
+      b.offset = d / 16 * (kInt8 ? kCodeTile : kTile);
+      if constexpr (!kInt8) {
+        multiply_lines(work_.weights, strip, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
+      } else if (count() <= kMostFromCodes) {
+        multiply_codes(count(), work_.weights, b, kCodeTile, blocks, out, kQueries);
       } else {
-        b.offset = d / 16 * kTile;
-      }
-      if (lines_.second) {
-        multiply<Depth::kBf16, 2, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
-      } else {
-        multiply<Depth::kBf16, 1, 2>(work_.weights, strip, b, kTile, tokens / 32, out, kQueries, lines_, keys);
+        multiply_lines(work_.weights, strip, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
       }
       for (int line = 0; line < count(); ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
@@ -264,21 +280,22 @@ class Attender {
   void find_values(int at, int tokens, Blocks& b) {
     int masked = 0;
     for (int t = 0; t < tokens; t += kBlock) {
-      b.values[t / kBlock] = block(a_.values, at + t);
-      if (at + t >= begin_ && at + t + kBlock <= end_) continue;
-      b.values[t / kBlock] = mask_values(b.values[t / kBlock], at + t, work_.masked[masked++]);
+      const uint8_t*& values = b.values[t / kBlock];
+      values = block(a_.values, at + t);
+      const bool inside = at + t >= begin_ && at + t + kBlock <= end_;
+      if (!kInt8 && !inside) values = mask_values(values, at + t, work_.masked[masked++]);
     }
   }
 
-  // 32 dims of a span's values. Leftovers are finite here, whatever they were.
-  void unpack_values(int at, int tokens, int d, Blocks& b) {
-    const int from = d / 16 * (kTile / 2);
-    for (int t = 0; t < tokens; t += kBlock) {
-      uint8_t* to = work_.unpacked + t / kBlock * 2 * kTile;
-      const uint8_t* next = b.next[t / kBlock];
-      unpack(block(a_.values, at + t) + from, kTile / 64, to, next ? next + from : nullptr);
-      b.values[t / kBlock] = to;
+  // 32 dims of a span's values.
+  Blocks unpacked(const Blocks& codes, int blocks) {
+    Blocks b{};
+    for (int k = 0; k < blocks; ++k) {
+      uint8_t* to = work_.unpacked + k * 2 * kTile;
+      unpack(codes(k), kTile / 64, to, codes.early(k));
+      b.values[k] = to;
     }
+    return b;
   }
 
   // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's.
@@ -303,7 +320,8 @@ class Attender {
     }
   }
 
-  // A copy of 32 tokens' values without those nobody sees: leftovers may be NaN, which zero weights do not remove.
+  // A copy of 32 tokens' values without those nobody sees: leftovers may be NaN, which zero weights do not remove. (Codes
+  // are finite, whatever they are.)
   const uint8_t* mask_values(const uint8_t* block, int at, uint16_t* to) {
     const uint16_t* values = reinterpret_cast<const uint16_t*>(block);
     for (int pair = 0; pair < 16; ++pair) {

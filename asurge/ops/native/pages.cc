@@ -1,35 +1,13 @@
 #include "pages.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
+#include "codes.h"
+
 namespace asurge {
 namespace {
-
-constexpr int kLargest = 127;  // of codes
-
-// The bf16 of all sizes, low bytes and high bytes.
-struct Sizes {
-  alignas(64) std::array<uint8_t, 128> low{}, high{};
-
-  constexpr Sizes() {
-    for (int size = 1; size <= kLargest; ++size) {
-      int exponent = 0;
-      while (size >> (exponent + 1)) ++exponent;
-      const int bits = (127 + exponent) << 7 | (size << (7 - exponent) & 0x7F);
-      low[size] = static_cast<uint8_t>(bits & 0xFF);
-      high[size] = static_cast<uint8_t>(bits >> 8);
-    }
-  }
-};
-constexpr Sizes kSizes;
-
-// Where a number is in a tile of codes: of line `group` of the bf16 tile, that of a column, and which of its two.
-constexpr int code_at(int group, int column, int which) {
-  return group / 2 * 64 + column / 4 * 16 + group % 2 * 8 + column % 4 * 2 + which;
-}
 
 // Codes of one head of a token, and the scale that makes numbers of them: NaN where one is not finite.
 float quantize(const uint16_t* x, int dim, uint8_t* codes) {
@@ -42,14 +20,14 @@ float quantize(const uint16_t* x, int dim, uint8_t* codes) {
     most = _mm512_max_ps(most, size);
   }
   const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
-  const float scale = std::max(largest, 1e-30f) / kLargest;
+  const float scale = std::max(largest, 1e-30f) / kLargestCode;
   // Divided, as in the reference: halfway values would go elsewhere.
   const __m512 step = _mm512_set1_ps(scale);
   for (int d = 0; d < dim; d += 16) {
     const __m512 value = load_bf16(x + d);
     const __m512i size = _mm512_cvtps_epi32(_mm512_div_ps(_mm512_abs_ps(value), step));
     const __m512i sign = _mm512_srli_epi32(_mm512_castps_si512(value), 31);
-    const __m512i code = _mm512_or_epi32(_mm512_min_epi32(size, _mm512_set1_epi32(kLargest)), _mm512_slli_epi32(sign, 7));
+    const __m512i code = _mm512_or_epi32(_mm512_min_epi32(size, _mm512_set1_epi32(kLargestCode)), _mm512_slli_epi32(sign, 7));
     _mm_store_si128(reinterpret_cast<__m128i*>(codes + d), _mm512_cvtepi32_epi8(code));
   }
   return scale;
@@ -77,12 +55,20 @@ void write_int8(const Attention& a, const uint16_t* key, const uint16_t* value, 
   const float key_scale = quantize(key, dim, codes);
   std::memcpy(keys + scales, &key_scale, 4);
   keys += offset / 16 * dim * 16;
-  for (int d = 0; d < dim; d += 2) std::memcpy(keys + d / 32 * (kTile / 2) + code_at(d % 32 / 2, offset % 16, 0), codes + d, 2);
+  for (int d = 0; d < dim; d += 2) {
+    std::memcpy(keys + d / 32 * kCodeTile + code_at(d % 32 / 2, offset % 16, 0), codes + d, 2);
+  }
   const float value_scale = quantize(value, dim, codes);
   std::memcpy(values + scales, &value_scale, 4);
-  values += offset / 32 * dim * 32;
-  for (int d = 0; d < dim; ++d) {
-    values[d / 16 * (kTile / 2) + code_at(offset % 32 / 2, d % 16, offset % 2)] = codes[d];
+  // 16 columns of a line: every other byte, in 8 of 16 bytes; the rest are other tokens'.
+  const int group = offset % 32 / 2, which = offset % 2;
+  values += offset / 32 * dim * 32 + code_at(group, 0, 0) / 64 * 64;
+  const __mmask8 eights = group % 2 ? 0xAA : 0x55;
+  const __mmask64 own = 0x0055005500550055ull << (8 * (group % 2) + which);
+  for (int d = 0; d < dim; d += 16, values += kCodeTile) {
+    const __m256i wide = _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(codes + d)));
+    const __m512i apart = _mm512_maskz_expand_epi64(eights, _mm512_castsi256_si512(wide));
+    _mm512_mask_storeu_epi8(values, own, which ? _mm512_slli_epi16(apart, 8) : apart);
   }
 }
 
@@ -113,30 +99,20 @@ void load_head(const Attention& a, int token, int head, const uint16_t* norm, ui
 }
 
 void write_token(const Attention& a, int row, int index) {
-  const int token = a.first[row] + index, position = a.start[row] + index;
+  const int token = a.first[row] + index, position = a.start[row] + index, offset = position % a.page_size;
+  // A key goes to as many lines as it has pairs: they come while heads are made.
+  for (int head = 0; head < a.kv_heads; ++head) {
+    const int bytes = 16 * a.head_dim * item_bytes(a);
+    const uint8_t* keys = head_of_page(a, a.keys, row, position, head) + offset / 16 * bytes;
+    for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(keys + byte, 1);
+  }
   for (int head = 0; head < a.kv_heads; ++head) {
     alignas(64) uint16_t key[kMaxHeadDim];
     load_head(a, token, a.heads + head, a.k_norm, key);
     const uint16_t* value = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + a.heads + a.kv_heads + head) * a.head_dim;
     uint8_t* keys = head_of_page(a, a.keys, row, position, head);
     uint8_t* values = head_of_page(a, a.values, row, position, head);
-    (a.int8 ? write_int8 : write_bf16)(a, key, value, position % a.page_size, keys, values);
-  }
-}
-
-void unpack(const uint8_t* codes, int lines, uint8_t* tiles, const uint8_t* early) {
-  const __m512i low_first = _mm512_load_si512(kSizes.low.data()), low_last = _mm512_load_si512(kSizes.low.data() + 64);
-  const __m512i high_first = _mm512_load_si512(kSizes.high.data()), high_last = _mm512_load_si512(kSizes.high.data() + 64);
-  const __m512i sign = _mm512_set1_epi8(-128);
-  for (int line = 0; line < lines; ++line, codes += 64, tiles += 128) {
-    const __m512i code = _mm512_loadu_si512(codes);
-    if (early) _mm_prefetch(reinterpret_cast<const char*>(early + 64 * line), _MM_HINT_T1);
-    // A choice among 128 bytes looks at 7 bits only.
-    const __m512i low = _mm512_permutex2var_epi8(low_first, code, low_last);
-    const __m512i size = _mm512_permutex2var_epi8(high_first, code, high_last);
-    const __m512i high = _mm512_ternarylogic_epi64(size, code, sign, 0xF8);  // size | (code & sign)
-    _mm512_store_si512(tiles, _mm512_unpacklo_epi8(low, high));
-    _mm512_store_si512(tiles + 64, _mm512_unpackhi_epi8(low, high));
+    (a.int8 ? write_int8 : write_bf16)(a, key, value, offset, keys, values);
   }
 }
 

@@ -3,9 +3,7 @@
 // A page has for each head first the numbers, in the order in which tiles are read:
 // keys   [page_size / 16][head_dim / 32][16 pairs of dims][16 tokens][2],
 // values [page_size / 32][head_dim / 16][16 pairs of tokens][16 dims][2].
-// In 8 bits a number is a sign and a size of 7 bits, each tile has half of its bytes, and behind the numbers are the scales
-// of a head's tokens, float32 [page_size]. A line of 64 codes holds two lines of bf16, 8 bytes of one and 8 of the other
-// in turns, as the processor interleaves them.
+// In 8 bits tiles are of codes (`codes.h`), and behind them are the scales of a head's tokens, float32 [page_size].
 #pragma once
 
 #include <algorithm>
@@ -43,8 +41,5 @@ inline float* scales_of(const Attention& a, uint8_t* pages, int row, int kv_head
   uint8_t* head = head_of_page(a, pages, row, at, kv_head);
   return reinterpret_cast<float*>(head + size_t(a.page_size) * a.head_dim) + at % a.page_size;
 }
-
-// `lines` lines of codes as tiles of bf16; as many from `early` on are fetched beside them, where it is given.
-void unpack(const uint8_t* codes, int lines, uint8_t* tiles, const uint8_t* early);
 
 }  // namespace asurge
