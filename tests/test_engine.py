@@ -104,6 +104,20 @@ async def test_preemption_changes_nothing(tiny_folder: Path, tiny: Engine) -> No
     assert [one.outputs for one in outputs] == [one.outputs for one in expected]
 
 
+async def test_with_pages_in_8_bits_texts_depend_on_nobody_either(tiny_folder: Path) -> None:
+    """Whoever is preempted computes its keys and values again, beside others, and gets the same."""
+    page = 2 * 2 * 2 * 8 * (8 + 4)  # layers, keys and values, heads, page, head size and scale
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, kv_cache_dtype="int8") as small:
+        assert small.statistics().pages_total == 16
+        prompts = [f"{n} prompts of some length" for n in range(4)]
+        params = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+        together = await small.generate(prompts, params, use_tqdm=False)
+        assert small.statistics().preemptions > 0
+        alone = [(await collect(small, prompt, params))[-1] for prompt in prompts]
+        await settle(small)
+    assert [one.outputs for one in together] == [one.outputs for one in alone]
+
+
 async def test_stop_strings_and_stop_tokens(tiny: Engine) -> None:
     whole = (await collect(tiny, "Stop here"))[-1]
     stop = whole.get_text()[7:10]

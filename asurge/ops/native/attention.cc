@@ -143,20 +143,20 @@ class Attender {
           prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
           if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
         }
-        multiply_lines(work_.queries, strip, Strip{keys}, strip, depth, out, kSpan, fetch);
+        product(work_.queries, strip, Strip{keys}, strip, depth, out, kSpan, fetch);
       } else if (count() <= kMostFromCodes) {
         multiply_codes(count(), work_.queries, Codes{keys, values}, depth * kCodeTile, depth, out, kSpan);
       } else {
         unpack(keys, kBlock * a_.head_dim / 64, work_.unpacked, values);
-        multiply_lines(work_.queries, strip, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
+        product(work_.queries, strip, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
       }
     }
     if constexpr (kInt8) scale_scores(at, tokens);
   }
 
   template <typename B>
-  void multiply_lines(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth, float* out, int columns,
-                      Fetch fetch) const {
+  void product(const uint8_t* a, size_t a_stride, const B& b, size_t b_stride, int depth, float* out, int columns,
+               Fetch fetch) const {
     if (lines_.second) {
       multiply<Depth::kBf16, 2, 2>(a, a_stride, b, b_stride, depth, out, columns, lines_, fetch);
     } else {
@@ -260,11 +260,11 @@ class Attender {
     for (int d = 0; d < a_.head_dim; d += 32) {
       b.offset = d / 16 * (kInt8 ? kCodeTile : kTile);
       if constexpr (!kInt8) {
-        multiply_lines(work_.weights, strip, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
+        product(work_.weights, strip, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
       } else if (count() <= kMostFromCodes) {
         multiply_codes(count(), work_.weights, b, kCodeTile, blocks, out, kQueries);
       } else {
-        multiply_lines(work_.weights, strip, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
+        product(work_.weights, strip, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
       }
       for (int line = 0; line < count(); ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
