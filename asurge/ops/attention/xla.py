@@ -184,20 +184,15 @@ def paged_attention(
         if window is not None:
             seen &= at[:, None, :] >= window.begin(positions)[:, :, None]
         seen = jnp.tile(seen[:, None], (1, 1, heads // kv_heads, 1))
-        scores = _scores(grouped, _gather(keys, ids, q.dtype))
-        if key_scales is not None:
-            scores = scores * _gather_scales(key_scales, ids)
-        scores = soft_cap(scores * scale, softcap)
-        scores = jnp.where(seen, scores, _MASKED)
+        scores = _scores(grouped, _gather(keys, ids, q.dtype)) * _gather_scales(key_scales, ids, real)
+        scores = jnp.where(seen, soft_cap(scores * scale, softcap), _MASKED)
         new_best = jnp.maximum(best, scores.max(axis=-1, keepdims=True))
         shrink = jnp.exp(best - new_best)
         weights = jnp.where(seen, jnp.exp(scores - new_best), 0.0)
         # Pages hold leftovers of other sequences, even NaN, and zero times NaN must not reach the sum.
         block = jnp.where(real[:, None, :, None], _gather(values, ids, q.dtype), jnp.zeros((), q.dtype))
-        mixing = weights
-        if value_scales is not None:
-            mixing = weights * jnp.where(real[:, None, None, :], _gather_scales(value_scales, ids), 0.0)
-        update = jnp.einsum("rhqk,rhkd->rhqd", mixing.astype(q.dtype), block, preferred_element_type=jnp.float32)
+        shares = (weights * _gather_scales(value_scales, ids, real)).astype(q.dtype)
+        update = jnp.einsum("rhqk,rhkd->rhqd", shares, block, preferred_element_type=jnp.float32)
         return new_best, total * shrink + weights.sum(axis=-1, keepdims=True), mixed * shrink + update
 
     carry = _nothing_seen(grouped.shape)
@@ -208,8 +203,7 @@ def paged_attention(
         carry = lax.fori_loop(first, (jnp.max(ends) + span - 1) // span, attend, carry)
     _, total, mixed = carry
     out = jnp.where(total > 0, mixed / jnp.where(total > 0, total, 1.0), 0.0)
-    out = out.reshape(rows, kv_heads, -1, queries, head_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(q.shape).astype(q.dtype)
+    return out.reshape(rows, kv_heads, -1, queries, head_dim).transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
 
 
 def _nothing_seen(shape: tuple[int, ...]) -> _Carry:
@@ -237,10 +231,13 @@ def _gather(pages: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return picked if picked.dtype == dtype else lax.bitcast_convert_type(picked, dtype)
 
 
-def _gather_scales(scales: jax.Array, ids: jax.Array) -> jax.Array:
-    """``ids [rows, columns]`` -> ``[rows, kv_heads, 1, columns * page_size]``, as `_gather` orders tokens."""
+def _gather_scales(scales: jax.Array | None, ids: jax.Array, real: jax.Array) -> jax.Array | float:
+    """``ids [rows, columns]`` -> ``[rows, kv_heads, 1, columns * page_size]``, as `_gather` orders tokens; 0 where a token is
+    not ``real [rows, columns * page_size]``, whose scale may be anything. 1 where pages have no scales."""
+    if scales is None:
+        return 1.0
     picked = scales.at[ids].get(mode="clip").transpose(0, 2, 1, 3)
-    return picked.reshape(ids.shape[0], scales.shape[1], 1, -1)
+    return jnp.where(real[:, None, None, :], picked.reshape(ids.shape[0], scales.shape[1], 1, -1), 0.0)
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
