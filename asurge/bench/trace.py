@@ -47,12 +47,16 @@ class StepTrace:
 
     @property
     def device_share(self) -> float:
-        """Share of the time from the first span to the last in which the device computed."""
-        device = [span for span in self._spans if span.stage == "device"]
+        """Share of the time from the first span to the last in which the device computed, any step."""
+        device = sorted((span.begin_s, span.end_s) for span in self._spans if span.stage == "device")
         if not device:
             return 0.0
-        whole = max(span.end_s for span in device) - min(span.begin_s for span in device)
-        return sum(span.end_s - span.begin_s for span in device) / whole if whole else 1.0
+        began_s = until_s = device[0][0]
+        busy_s = 0.0
+        for begin_s, end_s in device:
+            busy_s += max(end_s - max(begin_s, until_s), 0.0)
+            until_s = max(until_s, end_s)
+        return min(busy_s / (until_s - began_s), 1.0) if until_s > began_s else 1.0
 
     @property
     def host_ms(self) -> float:

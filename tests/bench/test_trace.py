@@ -38,6 +38,16 @@ async def test_every_step_passes_its_stages_in_order(tiny: Engine) -> None:
     assert trace.host_ms > 0
 
 
+def test_steps_that_seem_to_overlap_count_once() -> None:
+    """A thread that hears late of a step's end says so late, and the next one has begun by then."""
+    trace = StepTrace()
+    assert trace.device_share == 0
+    for step, (begin_s, end_s) in enumerate([(0.0, 1.0), (0.5, 1.5), (0.75, 1.25), (2.0, 3.0)]):
+        trace.saw("device", step, begin_s, end_s)
+    trace.saw("plan", 9, 0.0, 9.0)
+    assert trace.device_share == pytest.approx(2.5 / 3)
+
+
 async def test_draws_apart_are_a_stage_of_their_own(tiny: Engine) -> None:
     trace = await traced(tiny, SamplingParams(max_tokens=4, logprobs=1))
     assert "draw" in {span.stage for span in trace.spans}
