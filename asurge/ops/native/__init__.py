@@ -1,5 +1,5 @@
-"""Kernels of our own for x86-64 processors, with AMX (Sapphire Rapids and later) or with AVX-512 and its bf16 (Cooper
-Lake, Zen 4 and later), called through XLA's FFI.
+"""Kernels of our own for x86-64 processors, with AMX (Sapphire Rapids and later) or with AVX-512, its bf16 and VBMI
+(Zen 4 and later), called through XLA's FFI.
 
 XLA:CPU reaches a fifth of the memory bandwidth in attention over pages and a quarter of the arithmetic in bf16 products
 (`docs/performance.md` has the figures). Everything here has a counterpart in plain JAX, which serves all other processors.
@@ -33,7 +33,7 @@ def unavailable() -> str | None:
     except OSError as error:
         return str(error)
     if library is None:
-        return "this processor, or its operating system, has neither AMX nor AVX-512 with bf16"
+        return "this processor, or its operating system, has neither AMX nor AVX-512 with bf16 and VBMI"
     for target in TARGETS:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     library.asurge_set_threads(len(os.sched_getaffinity(0)))
