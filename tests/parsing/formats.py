@@ -180,10 +180,14 @@ CHARACTERS = st.characters(exclude_categories=["Cs"])
 
 def values(format_name: str, *, inner: bool = True) -> st.SearchStrategy[Any]:
     """Values of arguments. Formats without quotes have marks that a string cannot contain."""
-    marks = [*MARKS[format_name], *OTHER_MARKS]
-    if format_name in ("gemma", "gpt_oss"):
-        marks = [mark for mark in marks if mark not in ("<escape>",) and not mark.startswith("<|")]
+    quoted = format_name not in ("gemma", "gpt_oss")
+
+    def fits(text: str) -> bool:
+        return quoted or ("<escape>" not in text and "<|" not in text)
+
+    marks = [mark for mark in (*MARKS[format_name], *OTHER_MARKS) if fits(mark)]
     text = st.lists(st.sampled_from(marks) | st.text(CHARACTERS, max_size=8), max_size=4).map("".join)
+    text = text.filter(fits)  # free text draws from this file's strings, too
     scalar = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
     return st.recursive(
         scalar, lambda one: st.lists(one, max_size=3) | st.dictionaries(text, one, max_size=3), max_leaves=8
