@@ -171,7 +171,7 @@ function draw() {
   const now = seconds();
   for (const { update } of tiles) update(samples.at(-1)?.values ?? {});
   for (const chart of charts) chart.draw(samples, now);
-  if (byId("table-details").open) for (const { update } of rows) update(samples);
+  for (const { update } of rows) update(samples);
 }
 
 function pause() {
@@ -185,7 +185,6 @@ function start() {
   byId("charts").append(...charts.map((entry) => entry.node));
   byId("rows").append(...rows.map((entry) => entry.node));
   byId("model").addEventListener("change", draw);
-  byId("table-details").addEventListener("toggle", draw);
   document.addEventListener("visibilitychange", () => {
     pause();
     if (!document.hidden) poll();
