@@ -25,7 +25,8 @@ class SchedulerConfig:
         long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
             have prompts to be computed; None: no limit of its own.
         max_mixed_step_s: seconds that a step may take when it computes prompts beside requests that generate, which get
-            their next tokens so much later (ten tokens a second are still read with ease); or twice as long as without prompts, if that is more. None: no such limit.
+            their next tokens so much later (ten tokens a second are still read with ease); or twice as long as without
+            prompts, if that is more. None: no such limit.
 
     Raises:
         ConfigError: a value is out of range.

@@ -1,10 +1,11 @@
 """What 8 bits cost in quality: ``python -m benchmarks.int8_quality [--random FOLDER] [--json FILE]``.
 
 Perplexity of the demo model over the answers to its questions, asked as plain text, in bfloat16, with weights and activations
-in int8, with keys and values in int8, and with all of them; and how near the distributions are to bfloat16's. It knows these answers by heart, in the form it learnt: so they are also asked for in another
-one, a space where it expects a line break, which leaves it as uncertain as a model is of a text it has not seen. ``--random`` adds a checkpoint with random weights (`benchmarks.checkpoints`): nothing there
-was learnt, so only the cosine of the logits says something. Runs whole texts, each padded to one length, in the kernels
-that ``--kernels`` names.
+in int8, with keys and values in int8, and with all of them; and how near the distributions are to bfloat16's. It knows these
+answers by heart, in the form it learnt: so they are also asked for in another one, a space where it expects a line break, which
+leaves it as uncertain as a model is of a text it has not seen. ``--random`` adds a checkpoint with random weights
+(`benchmarks.checkpoints`): nothing there was learnt, so only the cosine of the logits says something. Runs whole texts, each
+padded to one length, in the kernels that ``--kernels`` names.
 """
 
 from __future__ import annotations

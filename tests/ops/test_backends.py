@@ -52,10 +52,7 @@ def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int,
     served.step([(1, 19, 1)], [(0, 32, 5), (0, 0, 0)], 32)
 
 
-in_int8 = pytest.mark.parametrize("name", ["xla", "native"])
-
-
-@in_int8
+@pytest.mark.parametrize("name", ["xla", "native"])
 @pytest.mark.parametrize("window", [None, Window(40), Window(24, chunked=True)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 96), (8, 1, 32)])
 def test_pages_in_8_bits_lose_only_what_8_bits_do(

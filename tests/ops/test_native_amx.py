@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +9,8 @@ from pathlib import Path
 import pytest
 
 from asurge.ops import native
+from tests.test_native_build import COMPILER, REPOSITORY, hatch_build
 
-hatch_build = pytest.importorskip("hatch_build", reason="needs the repository and hatchling", exc_type=ImportError)
-
-REPOSITORY = Path(hatch_build.__file__).parent
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 SUITE = """
 import pathlib, sys, pytest
 from asurge.ops import native

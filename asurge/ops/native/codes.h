@@ -10,7 +10,6 @@
 
 namespace asurge {
 
-constexpr int kLargestCode = 127;
 constexpr int kCodeTile = kTile / 2;
 
 // Where a number is in a tile of codes: of line `group` of the bf16 tile, that of a column, and which of its two.

@@ -68,16 +68,7 @@ void prepare_bf16(const Linear& linear, const Prepared& to, int row, int at) {
 void prepare_int8(const Linear& linear, const Prepared& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
   const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
-  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 lost = 0;  // no steps of 8 bits hold what is not finite, and a maximum forgets NaN
-  for (int k = 0; k < linear.depth; k += 16) {
-    const __m512 size = _mm512_abs_ps(load_input(linear, x, k, factor));
-    lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
-    most = _mm512_max_ps(most, size);
-  }
-  const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
-  const float scale = std::max(largest, 1e-30f) / 127.0f;
+  const float scale = step_of(linear.depth, [&](int k) { return load_input(linear, x, k, factor); });
   const __m512 inverse = _mm512_set1_ps(1.0f / scale);
   __m512i sum = _mm512_setzero_si512();
   uint8_t* tile = to.line(at);

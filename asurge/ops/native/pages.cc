@@ -1,8 +1,6 @@
 #include "pages.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "codes.h"
 
@@ -11,16 +9,7 @@ namespace {
 
 // Codes of one head of a token, and the scale that makes numbers of them: NaN where one is not finite.
 float quantize(const uint16_t* x, int dim, uint8_t* codes) {
-  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 lost = 0;  // a maximum forgets NaN
-  for (int d = 0; d < dim; d += 16) {
-    const __m512 size = _mm512_abs_ps(load_bf16(x + d));
-    lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
-    most = _mm512_max_ps(most, size);
-  }
-  const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
-  const float scale = std::max(largest, 1e-30f) / kLargestCode;
+  const float scale = step_of(dim, [&](int d) { return load_bf16(x + d); });
   // Divided, as in the reference: halfway values would go elsewhere.
   const __m512 step = _mm512_set1_ps(scale);
   for (int d = 0; d < dim; d += 16) {
@@ -50,19 +39,16 @@ void write_bf16(const Attention& a, const uint16_t* key, const uint16_t* value, 
 
 void write_int8(const Attention& a, const uint16_t* key, const uint16_t* value, int offset, uint8_t* keys, uint8_t* values) {
   const int dim = a.head_dim;
-  const size_t scales = size_t(a.page_size) * dim + 4 * size_t(offset);
   alignas(64) uint8_t codes[kMaxHeadDim];
-  const float key_scale = quantize(key, dim, codes);
-  std::memcpy(keys + scales, &key_scale, 4);
+  scales_behind(a, keys)[offset] = quantize(key, dim, codes);
   keys += offset / 16 * dim * 16;
   for (int d = 0; d < dim; d += 2) {
     std::memcpy(keys + d / 32 * kCodeTile + code_at(d % 32 / 2, offset % 16, 0), codes + d, 2);
   }
-  const float value_scale = quantize(value, dim, codes);
-  std::memcpy(values + scales, &value_scale, 4);
+  scales_behind(a, values)[offset] = quantize(value, dim, codes);
   // 16 columns of a line: every other byte, in 8 of 16 bytes; the rest are other tokens'.
   const int group = offset % 32 / 2, which = offset % 2;
-  values += offset / 32 * dim * 32 + code_at(group, 0, 0) / 64 * 64;
+  values += offset / 32 * dim * 32 + group / 2 * 64;
   const __mmask8 eights = group % 2 ? 0xAA : 0x55;
   const __mmask64 own = 0x0055005500550055ull << (8 * (group % 2) + which);
   for (int d = 0; d < dim; d += 16, values += kCodeTile) {

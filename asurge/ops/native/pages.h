@@ -36,10 +36,14 @@ inline uint8_t* block_of(const Attention& a, uint8_t* pages, int row, int kv_hea
   return head_of_page(a, pages, row, at, kv_head) + size_t(at % a.page_size) * a.head_dim * item_bytes(a);
 }
 
-// What the codes of tokens are to be multiplied by, from that at `at` on.
+// What the codes of a head of a page are to be multiplied by.
+inline float* scales_behind(const Attention& a, uint8_t* head) {
+  return reinterpret_cast<float*>(head + size_t(a.page_size) * a.head_dim);
+}
+
+// The same, from the token at `at` on.
 inline float* scales_of(const Attention& a, uint8_t* pages, int row, int kv_head, int at) {
-  uint8_t* head = head_of_page(a, pages, row, at, kv_head);
-  return reinterpret_cast<float*>(head + size_t(a.page_size) * a.head_dim) + at % a.page_size;
+  return scales_behind(a, head_of_page(a, pages, row, at, kv_head)) + at % a.page_size;
 }
 
 }  // namespace asurge

@@ -6,9 +6,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 namespace asurge {
 
@@ -46,6 +48,23 @@ inline void store_bf16(uint16_t* to, __m512 value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value));
 }
 inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
+
+constexpr int kLargestCode = 127;  // of numbers in 8 bits
+
+// What `count` numbers in 8 bits are multiples of, by the largest of them; `load(at)` gives 16. NaN where one is not finite.
+template <typename Load>
+inline float step_of(int count, const Load& load) {
+  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+  __m512 most = _mm512_setzero_ps();
+  __mmask16 lost = 0;  // no steps of 8 bits hold what is not finite, and a maximum forgets NaN
+  for (int at = 0; at < count; at += 16) {
+    const __m512 size = _mm512_abs_ps(load(at));
+    lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
+    most = _mm512_max_ps(most, size);
+  }
+  const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
+  return std::max(largest, 1e-30f) / kLargestCode;
+}
 
 constexpr float kLog2E = 1.44269504088896341f;
 
