@@ -54,7 +54,8 @@ class Constraints:
                 param="thinking_budget",
             )
         grammar = None if params.guided_decoding is None else await self._compile(params.guided_decoding)
-        asked = params.min_tokens or params.bad_words or params.allowed_token_ids is not None
+        # With ignore_eos nothing may be left that could end a text too early, and a mask of nothing still costs a dispatch.
+        asked = (params.min_tokens and ends) or params.bad_words or params.allowed_token_ids is not None
         if grammar is None and not asked and params.thinking_budget is None:
             return []
         words = params.bad_words

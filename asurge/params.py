@@ -37,7 +37,7 @@ class SamplingParams:
         n: completions of one prompt, which share the pages of its beginning.
         best_of: draw so many, and give back the ``n`` likeliest, at the end.
         max_tokens: new tokens at most (``max_new_tokens`` is an alias); None means as many as fit the context.
-        min_tokens: no end token or stop token before so many.
+        min_tokens: no end token or stop token before so many, where one of them would end the text.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2019).

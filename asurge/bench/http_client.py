@@ -67,7 +67,6 @@ class HttpClient:
             "model": self.model,
             "prompt": list(prompt),
             "max_tokens": output_len,
-            "min_tokens": output_len,
             "temperature": 0.0,
             "ignore_eos": True,
             "stream": True,
@@ -130,7 +129,7 @@ class _Tally:
     def __init__(self, record: Record) -> None:
         self.counted: int | None = None
         self.ended = False
-        self._record = record
+        self._record, self._delivered = record, 0
 
     def take(self, chunk: dict[str, Any], at_s: float) -> None:
         """One event.
@@ -150,9 +149,10 @@ class _Tally:
             if counted is None:
                 new = 0 if finished and not choice.get("text") else 1
             else:
-                new = counted - self._record.output_tokens
+                new = counted - self._delivered
             if new > 0:
                 self._record.deliver(at_s, new)
+                self._delivered += new
 
 
 async def _accept(response: aiohttp.ClientResponse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -105,3 +106,10 @@ async def test_a_grammar_that_takes_too_long_is_refused(made: Constraints, monke
     with pytest.raises(InvalidRequestError, match="took longer than"):
         await prepare(made, "slow")
     assert await to_thread.run_sync(lambda: slow.running) == 0
+
+
+async def test_a_least_length_of_a_text_that_nothing_ends_asks_for_no_masks(made: Constraints) -> None:
+    params = SamplingParams(min_tokens=9, ignore_eos=True)
+    assert not await made.prepare(params, [1], frozenset(), 1)
+    assert await made.prepare(params, [1], frozenset({5}), 1)
+    assert await made.prepare(dataclasses.replace(params, bad_words=["so"]), [1], frozenset(), 1)
