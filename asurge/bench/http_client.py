@@ -146,10 +146,8 @@ class _Tally:
         for choice in chunk.get("choices") or ():
             finished = choice.get("finish_reason") is not None
             self.ended = self.ended or finished
-            if counted is None:
-                new = 0 if finished and not choice.get("text") else 1
-            else:
-                new = counted - self._delivered
+            alone = 0 if finished and not choice.get("text") else 1
+            new = alone if counted is None else counted - self._delivered
             if new > 0:
                 self._record.deliver(at_s, new)
                 self._delivered += new

@@ -44,6 +44,16 @@ def test_sequences_in_chunks_then_token_by_token(name: str, window: Window | Non
 
 
 @everywhere
+def test_what_one_row_writes_another_reads_in_the_same_step(name: str) -> None:
+    """A row that fills its page with a single token, and a chunk behind that page, whoever comes to be computed first."""
+    shape = shape_for(name)
+    served = Served(BACKENDS[name](shape), shape, [3 * shape.page_size] * 2)
+    last = shape.page_size - 1
+    served.step([(0, 0, 0)], [(0, 0, last), (1, 0, last)], shape.page_size)
+    served.step([(0, last, 1), (1, last, 1)], [(0, last + 1, 9), (1, last + 1, 2)], shape.page_size)
+
+
+@everywhere
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 128), (8, 2, 64), (8, 1, 128)])
 def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
     shape = shape_for(name, heads, kv_heads, head_dim)

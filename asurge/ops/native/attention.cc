@@ -13,7 +13,6 @@
 namespace asurge {
 namespace {
 
-constexpr int kMostUnits = 4;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 struct Workspace {
@@ -40,7 +39,7 @@ __attribute__((noinline)) Workspace& own_workspace() {
 // A span's values, 32 tokens each, and what is fetched beside them.
 struct Blocks {
   const uint8_t* values[kSpan / kBlock];
-  const uint8_t* next[kSpan / kBlock];
+  const uint8_t* const* next;
   int offset;
   const uint8_t* operator()(int k) const { return values[k] + offset; }
   const uint8_t* early(int k, ptrdiff_t = 0) const { return next[k] ? next[k] + offset : nullptr; }
@@ -69,6 +68,9 @@ class Attender {
       prefetch(a_.keys, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
       prefetch(a_.values, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
     }
+    for (int at = 0; at < unit_.size; ++at) {
+      if (writes_itself(a_, unit_.rows[at])) write_head(a_, unit_.rows[at], 0, unit_.kv_head);
+    }
     const int lines = unit_.lines();
     std::fill_n(work_.best, lines, kNothing);
     std::fill_n(work_.total, lines, 0.0f);
@@ -93,6 +95,7 @@ class Attender {
     for (int at = begin_ / 32 * 32; at < end_; at += kSpan) {
       const int tokens = std::min(kSpan, (end_ - at + 31) / 32 * 32);
       score(at, tokens);
+      if constexpr (kBetween) find_next(at);
       weigh(at, tokens);
       mix(at, tokens);
     }
@@ -252,8 +255,8 @@ class Attender {
 
   void mix(int at, int tokens) {
     Blocks b{};
+    b.next = next_keys_;
     find_values(at, tokens, b);
-    if constexpr (kBetween) find_next_keys(at, b);
     const int blocks = tokens / kBlock;
     const size_t strip = kSpan / 32 * kTile;
     float* out = &work_.product[0][0];
@@ -290,6 +293,7 @@ class Attender {
   // 32 dims of a span's values.
   Blocks unpacked(const Blocks& codes, int blocks) {
     Blocks b{};
+    b.next = codes.next;
     for (int k = 0; k < blocks; ++k) {
       uint8_t* to = work_.unpacked + k * 2 * kTile;
       unpack(codes(k), kTile / 64, to, codes.early(k));
@@ -298,8 +302,10 @@ class Attender {
     return b;
   }
 
-  // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's.
-  void find_next_keys(int at, Blocks& b) {
+  // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's. A line of each
+  // block is asked for at once, so that the processor has looked up where its memory is before the rest is.
+  void find_next(int at) {
+    std::fill_n(next_keys_, kSpan / kBlock, nullptr);
     int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
     const int upcoming = end_ == unit_.shared ? 0 : to_;  // behind what all have in common, each from the first on
     if (from >= end && upcoming < unit_.size) {
@@ -309,7 +315,9 @@ class Attender {
       row = *next_->rows, head = next_->kv_head, from = begin_of(*next_) / 32 * 32, end = a_.start[row] + 1;
     }
     for (int k = 0; k < kSpan / kBlock && from < end; ++k, from += 32) {
-      b.next[k] = block_of(a_, a_.keys, row, head, from);
+      next_keys_[k] = block_of(a_, a_.keys, row, head, from);
+      _mm_prefetch(reinterpret_cast<const char*>(next_keys_[k]), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(block_of(a_, a_.values, row, head, from)), _MM_HINT_T1);
       if constexpr (kInt8) {
         for (uint8_t* pages : {a_.keys, a_.values}) {
           const char* scales = reinterpret_cast<const char*>(scales_of(a_, pages, row, head, from));
@@ -356,6 +364,8 @@ class Attender {
   // What is attended to now: sequences of the unit, context, and lines.
   int from_ = 0, to_ = 0, begin_ = 0, end_ = 0;
   LiveRows lines_{};
+  // Where the keys of the span behind this one are.
+  const uint8_t* next_keys_[kSpan / kBlock] = {};
 };
 
 }  // namespace
@@ -366,31 +376,30 @@ void run(const Attention& a) {
   const std::vector<Token>& tokens = plan.tokens;
   const std::vector<Unit>& units = plan.units;
   // Padding is read by the next product: it must hold numbers.
-  if (static_cast<int>(tokens.size()) < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
+  if (plan.count < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
   constexpr int kTokens = 4;
-  // Some units at a time, so that one's memory comes while another is attended to; few enough that all members end together.
-  const int share = std::clamp(static_cast<int>(units.size()) / (8 * members), 1, kMostUnits);
-  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens);
-  Tickets attends((static_cast<int>(units.size()) + share - 1) / share);
+  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(static_cast<int>(units.size()));
   Pool::get().run([&](int, Team& team) {
     int index;
     while (writes.take(index)) {
       const size_t end = std::min(tokens.size(), size_t(index + 1) * kTokens);
-      for (size_t at = size_t(index) * kTokens; at < end; ++at) write_token(a, tokens[at].row, tokens[at].index);
+      for (size_t at = size_t(index) * kTokens; at < end; ++at) {
+        for (int head = 0; head < a.kv_heads; ++head) write_head(a, tokens[at].row, tokens[at].index, head);
+      }
     }
-    team.barrier();
+    if (!tokens.empty()) team.barrier();
     TileScope tiles;
     Workspace& work = own_workspace();
-    while (attends.take(index)) {
-      const size_t end = std::min(units.size(), size_t(index + 1) * share);
-      for (size_t at = size_t(index) * share; at < end; ++at) {
-        const Unit* next = at + 1 < end ? &units[at + 1] : nullptr;
-        if (a.int8) {
-          Attender<true>(a, units[at], next, work).run();
-        } else {
-          Attender<false>(a, units[at], next, work).run();
-        }
+    // Each is taken a unit early, so that its memory comes while the one before is attended to.
+    const Unit* unit = attends.take(index) ? &units[index] : nullptr;
+    while (unit) {
+      const Unit* next = attends.take(index) ? &units[index] : nullptr;
+      if (a.int8) {
+        Attender<true>(a, *unit, next, work).run();
+      } else {
+        Attender<false>(a, *unit, next, work).run();
       }
+      unit = next;
     }
   });
 }

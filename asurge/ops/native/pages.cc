@@ -84,22 +84,17 @@ void load_head(const Attention& a, int token, int head, const uint16_t* norm, ui
   }
 }
 
-void write_token(const Attention& a, int row, int index) {
+void write_head(const Attention& a, int row, int index, int head) {
   const int token = a.first[row] + index, position = a.start[row] + index, offset = position % a.page_size;
-  // A key goes to as many lines as it has pairs: they come while heads are made.
-  for (int head = 0; head < a.kv_heads; ++head) {
-    const int bytes = 16 * a.head_dim * item_bytes(a);
-    const uint8_t* keys = head_of_page(a, a.keys, row, position, head) + offset / 16 * bytes;
-    for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(keys + byte, 1);
-  }
-  for (int head = 0; head < a.kv_heads; ++head) {
-    alignas(64) uint16_t key[kMaxHeadDim];
-    load_head(a, token, a.heads + head, a.k_norm, key);
-    const uint16_t* value = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + a.heads + a.kv_heads + head) * a.head_dim;
-    uint8_t* keys = head_of_page(a, a.keys, row, position, head);
-    uint8_t* values = head_of_page(a, a.values, row, position, head);
-    (a.int8 ? write_int8 : write_bf16)(a, key, value, offset, keys, values);
-  }
+  uint8_t* keys = head_of_page(a, a.keys, row, position, head);
+  uint8_t* values = head_of_page(a, a.values, row, position, head);
+  // A key goes to as many lines as it has pairs: they come while it is made.
+  const int bytes = 16 * a.head_dim * item_bytes(a);
+  for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(keys + offset / 16 * bytes + byte, 1);
+  alignas(64) uint16_t key[kMaxHeadDim];
+  load_head(a, token, a.heads + head, a.k_norm, key);
+  const uint16_t* value = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + a.heads + a.kv_heads + head) * a.head_dim;
+  (a.int8 ? write_int8 : write_bf16)(a, key, value, offset, keys, values);
 }
 
 }  // namespace asurge

@@ -19,8 +19,8 @@ constexpr int kBlock = 32;  // tokens whose keys, or values, are one piece
 // One head of one token: normalised and rotated, as the reference rounds it.
 void load_head(const Attention& a, int token, int head, const uint16_t* norm, uint16_t* to);
 
-// A token of this step goes into its pages.
-void write_token(const Attention& a, int row, int index);
+// One KV head of a token of this step goes into its page.
+void write_head(const Attention& a, int row, int index, int head);
 
 // Bytes of a number in pages.
 inline int item_bytes(const Attention& a) { return a.int8 ? 1 : 2; }

@@ -28,6 +28,8 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
   const int group = a.heads / a.kv_heads;
   std::iota(sequences_.begin(), sequences_.end(), 0);
   for (int row = 0; row < a.rows; ++row) {
+    count += a.length[row];
+    if (writes_itself(a, row)) continue;
     for (int index = 0; index < a.length[row]; ++index) tokens.push_back({row, index});
   }
   const bool shares = a.window == 0 && group <= kRows;

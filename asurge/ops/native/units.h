@@ -26,11 +26,18 @@ struct Unit {
   int lines() const { return size * count; }
 };
 
+// Whether the unit of a sequence writes the one token that it is for: then it finds it in its core's caches, as it will find
+// the rest of its block. What fills a page is written before: from then on others may have it for their beginning, even in
+// this step.
+inline bool writes_itself(const Attention& a, int row) {
+  return a.length[row] == 1 && (a.start[row] + 1) % a.page_size != 0 && a.heads / a.kv_heads <= kQueries;
+}
+
 struct Token {
   int row, index;
 };
 
-// All of a step: the tokens to be written, and the units behind them, the longest first.
+// All of a step: the tokens to be written first, and the units behind them, the longest first.
 struct Units {
   Units(const Attention& a, int members);
   Units(const Units&) = delete;
@@ -38,6 +45,7 @@ struct Units {
 
   std::vector<Token> tokens;
   std::vector<Unit> units;
+  int count = 0;  // of all tokens
 
  private:
   struct Company {
