@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 from pathlib import Path
@@ -126,7 +127,9 @@ def run(given: argparse.Namespace) -> int:
     aliases = dict.fromkeys(given.served_model_name, first)
     server = ApiServer(engines, require_api_key=bool(keys), api_keys=keys, aliases=aliases, **settings)
     console = Console(stderr=True, highlight=False)
-    server.fire(tell=lambda line: console.print(f"asurge: {line}", markup=False))
+    # What is there when models are ready stays. The collector would look through it all now and then, 175 ms in which no
+    # token comes; a library leaves that to its host, but this process is all the server's.
+    server.fire(tell=lambda line: console.print(f"asurge: {line}", markup=False), on_ready=gc.freeze)
     return 0
 
 

@@ -75,7 +75,12 @@ class ApiServer:
         return self.keys.generate(label)
 
     def fire(
-        self, host: str | None = None, port: int | None = None, *, tell: Callable[[str], None] = lambda line: None
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        tell: Callable[[str], None] = lambda line: None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve until SIGINT or SIGTERM, then let requests under way finish. Blocks.
 
@@ -84,7 +89,7 @@ class ApiServer:
             AsurgeError: no model could be started.
         """
         uvloop = find_spec("uvloop") is not None
-        anyio.run(partial(self.serve, tell=tell), host, port, backend_options={"use_uvloop": uvloop})
+        anyio.run(partial(self.serve, tell=tell, on_ready=on_ready), host, port, backend_options={"use_uvloop": uvloop})
 
     async def serve(
         self,
@@ -92,12 +97,14 @@ class ApiServer:
         port: int | None = None,
         *,
         tell: Callable[[str], None] = lambda line: None,
+        on_ready: Callable[[], None] = lambda: None,
         signals: bool = True,
     ) -> None:
         """`fire`, within an event loop.
 
         Args:
             tell: called with a line once the server listens, and again when its models are ready.
+            on_ready: called before the latter.
             signals: stop on SIGINT and SIGTERM; otherwise on cancellation.
         """
         host, port = self.config.host if host is None else host, self.config.port if port is None else port
@@ -118,7 +125,7 @@ class ApiServer:
         try:
             await web.SockSite(runner, sock, ssl_context=context, backlog=_BACKLOG).start()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._until_ready, tell, _url(runner, tls=context is not None))
+                tasks.start_soon(self._until_ready, tell, on_ready, _url(runner, tls=context is not None))
                 if context is not None:
                     tasks.start_soon(_reload, context, self.config)
                 await _stopped(signals=signals)
@@ -129,7 +136,7 @@ class ApiServer:
             with anyio.CancelScope(shield=True):
                 await runner.cleanup()
 
-    async def _until_ready(self, tell: Callable[[str], None], url: str) -> None:
+    async def _until_ready(self, tell: Callable[[str], None], on_ready: Callable[[], None], url: str) -> None:
         """Tell of what can be used, and end where nothing can."""
         models = self.state.models.values()
         tell(f"{url}/ loading {', '.join(self.state.models)} …")
@@ -137,6 +144,7 @@ class ApiServer:
         failed = [one for one in models if one.error is not None]
         if len(failed) == len(models) and failed[0].error is not None:
             raise failed[0].error
+        on_ready()
         tell("ready" + "".join(f", without {one.name}: {one.error}" for one in failed))
 
 

@@ -423,6 +423,17 @@ def test_the_command_tells_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+async def test_readiness_is_told_once(demo: Engine) -> None:
+    told: list[str] = []
+    server = ApiServer(demo, port=_free_port())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(server.serve, signals=False, tell=told.append, on_ready=lambda: told.append("…")))
+        while "ready" not in told:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert told[1:] == ["…", "ready"]
+
+
 async def test_a_port_that_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
