@@ -45,12 +45,17 @@ def test_sequences_in_chunks_then_token_by_token(name: str, window: Window | Non
 
 @everywhere
 def test_what_one_row_writes_another_reads_in_the_same_step(name: str) -> None:
-    """A row that fills its page with a single token, and a chunk behind that page, whoever comes to be computed first."""
+    """A row that fills its page with a single token, and a chunk behind that page, whoever comes to be computed first; and
+    rows of a single token of the same prompt."""
     shape = shape_for(name)
     served = Served(BACKENDS[name](shape), shape, [3 * shape.page_size] * 2)
     last = shape.page_size - 1
     served.step([(0, 0, 0)], [(0, 0, last), (1, 0, last)], shape.page_size)
     served.step([(0, last, 1), (1, last, 1)], [(0, last + 1, 9), (1, last + 1, 2)], shape.page_size)
+    ones = [
+        (sequence, begun + at, 1) for at in reversed(range(8)) for sequence, begun in enumerate((last + 10, last + 3))
+    ]
+    served.step([(0, 0, 0)], ones, 1)
 
 
 @everywhere

@@ -92,8 +92,8 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """How a step's flat tokens belong to sequences: ``decode`` rows of one token, then ``prefill`` rows of up to
-    ``prefill_len``, all of which take their full width among the tokens.
+    """How a step's flat tokens belong to sequences: ``decode`` rows of one token, each of a sequence that has no other, then
+    ``prefill`` rows of up to ``prefill_len``, of which a sequence may have several; all take their full width among the tokens.
 
     Attributes:
         start: int32 ``[rows]``, position of a row's first token.

@@ -84,6 +84,7 @@ class NativeAttention:
             values,
             epsilon=np.float32(heads.epsilon),
             scale=np.float32(shape.scale),
+            decode=np.int32(rows.decode),
             window=np.int32(0 if window is None else window.size),
             chunked=np.bool_(window is not None and window.chunked),
         )

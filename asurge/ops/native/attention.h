@@ -19,6 +19,8 @@ struct Attention {
   const int32_t* start;
   const int32_t* length;
   const int32_t* first;
+  // Rows, of those the first, that generate: each is all that its sequence has here.
+  int decode;
   // [rows, columns].
   const int32_t* page_table;
   // [pages, kv_heads], each as in `pages.h`, written in place.

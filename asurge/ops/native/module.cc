@@ -75,7 +75,7 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
                      ffi::AnyBuffer k_norm, ffi::AnyBuffer start, ffi::AnyBuffer length, ffi::AnyBuffer first,
                      ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
-                     ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, int32_t window,
+                     ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, int32_t decode, int32_t window,
                      bool chunked) {
   const auto pages = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
   if (pages.size() != 4 || heads.size() != 3 || table.size() != 2) {
@@ -107,6 +107,7 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.page_size = static_cast<int>(pages[2]);
   call.int8 = keys.element_type() == ffi::U8;
   call.scale = scale;
+  call.decode = decode;
   call.window = window;
   call.chunked = chunked;
   const size_t angles = size_t(call.tokens) * call.head_dim / 2, rows = call.rows;
@@ -160,6 +161,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
                                   .Attr<float>("scale")
+                                  .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
                                   .Attr<bool>("chunked"));
 

@@ -26,11 +26,11 @@ struct Unit {
   int lines() const { return size * count; }
 };
 
-// Whether the unit of a sequence writes the one token that it is for: then it finds it in its core's caches, as it will find
-// the rest of its block. What fills a page is written before: from then on others may have it for their beginning, even in
-// this step.
+// Whether the unit of a sequence that generates writes its token: then it finds it in its core's caches, as it will find the
+// rest of its block. What fills a page is written before: from then on others may have it for their beginning, even in this
+// step. So is what prompts write: the rows of one may be several.
 inline bool writes_itself(const Attention& a, int row) {
-  return a.length[row] == 1 && (a.start[row] + 1) % a.page_size != 0 && a.heads / a.kv_heads <= kQueries;
+  return row < a.decode && a.length[row] == 1 && (a.start[row] + 1) % a.page_size != 0 && a.heads / a.kv_heads <= kQueries;
 }
 
 struct Token {
