@@ -378,7 +378,10 @@ void run(const Attention& a) {
   // Padding is read by the next product: it must hold numbers.
   if (plan.count < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
   constexpr int kTokens = 4;
-  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(static_cast<int>(units.size()));
+  const int count = static_cast<int>(units.size());
+  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(count);
+  // Where there are many, each is taken while the one before is attended to, so that its memory is on its way.
+  const bool early = count >= 4 * members;
   Pool::get().run([&](int, Team& team) {
     int index;
     while (writes.take(index)) {
@@ -390,16 +393,15 @@ void run(const Attention& a) {
     if (!tokens.empty()) team.barrier();
     TileScope tiles;
     Workspace& work = own_workspace();
-    // Each is taken a unit early, so that its memory comes while the one before is attended to.
-    const Unit* unit = attends.take(index) ? &units[index] : nullptr;
-    while (unit) {
-      const Unit* next = attends.take(index) ? &units[index] : nullptr;
+    const auto take = [&] { return attends.take(index) ? &units[index] : nullptr; };
+    for (const Unit* unit = take(); unit;) {
+      const Unit* next = early ? take() : nullptr;
       if (a.int8) {
         Attender<true>(a, *unit, next, work).run();
       } else {
         Attender<false>(a, *unit, next, work).run();
       }
-      unit = next;
+      unit = early ? next : take();
     }
   });
 }
