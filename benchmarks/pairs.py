@@ -1,0 +1,98 @@
+"""Settings of asurge against each other: ``python -m benchmarks.pairs --model FOLDER --works w1,w2 --of quantization=int8``.
+
+An engine for each group of settings, all in one process, take turns with every work: what the machine does in some minutes meets all
+alike, and a ratio within a turn holds where figures move by a fifth. The first engine has no settings but those of ``--set``, which
+all have; ``--of`` adds one and may be repeated. Prompts are the same for all in a turn, and new in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+from rich.console import Console
+from rich.table import Column, Table
+
+from asurge import Engine
+from asurge.bench.engine_client import EngineClient
+from asurge.bench.measure import measure, warm_up
+from asurge.bench.metrics import Metrics
+from asurge.bench.roofline import read_footprint
+from asurge.bench.works import WORKS, named_work
+from asurge.cli.options import parse_settings
+from asurge.models import resolve_checkpoint
+from benchmarks.suite import parse_works, say
+
+Turns = dict[str, list[Metrics]]
+"""What each engine, by its name, did in all turns of a work."""
+
+
+async def run_pairs(
+    model: str, groups: dict[str, dict[str, Any]], works: list[str], repeat: int, seed: int
+) -> dict[str, Turns]:
+    """By work."""
+    found: dict[str, Turns] = {name: {group: [] for group in groups} for name in works}
+    vocab_size = 0
+    async with AsyncExitStack() as stack:
+        clients = {}
+        for group, settings in groups.items():
+            engine = Engine(model, **{"silent_mode": True, "strict_context": True, **settings})
+            clients[group] = EngineClient(await stack.enter_async_context(engine))
+            vocab_size = read_footprint(resolve_checkpoint(engine.config.model), engine.config).vocab_size
+        for turn in range(repeat):
+            say(f"turn {turn + 1} of {repeat}")
+            for at, name in enumerate(works):
+                work, own_seed = named_work(name), seed + 1000 * at + 100_000 * turn
+                for group, client in clients.items():
+                    await warm_up(client, work, vocab_size=vocab_size, rounds=1, seed=own_seed + 500)
+                    measured = await measure(client, work, vocab_size=vocab_size, seed=own_seed)
+                    found[name][group].append(measured.metrics)
+    return found
+
+
+def table_of(found: dict[str, Turns]) -> Table:
+    """Medians over the turns; of ratios, each to the first engine in the same turn."""
+    figures = ("out tok/s", "x first", "least", "most", "TTFT mean", "ITL p99", "ITL max")
+    settings = Column("settings", overflow="fold", min_width=22)
+    table = Table("work", settings, *figures, title="Medians over the turns; ms")
+    for name, turns in found.items():
+        first = next(iter(turns.values()))
+        for group, metrics in turns.items():
+            ratios = [
+                one.output_tokens_per_s / other.output_tokens_per_s for one, other in zip(metrics, first, strict=True)
+            ]
+            times = [
+                [one.ttft_ms.mean for one in metrics if one.ttft_ms],
+                [one.itl_ms.p99 for one in metrics if one.itl_ms],
+                [one.itl_ms.max for one in metrics if one.itl_ms],
+            ]
+            table.add_row(
+                name,
+                group,
+                f"{statistics.median(one.output_tokens_per_s for one in metrics):.0f}",
+                *(f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))),
+                *(f"{statistics.median(values):.0f}" if values else "–" for values in times),
+            )
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="FOLDER")
+    parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all engines")
+    parser.add_argument("--of", nargs="+", action="append", default=[], metavar="NAME=VALUE", help="of one more engine")
+    options = parser.parse_args(arguments)
+    common = parse_settings(options.set)
+    groups = {"–": common} | {" ".join(given): {**common, **parse_settings(given)} for given in options.of}
+    found = anyio.run(run_pairs, options.model, groups, options.works, options.repeat, options.seed)
+    Console().print(table_of(found))
+
+
+if __name__ == "__main__":
+    main()
