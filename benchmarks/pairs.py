@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from asurge import Engine
 from asurge.bench.engine_client import EngineClient
@@ -55,9 +55,8 @@ async def run_pairs(
 
 def table_of(found: dict[str, Turns]) -> Table:
     """Medians over the turns; of ratios, each to the first engine in the same turn."""
-    figures = ("out tok/s", "x first", "least", "most", "TTFT mean", "ITL p99", "ITL max")
-    settings = Column("settings", overflow="fold", min_width=22)
-    table = Table("work", settings, *figures, title="Medians over the turns; ms")
+    heads = ("work", "settings", "out tok/s", "x first", "least", "most", "TTFT mean", "ITL p99", "ITL max")
+    table = Table(*heads, title="Medians over the turns; ms")
     for name, turns in found.items():
         first = next(iter(turns.values()))
         for group, metrics in turns.items():
@@ -91,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     common = parse_settings(options.set)
     groups = {"–": common} | {" ".join(given): {**common, **parse_settings(given)} for given in options.of}
     found = anyio.run(run_pairs, options.model, groups, options.works, options.repeat, options.seed)
-    Console().print(table_of(found))
+    Console(width=max(Console().width, 120)).print(table_of(found))
 
 
 if __name__ == "__main__":
