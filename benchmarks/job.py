@@ -40,9 +40,9 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
     from asurge import Engine
     from asurge.bench.engine_client import EngineClient
     from asurge.bench.machine import count_compilations, peak_resident_bytes
-    from asurge.bench.measure import measure, warm_up
+    from asurge.bench.measure import measure_warm
     from asurge.bench.roofline import read_footprint
-    from asurge.bench.works import named_work
+    from asurge.bench.works import seeded_works
     from asurge.models import resolve_checkpoint
 
     settings = {"silent_mode": True, "strict_context": True, **orders["settings"]}
@@ -52,14 +52,13 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
         footprint = read_footprint(resolve_checkpoint(engine.config.model), engine.config)
         client, measured, skipped = EngineClient(engine), {}, {}
         with count_compilations() as compilations:
-            for at, name in enumerate(orders["works"]):
-                work = named_work(name)
+            for work, seed in seeded_works(orders["works"], orders["seed"]):
                 if work.input_len + work.output_len > engine.max_model_len:
-                    skipped[name] = f"longer than max_model_len={engine.max_model_len}"
+                    skipped[work.name] = f"longer than max_model_len={engine.max_model_len}"
                     continue
-                seed = orders["seed"] + 1000 * at
-                await warm_up(client, work, vocab_size=footprint.vocab_size, rounds=orders["warmup"], seed=seed + 500)
-                measured[name] = await measure(client, work, vocab_size=footprint.vocab_size, seed=seed)
+                measured[work.name] = await measure_warm(
+                    client, work, vocab_size=footprint.vocab_size, seed=seed, rounds=orders["warmup"]
+                )
         pages = engine.statistics().pages_total
         return {
             "start_s": start_s,

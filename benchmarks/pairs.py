@@ -18,10 +18,10 @@ from rich.table import Table
 
 from asurge import Engine
 from asurge.bench.engine_client import EngineClient
-from asurge.bench.measure import measure, warm_up
+from asurge.bench.measure import check_fits, measure_warm
 from asurge.bench.metrics import Metrics
 from asurge.bench.roofline import read_footprint
-from asurge.bench.works import WORKS, named_work
+from asurge.bench.works import WORKS, named_work, seeded_works
 from asurge.cli.options import parse_settings
 from asurge.models import resolve_checkpoint
 from benchmarks.suite import parse_works, say
@@ -35,21 +35,20 @@ async def run_pairs(
 ) -> dict[str, Turns]:
     """By work."""
     found: dict[str, Turns] = {name: {group: [] for group in groups} for name in works}
-    vocab_size = 0
     async with AsyncExitStack() as stack:
         clients = {}
         for group, settings in groups.items():
             engine = Engine(model, **{"silent_mode": True, "strict_context": True, **settings})
             clients[group] = EngineClient(await stack.enter_async_context(engine))
-            vocab_size = read_footprint(resolve_checkpoint(engine.config.model), engine.config).vocab_size
+            for name in works:
+                check_fits(named_work(name), engine.max_model_len)
+        vocab_size = read_footprint(resolve_checkpoint(engine.config.model), engine.config).vocab_size
         for turn in range(repeat):
             say(f"turn {turn + 1} of {repeat}")
-            for at, name in enumerate(works):
-                work, own_seed = named_work(name), seed + 1000 * at + 100_000 * turn
+            for work, own_seed in seeded_works(works, seed + 100_000 * turn):
                 for group, client in clients.items():
-                    await warm_up(client, work, vocab_size=vocab_size, rounds=1, seed=own_seed + 500)
-                    measured = await measure(client, work, vocab_size=vocab_size, seed=own_seed)
-                    found[name][group].append(measured.metrics)
+                    measured = await measure_warm(client, work, vocab_size=vocab_size, seed=own_seed)
+                    found[work.name][group].append(measured.metrics)
     return found
 
 

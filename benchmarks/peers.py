@@ -43,10 +43,10 @@ from rich.table import Table
 from asurge.bench.bandwidth import measure_bandwidth
 from asurge.bench.http_client import HttpClient
 from asurge.bench.machine import describe_machine, load_average
-from asurge.bench.measure import WARM_UP_TOKENS, measure, warm_up
+from asurge.bench.measure import WARM_UP_TOKENS, measure, measure_warm
 from asurge.bench.metrics import summarize
 from asurge.bench.records import Load, Record
-from asurge.bench.works import WORKS, Work, named_work
+from asurge.bench.works import WORKS, Work, named_work, seeded_works
 from asurge.errors import BenchmarkError
 from benchmarks.job import run_job
 from benchmarks.stalls import undisturbed
@@ -189,9 +189,8 @@ class Server:
             probe = Work(name="probe", requests=1, input_len=4, output_len=1)
             await _until_served(client, probe, process)
             start_s = time.perf_counter() - began_s
-            for work, seed in _seeded(task):
-                await warm_up(client, work, vocab_size=task.vocab_size, rounds=1, seed=seed + 500)
-                measured = await measure(client, work, vocab_size=task.vocab_size, seed=seed)
+            for work, seed in seeded_works(task.works, task.seed):
+                measured = await measure_warm(client, work, vocab_size=task.vocab_size, seed=seed)
                 works[work.name] = dataclasses.asdict(measured.metrics)
         return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "works": works}
 
@@ -249,15 +248,10 @@ def _peak_of_group(leader: int) -> int:
     return total
 
 
-def _seeded(task: Task) -> list[tuple[Work, int]]:
-    """As `benchmarks.job` has them: the same prompts for everybody."""
-    return [(named_work(name), task.seed + 1000 * at) for at, name in enumerate(task.works)]
-
-
 def _prompted(task: Task) -> list[dict[str, Any]]:
     """Each work behind a short one like it that warms up."""
     works = []
-    for work, seed in _seeded(task):
+    for work, seed in seeded_works(task.works, task.seed):
         short = dataclasses.replace(
             work, name=f"_{work.name}", requests=min(work.requests, 2), rounds=1, output_len=min(work.output_len, WARM_UP_TOKENS)
         )  # fmt: skip

@@ -98,6 +98,12 @@ async def warm_up(client: Client, work: Work, *, vocab_size: int, rounds: int, s
         await drive(client, few, few.prompts(vocab_size, seed))
 
 
+async def measure_warm(client: Client, work: Work, *, vocab_size: int, seed: int, rounds: int = 1) -> Measurement:
+    """`measure` behind `warm_up`, with other prompts."""
+    await warm_up(client, work, vocab_size=vocab_size, rounds=rounds, seed=seed + 500)
+    return await measure(client, work, vocab_size=vocab_size, seed=seed)
+
+
 def check_fits(work: Work, max_model_len: int) -> None:
     """
     Raises:

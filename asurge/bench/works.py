@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
 from asurge.errors import ConfigError
 
@@ -99,3 +100,8 @@ def named_work(name: str) -> Work:
     if name not in WORKS:
         raise ConfigError(f"there is no work {name!r}: the works are {', '.join(WORKS)}")
     return WORKS[name]
+
+
+def seeded_works(names: Sequence[str], seed: int) -> list[tuple[Work, int]]:
+    """Works by name, each with a seed of its own, so that no prompts are in two of them."""
+    return [(named_work(name), seed + 1000 * at) for at, name in enumerate(names)]
