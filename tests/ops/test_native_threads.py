@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ import pytest
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
+from tests.test_native_build import COMPILER, REPOSITORY, hatch_build
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
@@ -148,6 +151,39 @@ def test_a_team_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> No
         np.testing.assert_array_equal(run(), alone)
     resize(4)
     np.testing.assert_array_equal(run(), alone)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
+def test_members_leave_a_processor_that_another_is_on(tmp_path: Path) -> None:
+    """Two on one processor take twice as long, and the system may leave them there (docs/performance.md)."""
+    program, source = tmp_path / "places", Path(__file__).with_name("native_places.cc")
+    include = f"-I{REPOSITORY / hatch_build.FOLDER}"
+    subprocess.run([*shlex.split(str(COMPILER)), "-std=c++20", include, str(source), "-o", str(program)], check=True)
+    one, other, *_ = sorted(os.sched_getaffinity(0))
+    done = subprocess.run([program, str(one), str(other)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_may_run_where_stays_as_it_was(resize: Callable[[int], None]) -> None:
+    """Also where all must share one processor."""
+    run = product(1)
+    resize(4)
+    alone, allowed = run(), os.sched_getaffinity(0)
+    tasks = {int(task): os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")}
+    one = {min(allowed)}
+    try:
+        for task in tasks:
+            os.sched_setaffinity(task, one)
+        for _ in range(20):
+            np.testing.assert_array_equal(run(), alone)
+        assert all(os.sched_getaffinity(task) == one for task in tasks)
+    finally:
+        for task, before in tasks.items():
+            os.sched_setaffinity(task, before)
+    for _ in range(20):
+        np.testing.assert_array_equal(run(), alone)
+    assert {task: os.sched_getaffinity(task) for task in tasks} == tasks
 
 
 SPAWNED = """

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <immintrin.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -15,8 +16,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
+
+#include "places.h"
 
 namespace asurge {
 
@@ -95,6 +99,7 @@ class Pool {
     Team team(size);
     body_ = &body;
     team_ = &team;
+    places_.note(0);
     running_.store(size - 1, std::memory_order_relaxed);
     const uint32_t count = region_.load(std::memory_order_relaxed) / kRegion + 1;
     region_.store(count * kRegion + static_cast<uint32_t>(size), std::memory_order_seq_cst);
@@ -120,12 +125,13 @@ class Pool {
   }
 
  private:
-  static constexpr int kMostMembers = 1023;
+  static constexpr int kMostMembers = Places::kMost;
   static constexpr uint32_t kRegion = kMostMembers + 1;
 
   Pool() = default;
 
   void serve(int member, uint32_t seen) {
+    pthread_setname_np(pthread_self(), ("asurge-" + std::to_string(member)).c_str());
     bool took_part = true;
     for (;;) {
       wait(seen, took_part ? kSpin : std::chrono::microseconds{0});
@@ -133,6 +139,7 @@ class Pool {
       seen = region_.load(std::memory_order_acquire);
       took_part = member < static_cast<int>(seen % kRegion);
       if (took_part) {
+        places_.spread(member, team_->size());
         (*body_)(member, *team_);
         running_.fetch_sub(1, std::memory_order_release);
       }
@@ -160,6 +167,7 @@ class Pool {
   std::atomic<int> size_{1};
   const Body* body_ = nullptr;
   Team* team_ = nullptr;
+  Places places_;
   // How many there have been, and in the lowest bits the members of this one: a member that wakes late must not take the
   // pool's size, which may have changed since, for that of a region that was over without it.
   std::atomic<uint32_t> region_{0};
