@@ -163,6 +163,11 @@ class StepPlan:
         """Whether it has rows and none of them draws: prompts that go on in the next step, or are only embedded."""
         return bool(self.rows) and not any(row.samples for row in self.rows)
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether hidden states of all its tokens are looked at, and not only of those that are drawn behind."""
+        return any(row.targets is not None or row.pooled for row in self.prefill)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenLogprobs:

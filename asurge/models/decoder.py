@@ -65,6 +65,7 @@ class Attention(nnx.Module):
         attend: Attend,
         layer: int,
         live: jax.Array | None,
+        read: jax.Array | None,
     ) -> jax.Array:
         """``residual`` and what attention over ``norm(x)`` adds to it."""
         config, qkv = self.config, self.qkv_proj(x, norm=norm, live=live)
@@ -87,7 +88,7 @@ class Attention(nnx.Module):
             k_norm=unit if k_norm is None else k_norm.factor,
             epsilon=config.rms_norm_eps,
         )
-        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=residual, live=live)
+        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=residual, live=read)
 
 
 class MLP(nnx.Module):
@@ -162,13 +163,15 @@ class Block(nnx.Module):
         attend: Attend,
         layer: int,
         live: jax.Array | None,
+        read: jax.Array | None,
     ) -> jax.Array:
+        """``x [tokens, hidden]`` behind the layer, where it is ``read``; keys and values are there for all that is ``live``."""
         out = self.attention_output_norm
         residual = x if out is None else None
-        added = self.attention(x, self.input_norm, residual, positions, attend, layer, live)
+        added = self.attention(x, self.input_norm, residual, positions, attend, layer, live, read)
         x = added if out is None else x + out(added)
         out = self.mlp_output_norm
-        added = self.mlp(x, self.mlp_norm, x if out is None else None, live)
+        added = self.mlp(x, self.mlp_norm, x if out is None else None, read)
         return added if out is None else x + out(added)
 
 
@@ -197,19 +200,27 @@ class Decoder(nnx.Module):
         self.head: PackedLinear | Int8Linear | None = nnx.data(None)
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, attend: Attend, live: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        live: jax.Array | None = None,
+        read: jax.Array | None = None,
     ) -> jax.Array:
         """``tokens, positions [tokens]`` -> hidden states ``[tokens, hidden]``, before the last normalisation.
 
         Args:
             live: a hint, int32 ``[tokens / 16]`` rounded up: of 16 tokens all but the first so many only pad.
+            read: a hint of the same form: of whose hidden states only these will be looked at. The others need no more than
+                keys and values of the last layer, and may come out as anything.
         """
         x = take_rows(self.embedding[...], tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         of_layers = self._positions(positions)
         for index, block in enumerate(self.layers):
-            x = block(x, of_layers[index], attend, index, live)
+            last = index == self.config.num_layers - 1
+            x = block(x, of_layers[index], attend, index, live, read if last and read is not None else live)
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:

@@ -1,7 +1,7 @@
 """One step's inputs as one int32 array: one upload, whatever the step holds.
 
 Layout: fields of ``[rows]``, then page tables ``[tables, rows, columns]``, then prefill tokens ``[prefill_rows * prefill_len]``,
-and at last whether the step itself draws nothing. Floats travel as their bit patterns.
+and at last two flags of the whole step. Floats travel as their bit patterns.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from asurge.runner.lattice import PlacedRow, StepShape, place
 
 _SLOT, _START, _LENGTH, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED, _DRAWS, _STOPS = range(10)
 FIELDS = _STOPS + DEVICE_STOPS
+_FLAGS = 2
 
 
 class TableShape(NamedTuple):
@@ -33,12 +34,14 @@ class TableShape(NamedTuple):
 class StepInputs:
     """A packed step, unpacked on the device. Rows that only pad have length 0 and the scratch slot.
 
-    ``slot`` is where the row's draw is written, the scratch slot where it does not count, and where a decode row
-    takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``, ``page_tables`` is ``[tables, rows, columns]``.
-    ``draws_nothing`` is a scalar: no row draws, or the draws are apart.
+    ``slot`` is where the row's draw is written, the scratch slot where it does not count (``counts``, bool), and where a decode
+    row takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``, ``page_tables`` is ``[tables, rows, columns]``.
+    ``reads_all`` and ``draws_nothing`` are scalars: hidden states of all tokens will be looked at, not only of those that are
+    drawn behind; no row draws, or the draws are apart.
     """
 
     slot: jax.Array
+    counts: jax.Array
     start: jax.Array
     length: jax.Array
     temperature: jax.Array
@@ -50,12 +53,13 @@ class StepInputs:
     stops: jax.Array
     page_tables: jax.Array
     tokens: jax.Array
+    reads_all: jax.Array
     draws_nothing: jax.Array
 
 
 def packed_size(shape: StepShape, tables: TableShape) -> int:
     """Elements of a packed step."""
-    return _table_end(shape, tables) + shape.prefill_rows * shape.prefill_len + 1
+    return _table_end(shape, tables) + shape.prefill_rows * shape.prefill_len + _FLAGS
 
 
 def _table_end(shape: StepShape, tables: TableShape) -> int:
@@ -71,8 +75,8 @@ def pack(
     fields = packed[: rows * FIELDS].reshape(FIELDS, rows)
     floats = fields.view(np.float32)
     table_end = _table_end(shape, tables)
-    tokens = packed[table_end:-1].reshape(shape.prefill_rows, shape.prefill_len)
-    packed[-1] = plan.draws_apart or plan.draws_nothing
+    tokens = packed[table_end:-_FLAGS].reshape(shape.prefill_rows, shape.prefill_len)
+    packed[-_FLAGS:] = plan.reads_all, plan.draws_apart or plan.draws_nothing
     fields[_SLOT] = scratch_slot
     fields[_STOPS:] = -1
     floats[_TOP_P] = 1.0
@@ -116,13 +120,14 @@ def fold_seed(seed: int) -> int:
     return (seed ^ (seed >> 32)) & 0xFFFFFFFF
 
 
-def unpack(packed: jax.Array, shape: StepShape, tables: TableShape) -> StepInputs:
+def unpack(packed: jax.Array, shape: StepShape, tables: TableShape, scratch_slot: int) -> StepInputs:
     """The inverse of `pack`, on the device."""
     rows = shape.rows
     fields = packed[: rows * FIELDS].reshape(FIELDS, rows)
     table_end = _table_end(shape, tables)
     return StepInputs(
         slot=fields[_SLOT],
+        counts=fields[_SLOT] != scratch_slot,
         start=fields[_START],
         length=fields[_LENGTH],
         temperature=lax.bitcast_convert_type(fields[_TEMPERATURE], jnp.float32),
@@ -133,6 +138,7 @@ def unpack(packed: jax.Array, shape: StepShape, tables: TableShape) -> StepInput
         draws=fields[_DRAWS],
         stops=fields[_STOPS:],
         page_tables=packed[rows * FIELDS : table_end].reshape(tables.tables, rows, tables.columns),
-        tokens=packed[table_end:-1],
+        tokens=packed[table_end:-_FLAGS],
+        reads_all=packed[-2],
         draws_nothing=packed[-1],
     )

@@ -78,7 +78,7 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
         leaves: Leaves, pages: Pages, last_token: jax.Array, packed: jax.Array
     ) -> tuple[Pages, jax.Array, jax.Array, HiddenStates]:
         model = spec.rebuild(leaves)
-        inputs = unpack(packed, shape, spec.tables)
+        inputs = unpack(packed, shape, spec.tables, last_token.shape[0] - 1)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
         if shape.prefill_rows or spec.max_draws == 1:
             pages, drawn, flat, last = _forward(spec, model, shape, inputs, pages, tokens)
@@ -100,17 +100,18 @@ def _padded(array: jax.Array, rows: int) -> jax.Array:
 def _forward(
     spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
 ) -> tuple[Pages, jax.Array, jax.Array, jax.Array]:
-    """One step: the pages written, a draw for each row, and the hidden states of all tokens and of each row's last."""
+    """One step: the pages written, a draw for each row, and the hidden states of all tokens and of each row's last, as far as
+    they are read."""
     by_table = [
         Rows(shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, page_table)
         for page_table in inputs.page_tables
     ]
     rows = by_table[0]
     attend = PagedAttend(spec, model, by_table, pages)
-    flat = model(tokens, rows.positions, attend, up_to_last(rows.real, LIVE_ROWS))
+    live = inputs.counts & (inputs.length > 0)
+    read = jnp.where(inputs.reads_all > 0, rows.real, rows.last_of(live))
+    flat = model(tokens, rows.positions, attend, up_to_last(rows.real, LIVE_ROWS), up_to_last(read, LIVE_ROWS))
     last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
-
-    live = inputs.length > 0
 
     def draw() -> jax.Array:
         return sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from asurge.models import Decoder, load_model
 from asurge.models.conversion import convert
 from asurge.models.layers import Int8Linear, Linear, PackedLinear
 from asurge.ops import native
+from asurge.ops.packed import LIVE_ROWS
 from asurge.runner import DeviceRunner
 from tests.checkpoints import write_tiny
 from tests.models.test_parity import forward
@@ -226,6 +228,35 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
         assert mine[:clear] == its[:clear]
         compared += clear
     assert compared >= 2 * len(PROMPTS)
+
+
+@kernels
+def test_of_the_last_layer_only_what_is_read_needs_to_be_right(
+    folders: dict[str, Path], expected: dict[str, Floats]
+) -> None:
+    model = load(folders["llama, tied"])
+    convert(model, kernels="native", quantization=None)
+    read = np.zeros(-(-len(TOKENS) // LIVE_ROWS), np.int32)
+    read[1], read[-1] = 5, 1
+    rows = [*range(LIVE_ROWS, LIVE_ROWS + 5), (len(read) - 1) * LIVE_ROWS]
+    found = np.asarray(forward(model, read=jnp.asarray(read))(TOKENS))
+    np.testing.assert_array_equal(found[rows], np.asarray(forward(model)(TOKENS))[rows])
+
+
+@kernels
+def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
+    """The hidden states of all their tokens are read, though none but the last is drawn behind."""
+    told = []
+    for chosen in ("native", "xla"):
+        model = load(folders["llama, tied"])
+        convert(model, kernels=chosen, quantization=None)
+        runner = DeviceRunner(model, EngineConfig(kernels=chosen, **SMALL), max_model_len=96)
+        prompt = PROMPTS[0][:30]
+        scored = dataclasses.replace(row(0, 0, prompt, True, range(1, 4)), targets=np.int32([*prompt[1:], -1]))
+        told.append(run(runner, [], [scored]).prompt_logprobs[0].chosen)
+        runner.shutdown()
+    assert told[0].shape == (29,)
+    np.testing.assert_allclose(told[0], told[1], atol=0.03)
 
 
 DECLINED: dict[str, dict[str, Any]] = {

@@ -20,15 +20,15 @@ TOLERANCE = 1e-4
 every_case = pytest.mark.parametrize("case", list(CASES))
 
 
-def forward(model: Decoder) -> Any:
-    """Logits of whole sequences, compiled once per length."""
+def forward(model: Decoder, read: jax.Array | None = None) -> Any:
+    """Logits of whole sequences, compiled once per length, where the hidden states are ``read``."""
     graph, state = nnx.split(model)
 
     @jax.jit
     def run(tokens: jax.Array) -> jax.Array:
         module = nnx.merge(graph, state)
         attend = DenseAttend(module.config)
-        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend))
+        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend, read=read))
 
     return run
 

@@ -153,6 +153,14 @@ class Rows:
         ]
         return jnp.concatenate(parts)
 
+    def last_of(self, chosen: jax.Array) -> jax.Array:
+        """bool ``[tokens]``: the last real token of a row that is in ``chosen``, bool ``[rows]``."""
+        parts = [
+            (chosen[rows, None] & (jnp.arange(1, width + 1, dtype=jnp.int32) == self.length[rows, None])).reshape(-1)
+            for rows, width in self.sections
+        ]
+        return jnp.concatenate(parts)
+
 
 def up_to_last(flags: jax.Array, size: int) -> jax.Array:
     """``flags [n]`` -> int32 ``[n / size]``, rounded up: of ``size`` neighbours, how many up to the last that is set."""
