@@ -245,8 +245,10 @@ class Scheduler:
             sequence.told += 0 if scores is None else len(scores.chosen)
             if row.samples:
                 update = self._append(sequence, tokens[: row.draws])
-                logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
-                updates.append(dataclasses.replace(update, logprobs=logprobs, prompt_logprobs=scores))
+                if result.logprobs is not None or scores is not None:
+                    logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
+                    update = dataclasses.replace(update, logprobs=logprobs, prompt_logprobs=scores)
+                updates.append(update)
             elif scores is not None:
                 updates.append(Update(sequence.request_id, (), None, None, sequence.cached, prompt_logprobs=scores))
             elif sums is not None and row.epoch == sequence.epoch:
