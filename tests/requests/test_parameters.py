@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,10 +72,20 @@ def test_biases_come_as_given_even_with_ids_as_strings(bias: dict[int, float]) -
 
 
 @pytest.mark.parametrize(
-    ("prompt", "param"), [("", "prompt"), ([], "prompt"), ([-1], "prompt"), ([400], "prompt"), ([2**40], "prompt"), ([1.0], "prompt"), ("\ud800", "prompt")],
+    ("prompt", "param"), [("", "prompt"), ([], "prompt"), ([-1], "prompt"), ([400], "prompt"), ([2**40], "prompt"), ([1.0], "prompt"), ([True], "prompt"), ("\ud800", "prompt")],
 )  # fmt: skip
 async def test_prompts_that_cannot_be_are_refused(engine: Engine, prompt: Any, param: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         await engine.stream(prompt, SamplingParams(max_tokens=1)).wait_finished()
     assert raised.value.param == param
     await settle(engine)
+
+
+@pytest.mark.parametrize("of", [np.asarray, lambda ids: list(np.asarray(ids, np.int32))])
+async def test_prompts_may_be_of_others_integers(engine: Engine, of: Callable[[list[int]], Any]) -> None:
+    params = SamplingParams(max_tokens=3, temperature=0.0)
+    expected = await engine.stream([5, 6, 7], params).wait_finished()
+    found = await engine.stream(of([5, 6, 7]), params).wait_finished()
+    assert found.outputs[0].token_ids == expected.outputs[0].token_ids
+    assert found.prompt_token_ids == [5, 6, 7]
+    assert {type(token) for token in found.prompt_token_ids} == {int}
