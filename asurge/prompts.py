@@ -162,8 +162,7 @@ def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[i
         InvalidRequestError: one is no token.
     """
     ids = list(tokens)
-    plain = set(map(type, ids)) <= {int}
-    if plain and (not ids or 0 <= min(ids) <= max(ids) < vocab_size):
+    if set(map(type, ids)) <= {int} and (not ids or 0 <= min(ids) <= max(ids) < vocab_size):
         return ids
     found = []
     for given in ids:

@@ -53,7 +53,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
         client, measured, skipped = EngineClient(engine), {}, {}
         with count_compilations() as compilations:
             for work, seed in seeded_works(orders["works"], orders["seed"]):
-                if work.input_len + work.output_len > engine.max_model_len:
+                if work.total_len > engine.max_model_len:
                     skipped[work.name] = f"longer than max_model_len={engine.max_model_len}"
                     continue
                 measured[work.name] = await measure_warm(

@@ -109,7 +109,7 @@ def check_fits(work: Work, max_model_len: int) -> None:
     Raises:
         ConfigError: a request of this work would be cut.
     """
-    if work.input_len + work.output_len > max_model_len:
+    if work.total_len > max_model_len:
         raise ConfigError(
             f"work {work.name!r} needs {work.input_len} + {work.output_len} tokens, but the longest sequence is "
             f"max_model_len={max_model_len}: use shorter lengths, or raise --max-model-len"

@@ -50,6 +50,11 @@ class Work:
             )
 
     @property
+    def total_len(self) -> int:
+        """Tokens of a prompt and its answer."""
+        return self.input_len + self.output_len
+
+    @property
     def most_open(self) -> int:
         """Requests that can be open at once."""
         return min(self.requests, self.concurrency or self.requests)

@@ -218,9 +218,10 @@ class Decoder(nnx.Module):
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         of_layers = self._positions(positions)
+        read = live if read is None else read
         for index, block in enumerate(self.layers):
             last = index == self.config.num_layers - 1
-            x = block(x, of_layers[index], attend, index, live, read if last and read is not None else live)
+            x = block(x, of_layers[index], attend, index, live, read if last else live)
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:

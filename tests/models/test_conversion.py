@@ -231,9 +231,7 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
 
 
 @kernels
-def test_of_the_last_layer_only_what_is_read_needs_to_be_right(
-    folders: dict[str, Path], expected: dict[str, Floats]
-) -> None:
+def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str, Path]) -> None:
     model = load(folders["llama, tied"])
     convert(model, kernels="native", quantization=None)
     read = np.zeros(-(-len(TOKENS) // LIVE_ROWS), np.int32)

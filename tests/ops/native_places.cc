@@ -19,6 +19,12 @@ void allow(int first, int second) {
   sched_setaffinity(0, sizeof set, &set);
 }
 
+// The calling thread, as this member, is on this processor.
+void put(asurge::Places& places, int member, int processor) {
+  allow(processor, processor);
+  places.note(member);
+}
+
 void require(bool holds, int line) {
   if (holds) return;
   std::fprintf(stderr, "line %d: does not hold\n", line);
@@ -31,8 +37,7 @@ void require(bool holds, int line) {
 int main(int, char** arguments) {
   const int one = std::atoi(arguments[1]), other = std::atoi(arguments[2]);
   asurge::Places places;
-  allow(one, one);
-  places.note(0);
+  put(places, 0, one);
 
   // Nowhere else to go.
   places.spread(1, 2);
@@ -55,19 +60,15 @@ int main(int, char** arguments) {
 
   // Where the second was does not matter once it is no member any more.
   asurge::Places fewer;
-  allow(other, other);
-  fewer.note(5);
-  allow(one, one);
-  fewer.note(0);
+  put(fewer, 5, other);
+  put(fewer, 0, one);
   allow(one, other);
   fewer.spread(1, 2);
   REQUIRE(sched_getcpu() == other);
 
-  // The first never goes, nor who is alone on a processor.
-  allow(one, one);
-  fewer.note(0);
-  allow(other, other);
-  fewer.note(1);
+  // Who is alone on a processor stays.
+  put(fewer, 0, one);
+  put(fewer, 1, other);
   allow(one, other);
   fewer.spread(1, 2);
   REQUIRE(sched_getcpu() == other);
