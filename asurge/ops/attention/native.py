@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -53,7 +54,8 @@ class NativeAttention:
         return 2 * math.prod(self._page) * self._stored.itemsize
 
     def allocate(self, num_pages: int) -> LayerPages:
-        return jnp.zeros((num_pages, *self._page), self._stored), jnp.zeros((num_pages, *self._page), self._stored)
+        shape = (num_pages, *self._page)
+        return _zeros(shape, self._stored), _zeros(shape, self._stored)
 
     def attend(
         self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
@@ -89,3 +91,10 @@ class NativeAttention:
             chunked=np.bool_(window is not None and window.chunked),
         )
         return out, (keys, values)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Zeros that lie on huge pages, where the system has them."""
+    made: jax.Array = jax.ffi.ffi_call("asurge_zeros", jax.ShapeDtypeStruct(shape, dtype))()
+    return made

@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "memory.h"
 #include "pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -126,6 +127,11 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   return ffi::Error::Success();
 }
 
+ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
+  asurge::clear(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
@@ -164,6 +170,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
                                   .Attr<bool>("chunked"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 
 extern "C" {
 
