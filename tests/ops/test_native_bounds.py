@@ -37,10 +37,18 @@ def attend(heads: Heads, rows: Rows, pages: int = 8) -> tuple[jax.Array, tuple[j
     return out.astype(jnp.float32), written
 
 
-def test_rows_without_tokens_write_nothing_and_give_zeros() -> None:
-    out, pages = attend(*step([0, 40, 3, 0], [0, 0, 0, 0], [[0, 0]] * 4, 3))
-    assert not np.asarray(out).any()
+def test_rows_without_tokens_write_nothing() -> None:
+    _, pages = attend(*step([0, 40, 3, 0], [0, 0, 0, 0], [[0, 0]] * 4, 3))
     assert not any(np.asarray(part).any() for part in pages)
+
+
+def test_padding_beside_tokens_comes_out_as_zeros() -> None:
+    """The next product reads 16 tokens at a time."""
+    heads, rows = step([0, 40, 30, 0, 0], [0, 1, 5, 0, 0], [[0, 0], [2, 3], [4, 5], [6, 7], [0, 1]], 2)
+    out, _ = attend(heads, rows)
+    filled = np.asarray(out).any(axis=(1, 2))
+    assert rows.tokens == 26
+    assert filled[:16].nonzero()[0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_only_the_pages_of_real_tokens_are_written() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from tests.ops.backends import where_promised
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
@@ -50,7 +51,8 @@ def attend(request: pytest.FixtureRequest) -> Attend:
 
     @jax.jit
     def run(start: jax.Array, length: jax.Array, table: jax.Array) -> jax.Array:
-        return backend.attend(heads, pages, Rows(ROWS - PREFILL, PREFILL, 8, start, length, table), None)[0]
+        rows = Rows(ROWS - PREFILL, PREFILL, 8, start, length, table)
+        return where_promised(backend.attend(heads, pages, rows, None)[0], rows)
 
     return lambda start, length, table: np.asarray(run(start, length, table).astype(jnp.float32))
 

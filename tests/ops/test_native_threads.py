@@ -22,6 +22,7 @@ import pytest
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
+from tests.ops.backends import where_promised
 from tests.test_native_build import COMPILER, REPOSITORY, hatch_build
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
@@ -63,7 +64,7 @@ def attention(seed: int) -> Product:
 
     def run() -> tuple[jax.Array, jax.Array, jax.Array]:
         out, (keys, values) = backend.attend(heads, backend.allocate(8), rows, None)
-        return out.astype(jnp.float32), keys, values
+        return where_promised(out, rows).astype(jnp.float32), keys, values
 
     call = jax.jit(run).lower().compile()
     return lambda: np.concatenate([np.asarray(part, np.float32).ravel() for part in call()])

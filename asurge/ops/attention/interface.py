@@ -192,6 +192,7 @@ class AttentionBackend(Protocol):
             window: of the layer; None: its queries see all before them.
 
         Returns:
-            ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``, finite everywhere; and the pages.
+            ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``, and the pages. Finite everywhere; or, if padding is
+            skipped, among 16 tokens of which one is real, as products take them (`asurge.ops.packed.LIVE_ROWS`).
         """
         ...

@@ -368,6 +368,20 @@ class Attender {
   const uint8_t* next_keys_[kSpan / kBlock] = {};
 };
 
+// Padding beside tokens is read by the next product, which takes kRows at a time: it must hold numbers.
+void clear_beside(const Attention& a) {
+  std::vector<char> real(a.tokens);
+  for (int row = 0; row < a.rows; ++row) std::fill_n(real.begin() + a.first[row], a.length[row], 1);
+  const size_t size = size_t(a.heads) * a.head_dim;
+  for (int tile = 0; tile < a.tokens; tile += kRows) {
+    const int end = std::min(tile + kRows, a.tokens);
+    if (std::find(real.begin() + tile, real.begin() + end, 1) == real.begin() + end) continue;
+    for (int token = tile; token < end; ++token) {
+      if (!real[token]) std::fill_n(a.out + token * size, size, 0);
+    }
+  }
+}
+
 }  // namespace
 
 void run(const Attention& a) {
@@ -375,8 +389,7 @@ void run(const Attention& a) {
   const Units plan(a, members);
   const std::vector<Token>& tokens = plan.tokens;
   const std::vector<Unit>& units = plan.units;
-  // Padding is read by the next product: it must hold numbers.
-  if (plan.count < a.tokens) std::memset(a.out, 0, size_t(a.tokens) * a.heads * a.head_dim * 2);
+  if (plan.count < a.tokens) clear_beside(a);
   constexpr int kTokens = 4;
   const int count = static_cast<int>(units.size());
   Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(count);
