@@ -24,9 +24,9 @@ class SchedulerConfig:
         tenant_weights: shares of tenants that wait at the same time; 1 where not named.
         long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
             have prompts to be computed; None: no limit of its own.
-        max_mixed_step_s: seconds that a step may take when it computes prompts beside requests that generate, which get
-            their next tokens so much later (ten tokens a second are still read with ease); or twice as long as without
-            prompts, if that is more. None: no such limit.
+        max_mixed_step_s: seconds that a step may take when it computes prompts beside requests whose tokens are read as they
+            come, so much later; or twice as long as without prompts, if that is more. None: no such limit, nor is there one
+            while all answers are taken at their ends (`Engine.generate`, ``output_kind="final"``, HTTP without streams).
 
     Raises:
         ConfigError: a value is out of range.
@@ -37,7 +37,7 @@ class SchedulerConfig:
     max_overtakes: int = 8
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     long_prefill_token_threshold: int | None = None
-    max_mixed_step_s: float | None = 0.1
+    max_mixed_step_s: float | None = 0.05
 
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):

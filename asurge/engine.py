@@ -170,9 +170,11 @@ class Engine(EngineStatus):
         self._running()
         name = request_id or f"req-{secrets.token_hex(8)}"
 
-        async def submit() -> Generation:
+        async def submit(whole: bool) -> Generation:
             pipeline, intake = self._running()
             params = self._params(name, prompt, sampling_params)
+            if whole:
+                params = dataclasses.replace(params, output_kind="final")
             admitted = await intake.prepare(name, prompt, params, pipeline.clock, options)
             pipeline, _ = self._running()
             pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
@@ -190,6 +192,9 @@ class Engine(EngineStatus):
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete all prompts together; outputs come in the order of the prompts.
+
+        Nobody reads these as they grow, so steps may be as long as they are most efficient (see
+        `SchedulerConfig.max_mixed_step_s`).
 
         Raises:
             InvalidRequestError: a prompt or parameter is refused, or the lists differ in length.

@@ -139,6 +139,7 @@ class Intake:
                 sampling=_sampling(params, shaping, index),
                 stop_token_ids=ends,
                 prompt_logprobs=params.prompt_logprobs is not None and index == 0,
+                streamed=params.output_kind != "final",
                 **_treated(options, arrival_s),
             )
             for index, name in enumerate(names)

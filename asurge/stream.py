@@ -13,7 +13,8 @@ from asurge.outputs import RequestOutput
 from asurge.pipeline import Generation
 
 T = TypeVar("T")
-Submit = Callable[[], Awaitable[Generation]]
+Submit = Callable[[bool], Awaitable[Generation]]
+"""Has a request admitted, told whether only its end is wanted."""
 
 
 class TokenStream:
@@ -28,7 +29,7 @@ class TokenStream:
         self._submit, self._abort = submit, abort
         self._generation: Generation | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._over = False
+        self._over = self._whole = False
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -74,12 +75,13 @@ class TokenStream:
         self._close()
 
     async def wait_finished(self) -> RequestOutput:
-        """Read to the end and return the last output.
+        """Read to the end and return the last output; the whole, whatever ``output_kind`` says, if nothing was read before.
 
         Raises:
             AsurgeError: the request was refused or failed.
         """
         last: RequestOutput | None = None
+        self._whole = True
         async for output in self:
             last = output
         if last is None:
@@ -89,7 +91,7 @@ class TokenStream:
     async def _admit(self) -> Generation:
         if self._generation is None:
             self._loop = asyncio.get_running_loop()
-            self._generation = await self._submit()
+            self._generation = await self._submit(self._whole)
         return self._generation
 
     def _close(self) -> None:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 def run_job(orders: dict[str, Any]) -> dict[str, Any]:
     """Run a job in a fresh interpreter.
 
-    ``orders``: ``model``; ``settings`` of the engine; ``works`` by name; ``seed``; ``warmup`` in rounds.
+    ``orders``: ``model``; ``settings`` of the engine; ``works`` by name; ``seed``; ``warmup`` in rounds; ``whole`` to take
+    completions at their ends.
 
     Raises:
         RuntimeError: it failed; its last words are in the message.
@@ -50,7 +51,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
         start_s = time.time() - orders["began_s"]
         start_peak = peak_resident_bytes()
         footprint = read_footprint(resolve_checkpoint(engine.config.model), engine.config)
-        client, measured, skipped = EngineClient(engine), {}, {}
+        client, measured, skipped = EngineClient(engine, whole=orders.get("whole", False)), {}, {}
         with count_compilations() as compilations:
             for work, seed in seeded_works(orders["works"], orders["seed"]):
                 if work.total_len > engine.max_model_len:

@@ -83,17 +83,18 @@ class Peer(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asurge:
-    """This engine."""
+    """This engine; ``whole``: answers are taken at their ends, as a batch without readers has them."""
 
     settings: dict[str, Any]
     name: str = "asurge"
+    whole: bool = False
 
     def missing(self) -> str | None:
         return None
 
     def run(self, task: Task) -> dict[str, Any]:
         orders = {"model": task.model, "settings": self.settings, "works": task.works, "seed": task.seed, "warmup": 1}
-        found = run_job(orders)
+        found = run_job({**orders, "whole": self.whole})
         works = {name: document["metrics"] for name, document in found["works"].items()}
         return {"start_s": found["start_s"], "peak_resident_bytes": found["peak_resident_bytes"], "works": works}
 
@@ -326,7 +327,8 @@ _SHOWN = (("ttft_ms", "p50"), ("tpot_ms", "p50"), ("itl_ms", "p99"))
 
 def chosen(given: argparse.Namespace) -> list[Peer]:
     """The engines that were asked for."""
-    peers: list[Peer] = [Asurge(parse_settings(given.set))]
+    settings = parse_settings(given.set)
+    peers: list[Peer] = [Asurge(settings), Asurge(settings, "asurge, whole answers", whole=True)]
     if given.python_transformers:
         peers.append(Script("transformers", given.python_transformers, "transformers", "transformers torch"))
     if given.python_vllm:

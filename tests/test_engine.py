@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import threading
 from pathlib import Path
@@ -142,6 +143,19 @@ async def test_output_kinds(tiny: Engine) -> None:
     assert len(finals) == 1
     assert "".join(output.outputs[0].text for output in deltas) == finals[0].get_text()
     assert [token for output in deltas for token in output.outputs[0].token_ids] == finals[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("kind", ["cumulative", "delta", "final"])
+async def test_who_only_waits_for_the_end_gets_all_of_it(tiny: Engine, kind: Any) -> None:
+    params = dataclasses.replace(GREEDY, output_kind=kind)
+    expected = (await collect(tiny, "Kinds"))[-1]
+    for output in (
+        await tiny.stream("Kinds", params).wait_finished(),
+        *await tiny.generate(["Kinds"], params, use_tqdm=False),
+    ):
+        assert output.outputs == expected.outputs
+        assert output.get_text() == output.delta_text == expected.get_text()
+        assert output.first_token_time is not None
 
 
 async def test_chat_renders_and_streams(tiny: Engine) -> None:

@@ -8,18 +8,23 @@ import anyio
 
 from asurge.bench.records import Record
 from asurge.engine import Engine
-from asurge.params import SamplingParams
+from asurge.params import OutputKind, SamplingParams
 
 
 class EngineClient:
-    """`asurge.bench.driver.Client` over `Engine.stream`."""
+    """`asurge.bench.driver.Client` over `Engine.stream`.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        whole: take each completion at its end, as `Engine.generate` does, instead of reading it as it grows.
+    """
+
+    def __init__(self, engine: Engine, *, whole: bool = False) -> None:
         self._engine = engine
+        self._kind: OutputKind = "final" if whole else "delta"
 
     async def complete(self, prompt: Sequence[int], output_len: int, record: Record, /) -> None:
-        """One completion, read as it grows."""
-        params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True, output_kind="delta")
+        """One completion."""
+        params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True, output_kind=self._kind)
         taken = 0
         async for output in self._engine.stream(prompt, params):
             if output.num_generated_tokens > taken:

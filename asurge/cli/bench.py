@@ -47,11 +47,12 @@ def _add_latency(kinds: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="requests at once (1)")
     parser.add_argument("--iterations", type=int, default=5, metavar="N", help="batches (5)")
     _add_engine(parser)
-    parser.set_defaults(run=run_latency)
+    parser.set_defaults(run=run_latency, whole=False)
 
 
 def _add_throughput(kinds: Any) -> None:
     parser = kinds.add_parser("throughput", help="many requests", description="Many requests to an engine in process.")
+    parser.add_argument("--whole", action="store_true", help="take answers at their ends, as Engine.generate does")
     _add_load(parser)
     _add_engine(parser)
     parser.set_defaults(run=run_throughput)
@@ -177,7 +178,7 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
         folder = await to_thread.run_sync(resolve_checkpoint, engine.config.model)
         footprint = read_footprint(folder, engine.config)
         with count_compilations() as compilations:
-            client = EngineClient(engine)
+            client = EngineClient(engine, whole=given.whole)
             measurement = await _measured(given, client, work, footprint.vocab_size, _traced(given, engine))
         most = engine.config.max_num_seqs
     if bandwidths:  # what a shared machine gives changes: before and after, and the better one counts
@@ -191,7 +192,8 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
         else None
     )
     around = Surroundings(start_s, peak_resident_bytes(), len(compilations), roof)
-    return measurement, around, {"model": engine.name, "settings": _shown(engine), "machine": describe_machine()}
+    described = {"model": engine.name, "settings": _shown(engine), "whole": given.whole, "machine": describe_machine()}
+    return measurement, around, described
 
 
 async def _over_http(given: argparse.Namespace, work: Work) -> tuple[Measurement, Surroundings | None, dict[str, Any]]:

@@ -153,15 +153,17 @@ class Scheduler:
 
         Args:
             max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
-            max_prompt_tokens: of prompts beside rows that decode, besides what the budget allows; at least one quantum.
+            max_prompt_tokens: of prompts beside rows whose tokens somebody reads as they come, besides what the budget allows;
+                at least one quantum.
         """
         self._residents.release_behind_windows()
         self._residents.make_room()
         group = self._group(max_draws)
         budget = self.limits.max_num_batched_tokens
-        draws = min(budget, sum(one.draws_next for one in self._running))
+        drawing = [one for one in self._running if one.draws_next]
+        draws = min(budget, len(drawing))
         budget -= draws
-        if draws and max_prompt_tokens is not None:
+        if max_prompt_tokens is not None and any([one.request.streamed for one in drawing]):
             budget = min(budget, max(max_prompt_tokens, self.limits.prefill_quantum))
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []

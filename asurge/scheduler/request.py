@@ -24,6 +24,7 @@ class Request:
         cache_salt: requests with different ones share no pages.
         prompt_logprobs: asks for those of all prompt tokens behind the first.
         pooling: asks for the embedding of the prompt, and for no token: ``max_tokens`` is 0.
+        streamed: somebody reads the tokens as they come, so that steps between them have to be short.
         priority: lower numbers come first, where the policy says so.
         tenant: who is charged.
         arrival_s, deadline_s: on the caller's clock; behind its deadline a request fails.
@@ -37,6 +38,7 @@ class Request:
     cache_salt: str = ""
     prompt_logprobs: bool = False
     pooling: Pooling | None = None
+    streamed: bool = True
     priority: int = 0
     tenant: str = ""
     arrival_s: float = 0.0

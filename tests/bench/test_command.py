@@ -43,6 +43,15 @@ async def test_a_work_in_process(tiny: Engine, tiny_folder: Path, tmp_path: Path
         assert words in screen.getvalue()
 
 
+async def test_answers_taken_at_their_ends(tiny: Engine) -> None:
+    metrics = (await measure(EngineClient(tiny, whole=True), WORK, vocab_size=400)).metrics
+    assert (metrics.completed, metrics.output_tokens) == (6, 36)
+    assert metrics.tokens_per_delivery is not None
+    assert metrics.tokens_per_delivery.max == metrics.tokens_per_delivery.mean == 6
+    assert metrics.tpot_ms is metrics.itl_ms is None
+    assert metrics.ttft_ms is not None
+
+
 async def test_a_refused_request_is_noted(tiny: Engine) -> None:
     with pytest.raises(BenchmarkError, match="all 1 requests failed: prompt holds the token id"):
         await measure(EngineClient(tiny), Work(name="x", requests=1, input_len=4, output_len=2), vocab_size=10**9 + 1)

@@ -16,8 +16,11 @@ def limits(**changes: int) -> RunnerLimits:
     return RunnerLimits(**(defaults | changes))
 
 
-def request(name: str = "a", prompt: int = 6, max_tokens: int = 4, salt: str = "", first: int = 2) -> Request:
-    return Request(name, list(range(first, first + prompt)), max_tokens, RowSampling(), cache_salt=salt)
+def request(
+    name: str = "a", prompt: int = 6, max_tokens: int = 4, salt: str = "", first: int = 2, *, streamed: bool = True
+) -> Request:
+    tokens = list(range(first, first + prompt))
+    return Request(name, tokens, max_tokens, RowSampling(), cache_salt=salt, streamed=streamed)
 
 
 class Driver:
@@ -134,6 +137,21 @@ def test_prompts_beside_decoding_rows_have_a_bound_of_their_own(bound: int, chun
         found.append(plan.prefill[0].num_tokens)
         driver.run(plan)
     assert found == chunks
+
+
+def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None:
+    driver = Driver()
+    driver.scheduler.add(request("a", prompt=6, max_tokens=8, streamed=False))
+    driver.run()
+    driver.scheduler.add(request("b", prompt=14, first=20, max_tokens=8))
+    driver.scheduler.add(request("c", prompt=40, first=40))
+    found = []
+    for _ in range(3):
+        plan = driver.scheduler.plan(1, 4)
+        assert plan is not None
+        found.append([(row.request_id, row.num_tokens) for row in plan.prefill])
+        driver.run(plan)
+    assert found == [[("b", 12)], [("b", 2), ("c", 8)], [("c", 4)]]  # from where b is read, it counts
 
 
 def test_prompts_alone_take_the_whole_budget() -> None:
