@@ -300,14 +300,22 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
         "stalls_s": stalls_s,
         "bandwidth_bytes_per_s": {"best": max(bandwidths), "all": bandwidths},
         "left_out": left_out,
-        "engines": {name: median_of(turns) for name, turns in found.items() if turns and name not in left_out},
+        "engines": {name: _medians(turns) for name, turns in found.items() if turns and name not in left_out},
     }
+
+
+def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of one engine; beside them what each turn reached, which tells slow ones of a shared machine."""
+    found: dict[str, Any] = median_of(turns)
+    for name, metrics in found["works"].items():
+        metrics["output_tokens_per_s_of_each_turn"] = [turn["works"][name]["output_tokens_per_s"] for turn in turns]
+    return found
 
 
 def table_of(result: dict[str, Any]) -> Table:
     """The works, engine by engine."""
     table = Table(title=f"{result['model']}, medians of {result['repeat']}", title_justify="left")
-    heads = ("work", "engine", "seconds", "out tok/s", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")
+    heads = ("work", "engine", "seconds", "out tok/s", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
     for head in heads:
         table.add_column(head, justify="left" if head in ("work", "engine") else "right")
     engines = result["engines"]
@@ -316,7 +324,8 @@ def table_of(result: dict[str, Any]) -> Table:
         for engine, metrics in rows:
             latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
             around = [engines[engine]["start_s"], engines[engine]["peak_resident_bytes"] / 2**20]
-            cells = [metrics["duration_s"], metrics["output_tokens_per_s"], *latencies, *around]
+            each = metrics["output_tokens_per_s_of_each_turn"]
+            cells = [metrics["duration_s"], metrics["output_tokens_per_s"], min(each), max(each), *latencies, *around]
             shown = ("-" if cell is None else f"{cell:.2f}" if cell < 100 else f"{cell:.0f}" for cell in cells)
             table.add_row(name, engine, *shown, end_section=engine == rows[-1][0])
     return table

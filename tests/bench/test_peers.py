@@ -38,7 +38,7 @@ class Made:
         if self.breaks:
             raise RuntimeError("out of memory")
         share = {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
-        metrics = {"duration_s": float(len(self.seeds)), "output_tokens_per_s": 10.0, "ttft_ms": share, "tpot_ms": share, "itl_ms": None}  # fmt: skip
+        metrics = {"duration_s": float(len(self.seeds)), "output_tokens_per_s": 10.0 + len(self.seeds), "ttft_ms": share, "tpot_ms": share, "itl_ms": None}  # fmt: skip
         return {"start_s": 1.0, "peak_resident_bytes": 1 << 20, "works": dict.fromkeys(task.works, metrics)}
 
 
@@ -54,7 +54,9 @@ def test_engines_take_turns_and_who_fails_is_left_out(capsys: pytest.CaptureFixt
     assert ours.seeds == other.seeds == [7, 100_007, 200_007]
     assert len(broken.seeds) == 1
     assert result["left_out"] == {"absent": "nowhere: pip install it", "broken": "failed: out of memory"}
-    assert result["engines"]["asurge"]["works"]["w1"]["duration_s"] == 2.0
+    found = result["engines"]["asurge"]["works"]["w1"]
+    assert (found["duration_s"], found["output_tokens_per_s"]) == (2.0, 12.0)
+    assert found["output_tokens_per_s_of_each_turn"] == [11.0, 12.0, 13.0]
     assert "absent is left out: nowhere" in capsys.readouterr().err
     json.dumps(result)
     screen = io.StringIO()
