@@ -25,7 +25,7 @@ class SchedulerConfig:
         long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
             have prompts to be computed; None: no limit of its own.
         max_mixed_step_s: seconds that a step may take when it computes prompts beside requests whose tokens are read as they
-            come, so much later; or twice as long as without prompts, if that is more. None: no such limit, nor is there one
+            come, so much later; or half as long again as without prompts, if that is more. None: no such limit, nor is there one
             while all answers are taken at their ends (`Engine.generate`, ``output_kind="final"``, HTTP without streams).
 
     Raises:
@@ -37,7 +37,7 @@ class SchedulerConfig:
     max_overtakes: int = 8
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     long_prefill_token_threshold: int | None = None
-    max_mixed_step_s: float | None = 0.05
+    max_mixed_step_s: float | None = 0.045
 
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):

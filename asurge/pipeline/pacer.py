@@ -7,6 +7,9 @@ from asurge.plan import StepPlan
 GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
+LEAST_SHARE = 0.5
+"""Of the time that decoding takes, what prompts beside it get at least."""
+
 _SMOOTHING = 0.2
 
 
@@ -18,8 +21,8 @@ class Pacer:
     to gain and it stays alone.
 
     Bounds the prompt tokens beside rows that decode, which wait for them (stall-free batching, Sarathi-Serve, Agrawal et
-    al. 2024): a step takes at most ``mixed_s``, or twice as long as decoding alone, so that those who wait for a first
-    token have half of the device.
+    al. 2024): a step takes at most ``mixed_s``, or half as long again as decoding alone, so that those who wait for a
+    first token have a third of the device.
     """
 
     def __init__(self, group_s: float = GROUP_S, mixed_s: float | None = None) -> None:
@@ -37,7 +40,7 @@ class Pacer:
         """Prompt tokens to compute beside rows that decode; None: as many as there are."""
         if self._mixed_s is None or not self._step_s or not self._token_s:
             return None
-        return int(max(self._mixed_s - self._step_s, self._step_s) / self._token_s)
+        return int(max(self._mixed_s - self._step_s, LEAST_SHARE * self._step_s) / self._token_s)
 
     def see(self, plan: StepPlan, device_time_s: float) -> None:
         """Take in how long the device took for a plan."""

@@ -67,11 +67,11 @@ def test_prompts_alone_tell_what_they_take() -> None:
     assert pacer.prompt_tokens == 80
 
 
-def test_prompts_get_as_much_of_the_device_as_decoding() -> None:
+def test_prompts_get_a_third_of_the_device_at_least() -> None:
     pacer = Pacer(mixed_s=0.05)
     pacer.see(plan(), 0.200)
     pacer.see(plan(prompt_tokens=100), 0.300)
-    assert pacer.prompt_tokens == 200
+    assert pacer.prompt_tokens == 100
 
 
 def test_without_a_limit_prompts_take_what_there_is() -> None:
