@@ -20,6 +20,7 @@ from asurge.ops.attention import (
     TpuAttention,
     Window,
     XlaAttention,
+    up_to_last,
 )
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.packed import LIVE_ROWS
@@ -164,7 +165,7 @@ class Served:
 
 def where_promised(out: jax.Array, rows: Rows) -> jax.Array:
     """What a backend that skips padding must have computed, and zeros for the rest, which may be anything."""
-    beside = jnp.pad(rows.real, (0, -rows.tokens % LIVE_ROWS)).reshape(-1, LIVE_ROWS).any(axis=1)
+    beside = up_to_last(rows.real, LIVE_ROWS) > 0
     return jnp.where(jnp.repeat(beside, LIVE_ROWS)[: rows.tokens, None, None], out, 0)
 
 
