@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -24,6 +25,8 @@ QUEUE_TIMEOUT_S = 10.0
 """How long a request waits for its turn to compile."""
 
 COMPILING_THREADS = 2
+_MANY_TOKENS = 1000
+"""Lists up to this length take less time than a worker thread."""
 _THINKING = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"), ("[THINK]", "[/THINK]"))
 
 
@@ -38,7 +41,7 @@ class Constraints:
         self._model_ends = frozenset(ends)
         # Hostile grammars take so many threads and no more; a turn ends with its work, not with who waits for it.
         self._turns, self._threads = CapacityLimiter(COMPILING_THREADS), CapacityLimiter(math.inf)
-        self._tokenising = CapacityLimiter(COMPILING_THREADS)
+        self._listing = CapacityLimiter(COMPILING_THREADS)
 
     async def prepare(
         self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int], count: int
@@ -58,28 +61,32 @@ class Constraints:
         asked = (params.min_tokens and ends) or params.bad_words or params.allowed_token_ids is not None
         if grammar is None and not asked and params.thinking_budget is None:
             return []
-        words = params.bad_words
-        bad = await run_in_thread(lambda: self._bad_words(words), self._tokenising) if words else []
         if grammar is not None:
             ends |= self._model_ends  # a complete text must be able to end, even with ignore_eos
-        return [
-            SequenceConstraint(
-                ends,
-                self._vocab_size,
-                grammar=None if grammar is None else grammar.start(),
-                rules=self._rules(params, ends, bad),
-                thinking=self._thinking,
-                thinking_budget=params.thinking_budget,
-                prompt=prompt,
-            )
-            for _ in range(count)
-        ]
 
-    def _rules(self, params: SamplingParams, ends: frozenset[int], bad: list[list[int]]) -> list[Rule]:
+        def make() -> list[SequenceConstraint]:
+            rules = self._rules(params, ends)
+            return [
+                SequenceConstraint(
+                    ends,
+                    self._vocab_size,
+                    grammar=None if grammar is None else grammar.start(),
+                    rules=[copy.copy(rule) for rule in rules],
+                    thinking=self._thinking,
+                    thinking_budget=params.thinking_budget,
+                    prompt=prompt,
+                )
+                for _ in range(count)
+            ]
+
+        much = params.bad_words or len(ends) + len(params.allowed_token_ids or ()) > _MANY_TOKENS
+        return await run_in_thread(make, self._listing) if much else make()
+
+    def _rules(self, params: SamplingParams, ends: frozenset[int]) -> list[Rule]:
         rules: list[Rule] = []
         if params.allowed_token_ids is not None:
             rules.append(AllowedTokens(params.allowed_token_ids, self._words))
-        if bad:
+        if bad := self._bad_words(params.bad_words):
             rules.append(BadWords(bad, self._words))
         if params.min_tokens:
             rules.append(MinTokens(params.min_tokens, ends | self._model_ends, self._words))

@@ -173,9 +173,7 @@ class Engine(EngineStatus):
         async def submit(whole: bool) -> Generation:
             pipeline, intake = self._running()
             params = self._params(name, prompt, sampling_params)
-            if whole:
-                params = dataclasses.replace(params, output_kind="final")
-            admitted = await intake.prepare(name, prompt, params, pipeline.clock, options)
+            admitted = await intake.prepare(name, prompt, params, pipeline.clock, options, whole=whole)
             pipeline, _ = self._running()
             pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
             return admitted.generation

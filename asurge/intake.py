@@ -17,7 +17,7 @@ from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.outputs import RequestOutput
-from asurge.params import MAX_SEED, EmbeddingParams, RequestOptions, SamplingParams, check_options
+from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.prompts import Prompt, Prompts, RenderedChat, check_tokens
@@ -121,14 +121,28 @@ class Intake:
         params: SamplingParams,
         clock: Callable[[], float],
         options: RequestOptions,
+        *,
+        whole: bool,
     ) -> Admission:
-        """All that the pipeline takes of a request."""
+        """All that the pipeline takes of a request.
+
+        Args:
+            whole: its reader waits for the end, whatever the parameters' ``output_kind`` says.
+        """
         arrival_s = clock()
         check_options(options)
-        fitted = await self._off_loop(prompt, lambda: self._prompts.fit(prompt, params))
+
+        def work() -> tuple[FittedPrompt, frozenset[int]]:
+            self._check_tokens(params)
+            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+            return self._prompts.fit(prompt, params), ends
+
+        tokens = len(params.stop_token_ids) + len(params.allowed_token_ids or ())
+        fitted, ends = await self._off_loop(_length(prompt) + tokens, work)
         count = params.best_of or params.n
+        # Which of more completions than are wanted are the likeliest is known at their ends only.
+        kind: OutputKind = "final" if whole or count > params.n else params.output_kind
         names = [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count)
         shaping = self._shaping(params, masked=bool(constraints))
         requests = [
@@ -139,12 +153,12 @@ class Intake:
                 sampling=_sampling(params, shaping, index),
                 stop_token_ids=ends,
                 prompt_logprobs=params.prompt_logprobs is not None and index == 0,
-                streamed=params.output_kind != "final",
+                streamed=kind != "final",
                 **_treated(options, arrival_s),
             )
             for index, name in enumerate(names)
         ]
-        generation = self._generation(request_id, requests, prompt, params, fitted, clock)
+        generation = self._generation(request_id, requests, prompt, params, fitted, kind, clock)
         return Admission(generation, requests, constraints)
 
     async def prepare_embedding(
@@ -163,7 +177,7 @@ class Intake:
                 f"dimensions={params.dimensions} must be at most {self._hidden_size}, which is what the model gives",
                 param="dimensions",
             )
-        fitted = await self._off_loop(prompt, lambda: self._prompts.fit_alone(prompt, params))
+        fitted = await self._off_loop(_length(prompt), lambda: self._prompts.fit_alone(prompt, params))
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(fitted.token_ids),
@@ -176,19 +190,19 @@ class Intake:
         generation = Generation(request_id, facts, [Choice(request_id)], arrival_s=arrival_s, clock=clock)
         return Admission(generation, [request])
 
-    async def _off_loop(self, prompt: Prompt, fit: Callable[[], FittedPrompt]) -> FittedPrompt:
-        """Long prompts take a worker thread."""
-        if not isinstance(prompt, RenderedChat) and len(prompt) > BLOCKING_CHARACTERS:
-            return await self._threaded(fit)
-        return fit()
+    async def _off_loop(self, length: int, work: Callable[[], T]) -> T:
+        """Long prompts and lists take a worker thread."""
+        return await self._threaded(work) if length > BLOCKING_CHARACTERS else work()
 
     async def _threaded(self, work: Callable[[], T]) -> T:
         return await run_in_thread(work, self._threads)
 
-    def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
-        """What a request asks for beyond what the model's own step draws; None if nothing."""
+    def _check_tokens(self, params: SamplingParams) -> None:
         for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
             check_tokens(getattr(params, field) or (), self._vocab_size, field)
+
+    def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
+        """What a request asks for beyond what the model's own step draws; None if nothing."""
         names = list(self._config.logits_processors)
         shaping = Shaping(
             typical_p=params.typical_p,
@@ -231,6 +245,7 @@ class Intake:
         prompt: Prompt,
         params: SamplingParams,
         fitted: FittedPrompt,
+        kind: OutputKind,
         clock: Callable[[], float],
     ) -> Generation:
         return Generation(
@@ -238,7 +253,7 @@ class Intake:
             self._facts(prompt, params, fitted),
             [self._choice(index, request, params) for index, request in enumerate(requests)],
             kept=params.n,
-            output_kind=params.output_kind,
+            output_kind=kind,
             arrival_s=requests[0].arrival_s,
             clock=clock,
         )
@@ -273,6 +288,11 @@ class Intake:
 
     def _decode_token(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False)
+
+
+def _length(prompt: Prompt) -> int:
+    """How much of a prompt is left to prepare: a conversation was tokenised when it was rendered."""
+    return 0 if isinstance(prompt, RenderedChat) else len(prompt)
 
 
 def _processor(name: str, names: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from asurge.errors import (
     ModelLoadError,
     PromptTooLongError,
 )
+from asurge.pipeline import Generation, Pipeline
+from asurge.scheduler import Request
 from tests.conftest import TINY
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
@@ -156,6 +159,22 @@ async def test_who_only_waits_for_the_end_gets_all_of_it(tiny: Engine, kind: Any
         assert output.outputs == expected.outputs
         assert output.get_text() == output.delta_text == expected.get_text()
         assert output.first_token_time is not None
+
+
+async def test_the_scheduler_is_told_who_reads_along(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are short for them alone."""
+    submit, told = Pipeline.submit, list[bool]()
+
+    def spy(pipeline: Pipeline, generation: Generation, requests: Sequence[Request], *more: Any) -> None:
+        told.extend(request.streamed for request in requests)
+        submit(pipeline, generation, requests, *more)
+
+    monkeypatch.setattr(Pipeline, "submit", spy)
+    best = dataclasses.replace(GREEDY, n=1, best_of=2)
+    for params, whole in ((GREEDY, False), (GREEDY, True), (best, False)):
+        stream = tiny.stream("Kinds", params)
+        _ = await stream.wait_finished() if whole else [output async for output in stream]
+    assert told == [True, False, False, False]
 
 
 async def test_chat_renders_and_streams(tiny: Engine) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Rule(Protocol):
-    """Takes tokens away (`asurge.guidance.rules`)."""
+    """Takes tokens away (`asurge.guidance.rules`). Nothing that a copy shares with it changes."""
 
     def accept(self, token: int, /) -> None: ...
 

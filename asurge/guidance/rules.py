@@ -16,7 +16,7 @@ mean nothing: sampling ends at the model's vocabulary, which may itself hold ids
 def bits_of(token_ids: Iterable[int], words: int) -> Mask:
     """A mask with these tokens' bits set; ids that it has no bit for are left out."""
     mask = np.zeros(words, np.uint32)
-    known = np.array([token for token in token_ids if 0 <= token < words * WORD_BITS], np.uint32)
+    known = np.fromiter((token for token in set(token_ids) if 0 <= token < words * WORD_BITS), np.uint32)
     np.bitwise_or.at(mask, known // WORD_BITS, np.uint32(1) << known % WORD_BITS)
     return mask
 

@@ -31,8 +31,9 @@ class Generation:
     themselves and nobody waits for a slow reader. Every request ends exactly once.
 
     Args:
-        choices: its completions. If more than ``kept`` (OpenAI's best_of), nothing is told before the end, and then the
-            likeliest.
+        choices: its completions.
+        kept: how many of them are told of at the end, the likeliest; where that is not all (OpenAI's best_of),
+            ``output_kind`` is "final".
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Generation:
         self.arrival_s = arrival_s
         self.error: BaseException | None = None
         self._kept = len(self.choices) if kept is None else kept
-        self._kind: OutputKind = "final" if self._kept < len(self.choices) else output_kind
+        self._kind = output_kind
         self._clock = clock
         # anyio's events are set once; a new one for each token took a tenth of the loop's time.
         self._news = asyncio.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,6 +39,16 @@ def test_no_end_before_min_tokens(tokens: list[int], least: int) -> None:
 def test_only_allowed_tokens() -> None:
     one = SequenceConstraint({9}, VOCAB, rules=[AllowedTokens([3, 64, 511], WORDS)])
     assert mask_of(one).tolist() == [3, 64, 511]
+
+
+def test_copies_of_rules_go_their_own_ways() -> None:
+    rules = BadWords([[1, 2]], WORDS), MinTokens(1, {9}, WORDS)
+    one, other = (SequenceConstraint({9}, VOCAB, rules=[copy.copy(rule) for rule in rules]) for _ in range(2))
+    one.accept([1])
+    assert not {2} & set(mask_of(one).tolist())
+    assert {9} <= set(mask_of(one).tolist())
+    assert {2} <= set(mask_of(other).tolist())
+    assert not {9} & set(mask_of(other).tolist())
 
 
 def test_where_nothing_is_left_the_text_ends_or_fails() -> None:
