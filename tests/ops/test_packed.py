@@ -155,12 +155,13 @@ def test_inputs_that_a_team_prepares(int8: bool) -> None:
 
 @kernels
 @both_widths
+@pytest.mark.parametrize("rows", [5, 11, 16])
 @pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
-def test_few_rows_of_many_columns(output: str, int8: bool) -> None:
-    """One tile of rows reads weights in more streams at a time."""
+def test_few_rows_of_many_columns(output: str, rows: int, int8: bool) -> None:
+    """One tile of rows reads weights in as many streams at a time as it has registers for."""
     columns = 256 * len(os.sched_getaffinity(0))
     layer = Layer(
-        5, 64, columns, norm=True, residual=output == "residual", gated=output == "gated", int8=int8
+        rows, 64, columns, norm=True, residual=output == "residual", gated=output == "gated", int8=int8
     )  # fmt: skip
     layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
     layer = Layer(50, 64, columns, residual=output == "residual", gated=output == "gated", int8=int8)

@@ -202,6 +202,16 @@ ptrdiff_t to_next(const Prepared& x, int columns) {
   return ptrdiff_t{Pool::get().size()} * (columns / 16) * x.depth_tiles * kTile;
 }
 
+// One A tile or two.
+template <Depth depth, int kStrips>
+void multiply_tiles(const uint8_t* a, const Strip& b, size_t strip, int depth_tiles, float* out, LiveRows rows, Fetch fetch) {
+  if (rows.second) {
+    multiply<depth, 2, kStrips>(a, strip, b, strip, depth_tiles, out, kPanel, rows, fetch);
+  } else {
+    multiply<depth, 1, kStrips>(a, strip, b, strip, depth_tiles, out, kPanel, rows, fetch);
+  }
+}
+
 // All rows of one panel of columns: its weights are read from memory once.
 template <Depth depth, Output output>
 void compute_panel(const Linear& linear, const Prepared& x, int column, int columns, Best* best) {
@@ -209,23 +219,20 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
   const int tiles = static_cast<int>(x.live.size());
-  const Strip b{weight};
+  // Of one tile, the rows go over the weights once.
+  const bool together = columns == kPanel && (tiles > 1 || x.live[0].count <= kMostLines<2>);
   for (int tile = 0; tile < tiles; tile += 2) {
     const uint8_t* a = x.tiles + tile * strip;
     const bool two = tile + 1 < tiles;
     const Fetch fetch = tile ? Fetch{} : Fetch{kAhead, to_next(x, columns)};
     float* out = &block.values[0][0];
     const LiveRows rows{x.live[tile].count, two ? x.live[tile + 1].count : 0};
-    if (columns == kPanel) {
-      if (two) {
-        multiply<depth, 2, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
-      } else {
-        multiply<depth, 1, 2>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
-      }
-    } else if (two) {
-      multiply<depth, 2, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
+    if (together) {
+      multiply_tiles<depth, 2>(a, Strip{weight}, strip, x.depth_tiles, out, rows, fetch);
     } else {
-      multiply<depth, 1, 1>(a, strip, b, strip, x.depth_tiles, out, kPanel, rows, fetch);
+      for (int side = 0; side * kRows < columns; ++side) {
+        multiply_tiles<depth, 1>(a, Strip{weight + side * strip}, strip, x.depth_tiles, out + side * kRows, rows, fetch);
+      }
     }
     for (int part = 0; part <= static_cast<int>(two); ++part) {
       const auto [row, count] = x.live[tile + part];
@@ -235,7 +242,7 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
   }
 }
 
-// Two panels at once, where all live rows fit one tile.
+// Two panels at once, where live rows are few.
 template <Depth depth, Output output>
 void compute_pair(const Linear& linear, const Prepared& x, int column, Best* best) {
   Block blocks[2];
@@ -247,6 +254,11 @@ void compute_pair(const Linear& linear, const Prepared& x, int column, Best* bes
   finish<depth, output>(linear, blocks[0].values, x.quantized, row, count, column, kPanel, best);
   finish<depth, output>(linear, blocks[1].values, x.quantized, row, count, column + kPanel, kPanel, best);
 }
+
+// The most rows of one tile that are multiplied by a pair of panels at once. Where memory is the limit they go over the weights
+// once, by fewer strips if need be; weights in 8 bits come fast enough for two passes.
+template <Depth depth>
+constexpr int kMostOfPair = depth == Depth::kInt8 ? kMostLines<2> : kMostLines<4>;
 
 // Columns that a member takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster.
 // Gated columns come in pairs of panels, which fill whole lines of the output: two members writing halves of a line take a
@@ -316,7 +328,7 @@ void run_as(const Linear& linear) {
       const int column = index * width;
       if (width <= kPanel) {
         compute_panel<depth, output>(linear, x, column, std::min(width, linear.columns - column), best);
-      } else if (tiles == 1) {
+      } else if (tiles == 1 && x.live[0].count <= kMostOfPair<depth>) {
         compute_pair<depth, output>(linear, x, column, best);
       } else {
         compute_panel<depth, output>(linear, x, column, kPanel, best);

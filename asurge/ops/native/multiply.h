@@ -32,6 +32,9 @@ struct LiveRows {
 
 constexpr int kInt8Excess = 0;
 constexpr bool kFetchesBetween = false;  // whether attention has products fetch what comes next, or asks for it in bursts
+// The most rows that are multiplied by so many strips in one pass.
+template <int kStrips>
+constexpr int kMostLines = kRows;
 
 // The tile registers of this thread belong to the scope; other code on the thread configures its own.
 class TileScope {
@@ -161,6 +164,10 @@ inline __m512 dot(__m512 acc, __m512i x, __m512i w) {
 
 constexpr bool kFetchesBetween = true;
 
+// As many sums as fit the registers.
+template <int kStrips>
+constexpr int kMostLines = kStrips == 4 ? 6 : kStrips == 2 ? 12 : 16;
+
 // Beside which tiles along the depth to fetch early, and how far ahead of them.
 struct Ahead {
   int begin, end;
@@ -199,10 +206,6 @@ template <Depth depth, int kLines, int kStrips, typename B>
     }
   }
 }
-
-// As many sums as fit the registers.
-template <int kStrips>
-constexpr int kMostLines = kStrips == 4 ? 6 : kStrips == 2 ? 12 : 16;
 
 template <Depth depth, int kStrips, typename B, int kLines = kMostLines<kStrips>>
 inline void multiply_lines(int lines, const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* out,
