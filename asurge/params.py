@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from asurge.errors import InvalidRequestError
@@ -276,14 +276,19 @@ def _strings(name: str, given: Any, most: int, longest: int) -> tuple[str, ...]:
     return strings
 
 
+def all_natural(values: Collection[Any]) -> bool:
+    """Whether all are Python's own integers, none below 0. At the speed of C: there may be a million."""
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
+
+
 def _token_ids(name: str, given: Any) -> tuple[int, ...]:
     if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
         raise InvalidRequestError(f"{name}={shown(given)} must be a list of token ids", param=name)
     ids = tuple(given or ())
     if len(ids) > MAX_TOKEN_IDS:
         raise InvalidRequestError(f"{name} has {len(ids)} entries: at most {MAX_TOKEN_IDS} are allowed", param=name)
-    if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0:
-        return ids  # at the speed of C: there may be a million
+    if all_natural(ids):
+        return ids
     for token in ids:
         _integer(name, token, 0, None)
     return ids

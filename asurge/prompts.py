@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, cast
 
 from asurge.config import EngineConfig
 from asurge.errors import InvalidRequestError, PromptTooLongError
-from asurge.params import EmbeddingParams, SamplingParams
+from asurge.params import EmbeddingParams, SamplingParams, all_natural
 from asurge.text import (
     CHARACTERS_PER_TOKEN,
     Allowance,
@@ -162,7 +162,7 @@ def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[i
         InvalidRequestError: one is no token.
     """
     ids = list(tokens)
-    if set(map(type, ids)) <= {int} and (not ids or 0 <= min(ids) <= max(ids) < vocab_size):
+    if all_natural(ids) and max(ids, default=0) < vocab_size:
         return ids
     found = []
     for given in ids:

@@ -172,8 +172,7 @@ async def test_the_scheduler_is_told_who_reads_along(tiny: Engine, monkeypatch: 
     monkeypatch.setattr(Pipeline, "submit", spy)
     best = dataclasses.replace(GREEDY, n=1, best_of=2)
     for params, whole in ((GREEDY, False), (GREEDY, True), (best, False)):
-        stream = tiny.stream("Kinds", params)
-        _ = await stream.wait_finished() if whole else [output async for output in stream]
+        await (tiny.stream("Kinds", params).wait_finished() if whole else collect(tiny, "Kinds", params))
     assert told == [True, False, False, False]
 
 

@@ -164,6 +164,13 @@ def test_few_rows_of_many_columns(output: str, rows: int, int8: bool) -> None:
         rows, 64, columns, norm=True, residual=output == "residual", gated=output == "gated", int8=int8
     )  # fmt: skip
     layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
+
+
+@kernels
+@both_widths
+@pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
+def test_few_live_rows_of_many_columns(output: str, int8: bool) -> None:
+    columns = 256 * len(os.sched_getaffinity(0))
     layer = Layer(50, 64, columns, residual=output == "residual", gated=output == "gated", int8=int8)
     whole, part = layer.kernel(), layer.kernel(live=jnp.asarray([0, 0, 11, 0]))
     np.testing.assert_array_equal(wide(part)[32:43], wide(whole)[32:43])
