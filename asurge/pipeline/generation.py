@@ -97,7 +97,8 @@ class Generation:
         return has_news or self.finished
 
     def _publish(self) -> None:
-        self._news.set()
+        if self._kind != "final" or self.finished:
+            self._news.set()
 
     def _best(self) -> list[Choice]:
         if self._kept == len(self.choices):

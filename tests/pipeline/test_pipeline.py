@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
 
 from asurge.errors import DeadlineExceededError, EngineDeadError, RequestFailedError
 from asurge.outputs import RequestOutput
+from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
@@ -64,11 +66,17 @@ def submit(
     max_tokens: int = 6,
     stop: tuple[str, ...] = (),
     prompt: Sequence[int] = PROMPT,
+    output_kind: OutputKind = "cumulative",
 ) -> Generation:
     request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
     choice = Choice(name, detokenizer=Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(
-        name, PromptFacts(None, list(prompt)), [choice], arrival_s=request.arrival_s, clock=pipeline.clock
+        name,
+        PromptFacts(None, list(prompt)),
+        [choice],
+        output_kind=output_kind,
+        arrival_s=request.arrival_s,
+        clock=pipeline.clock,
     )
     pipeline.submit(generation, [request])
     return generation
@@ -130,6 +138,22 @@ async def test_many_requests_each_get_their_own_text() -> None:
         assert [output.get_text() for output in outputs] == [spelled(continuation(prompt, 6)) for prompt in prompts]
         assert scheduler.statistics().pages_available == 32
         scheduler.check()
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("delta", 8), ("final", 1)])
+async def test_a_reader_is_woken_for_what_it_reads(kind: OutputKind, waits: int) -> None:
+    class Counted:
+        count = 0
+
+        def __await__(self) -> Generator[Any, Any, None]:
+            for future in read(generation).__await__():
+                self.count += 1
+                yield future
+
+    async with serving(depth=1) as (pipeline, _, _):
+        generation, counted = submit(pipeline, max_tokens=8, output_kind=kind), Counted()
+        await counted
+    assert counted.count == waits
 
 
 async def test_other_tasks_have_a_turn_among_many_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
