@@ -108,7 +108,9 @@ class TokenStream:
                 self._loop.call_soon_threadsafe(self._abort, self.request_id)
 
 
-async def finish_all(streams: Sequence[TokenStream], on_done: Callable[[], object]) -> list[RequestOutput]:
+async def finish_all(
+    streams: Sequence[TokenStream], on_done: Callable[[], object] = lambda: None
+) -> list[RequestOutput]:
     """Read all streams to their ends together; their last outputs, in their order.
 
     Raises:
@@ -117,7 +119,7 @@ async def finish_all(streams: Sequence[TokenStream], on_done: Callable[[], objec
     return await do_all([stream.wait_finished for stream in streams], on_done)
 
 
-async def do_all(works: Sequence[Callable[[], Awaitable[T]]], on_done: Callable[[], object]) -> list[T]:
+async def do_all(works: Sequence[Callable[[], Awaitable[T]]], on_done: Callable[[], object] = lambda: None) -> list[T]:
     """Do all together; what they return, in their order. The first failure is raised, and the others are cancelled."""
     found: dict[int, T] = {}
 

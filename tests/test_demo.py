@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from flax import nnx
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from asurge import Engine
@@ -13,6 +17,9 @@ from asurge.demo import CHECKPOINT
 from asurge.demo.corpus import collect_facts, first_sentence
 from asurge.demo.evaluate import called_tool, evaluate, is_right, load_questions
 from asurge.demo.samples import THINK_HINT, TOOL_HINT, chat, epoch
+from asurge.demo.train import CONFIG, export
+from asurge.models import load_model
+from asurge.models.decoder import Decoder
 
 
 def test_it_meets_its_size() -> None:
@@ -28,6 +35,16 @@ async def test_it_meets_its_bar(demo: Engine) -> None:
     assert score.right_thinking >= 0.8 * score.questions
     assert score.clean_end >= 0.98 * score.questions
     assert score.right_tools == score.tools
+
+
+def test_an_export_loads_as_what_was_trained(tmp_path: Path) -> None:
+    _, trained = nnx.split(Decoder(CONFIG, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
+    export(trained, Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")), tmp_path)
+    _, loaded = nnx.split(load_model(tmp_path, dtype="bfloat16", progress=False))
+    parameters = dict(nnx.to_flat_state(loaded))
+    for path, leaf in nnx.to_flat_state(trained):
+        assert jnp.array_equal(leaf[...].astype(jnp.bfloat16), parameters.pop(path)[...]), path
+    assert not parameters
 
 
 def test_the_questions_are_about_documented_functions() -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import anyio
 
@@ -19,8 +18,8 @@ from asurge.demo import QUESTIONS
 from asurge.engine import Engine
 from asurge.outputs import RequestOutput
 from asurge.params import SamplingParams
+from asurge.stream import do_all
 
-T = TypeVar("T")
 GREEDY = SamplingParams(max_tokens=96, temperature=0.0)
 _CITIES = ("Paris", "Tokyo", "Oslo", "Lima", "Berlin", "Cairo", "Madrid", "Seattle")
 
@@ -53,10 +52,10 @@ async def evaluate(engine: Engine) -> Score:
     rows = load_questions()
     answers = [row["answer"] for row in rows]
     raw = await engine.generate([row["question"] for row in rows], GREEDY, use_tqdm=False)
-    chat = await _together([partial(_chat, engine, row["question"]) for row in rows])
-    thinking = await _together([partial(_chat, engine, row["question"], enable_thinking=True) for row in rows])
+    chat = await do_all([partial(_chat, engine, row["question"]) for row in rows])
+    thinking = await do_all([partial(_chat, engine, row["question"], enable_thinking=True) for row in rows])
     thoughts = [_after_thinking(output.get_text()) for output in thinking]
-    calls = await _together([partial(_call, engine, city) for city in _CITIES])
+    calls = await do_all([partial(_call, engine, city) for city in _CITIES])
     return Score(
         questions=len(rows),
         right_raw=_count([output.get_text() for output in raw], answers),
@@ -66,19 +65,6 @@ async def evaluate(engine: Engine) -> Score:
         tools=len(calls),
         right_tools=sum(calls),
     )
-
-
-async def _together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """All at once; results in order."""
-    results: dict[int, T] = {}
-
-    async def run(index: int) -> None:
-        results[index] = await calls[index]()
-
-    async with anyio.create_task_group() as tasks:
-        for index in range(len(calls)):
-            tasks.start_soon(run, index)
-    return [results[index] for index in range(len(calls))]
 
 
 def _count(texts: Sequence[str], answers: Sequence[str]) -> int:

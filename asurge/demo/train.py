@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from asurge.demo.corpus import Fact, collect_facts
 from asurge.demo.samples import END, epoch, raw_question
 from asurge.demo.tokenizer import VOCAB_SIZE, save_tokenizer, train_tokenizer
+from asurge.models.checkpoint import checkpoint_table
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import Decoder
 from asurge.ops.attention import Heads
@@ -129,26 +130,11 @@ def make_update(
 def export(params: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a Hugging Face Llama checkpoint in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        ".".join(map(str, path)): np.asarray(leaf[...].astype(jnp.bfloat16)) for path, leaf in nnx.to_flat_state(params)
-    }
-    tensors = {"model.embed_tokens.weight": arrays["embedding"], "model.norm.weight": arrays["norm.weight"]}
-    cuts = (CONFIG.q_size, CONFIG.q_size + CONFIG.kv_size)
-    for layer in range(CONFIG.num_layers):
-        ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
-        q, k, v = np.split(arrays[f"{ours}.attention.qkv_proj.weight"], cuts)
-        gate, up = np.split(arrays[f"{ours}.mlp.gate_up_proj.weight"], 2)
-        tensors |= {
-            f"{theirs}.self_attn.q_proj.weight": q,
-            f"{theirs}.self_attn.k_proj.weight": k,
-            f"{theirs}.self_attn.v_proj.weight": v,
-            f"{theirs}.self_attn.o_proj.weight": arrays[f"{ours}.attention.o_proj.weight"],
-            f"{theirs}.mlp.gate_proj.weight": gate,
-            f"{theirs}.mlp.up_proj.weight": up,
-            f"{theirs}.mlp.down_proj.weight": arrays[f"{ours}.mlp.down_proj.weight"],
-            f"{theirs}.input_layernorm.weight": arrays[f"{ours}.input_norm.weight"],
-            f"{theirs}.post_attention_layernorm.weight": arrays[f"{ours}.post_attention_norm.weight"],
-        }
+    arrays = {path: np.asarray(leaf[...].astype(jnp.bfloat16)) for path, leaf in nnx.to_flat_state(params)}
+    tensors: dict[str, np.ndarray] = {}
+    for path, sources in checkpoint_table(CONFIG).items():
+        ends = np.cumsum([source.shape[0] for source in sources])[:-1]
+        tensors |= zip((source.name for source in sources), np.split(arrays[path], ends), strict=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private

@@ -1,4 +1,4 @@
-"""Which checkpoint tensors fill which parameters of the decoder, and back."""
+"""Which checkpoint tensors fill which parameters of the decoder."""
 
 from __future__ import annotations
 

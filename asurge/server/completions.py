@@ -45,7 +45,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         answer = CompletionAnswer(asked, served)
         if asked.streams:
             return await exchange.streamed(lambda events: answer.stream(exchange, streams, events))
-        outputs = await exchange.attended(lambda: finish_all(streams, lambda: None))
+        outputs = await exchange.attended(lambda: finish_all(streams))
         ended = [exchange.ended_well(output) for output in outputs]
         return reply(
             await exchange.written(lambda: msgspec.json.encode(answer.whole(ended)), much=asked.tells_of_tokens)

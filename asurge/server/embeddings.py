@@ -34,7 +34,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         prompts = await exchange.prepared(lambda: prompts_of("input", asked.input, exchange.state.config))
         try:
             works = [partial(_embed, exchange, asked, served, prompt) for prompt in prompts]
-            outputs = await exchange.attended(lambda: do_all(works, lambda: None))
+            outputs = await exchange.attended(lambda: do_all(works))
         except RequestAbortedError as error:
             raise cancelled(exchange.state.config.drain_timeout_s) from error
         except InvalidRequestError as error:
