@@ -65,18 +65,18 @@ class Attender {
 
   void run() {
     if (next_ && !kBetween) {
-      prefetch(a_.keys, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
-      prefetch(a_.values, *next_->rows, next_->kv_head, begin_of(*next_) / 32 * 32);
+      prefetch(a_.keys, *next_->rows, next_->kv_head, block_begin(begin_of(*next_)));
+      prefetch(a_.values, *next_->rows, next_->kv_head, block_begin(begin_of(*next_)));
     }
-    for (int at = 0; at < unit_.size; ++at) {
+    for (int at = 0; at < unit_.num_sequences; ++at) {
       if (writes_itself(a_, unit_.rows[at])) write_head(a_, unit_.rows[at], 0, unit_.kv_head);
     }
     const int lines = unit_.lines();
     std::fill_n(work_.best, lines, kNothing);
     std::fill_n(work_.total, lines, 0.0f);
     for (int line = 0; line < lines; ++line) std::fill_n(work_.mixed[line], a_.head_dim, 0.0f);
-    if (unit_.shared) attend(0, unit_.size, 0, unit_.shared);
-    for (int at = 0; at < unit_.size; ++at) {
+    if (unit_.shared) attend(0, unit_.num_sequences, 0, unit_.shared);
+    for (int at = 0; at < unit_.num_sequences; ++at) {
       attend(at, at + 1, unit_.shared ? unit_.shared : begin_of(unit_), end_of(unit_.rows[at]));
     }
     store();
@@ -89,11 +89,11 @@ class Attender {
     to_ = to;
     begin_ = begin;
     end_ = end;
-    const int count = (to - from) * unit_.count;
-    lines_ = {std::min(count, kRows), std::max(count - kRows, 0)};
+    const int lines = (to - from) * unit_.num_queries;
+    lines_ = {std::min(lines, kRows), std::max(lines - kRows, 0)};
     load_queries();
-    for (int at = begin_ / 32 * 32; at < end_; at += kSpan) {
-      const int tokens = std::min(kSpan, (end_ - at + 31) / 32 * 32);
+    for (int at = block_begin(begin_); at < end_; at += kSpan) {
+      const int tokens = std::min(kSpan, block_begin(end_ - at + kBlock - 1));
       score(at, tokens);
       if constexpr (kBetween) find_next(at);
       weigh(at, tokens);
@@ -108,20 +108,20 @@ class Attender {
 
   // The context that a unit sees: from the first of its queries to its last in a sequence.
   int begin_of(const Unit& unit) const {
-    return unit.shared ? 0 : seen_from(a_.start[*unit.rows] + unit.first / group_);
+    return unit.shared ? 0 : seen_from(a_.start[*unit.rows] + unit.first_query / group_);
   }
-  int end_of(int row) const { return a_.start[row] + (unit_.first + unit_.count - 1) / group_ + 1; }
+  int end_of(int row) const { return a_.start[row] + (unit_.first_query + unit_.num_queries - 1) / group_ + 1; }
 
   // Where the state of the first line is that is attended to now, and the sequence and query of a line.
-  int base() const { return from_ * unit_.count; }
-  int count() const { return lines_.first + lines_.second; }
-  int row_of(int line) const { return unit_.rows[from_ + line / unit_.count]; }
-  int flat_of(int line) const { return unit_.first + line % unit_.count; }
+  int base() const { return from_ * unit_.num_queries; }
+  int num_lines() const { return lines_.first + lines_.second; }
+  int row_of(int line) const { return unit_.rows[from_ + line / unit_.num_queries]; }
+  int flat_of(int line) const { return unit_.first_query + line % unit_.num_queries; }
 
   void load_queries() {
     const int depth = a_.head_dim / 32;
     alignas(64) uint16_t query[kMaxHeadDim];
-    for (int line = 0; line < count(); ++line) {
+    for (int line = 0; line < num_lines(); ++line) {
       const int flat = flat_of(line), token = a_.first[row_of(line)] + flat / group_;
       load_head(a_, token, unit_.kv_head * group_ + flat % group_, a_.q_norm, query);
       for (int tile = 0; tile < depth; ++tile) {
@@ -147,8 +147,8 @@ class Attender {
           if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
         }
         product(work_.queries, strip, Strip{keys}, strip, depth, out, kSpan, fetch);
-      } else if (count() <= kMostFromCodes) {
-        multiply_codes(count(), work_.queries, Codes{keys, values}, depth * kCodeTile, depth, out, kSpan);
+      } else if (num_lines() <= kMostFromCodes) {
+        multiply_codes(num_lines(), work_.queries, Codes{keys, values}, depth * kCodeTile, depth, out, kSpan);
       } else {
         unpack(keys, kBlock * a_.head_dim / 64, work_.unpacked, values);
         product(work_.queries, strip, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
@@ -178,7 +178,7 @@ class Attender {
       const float* of_values = scales_of(a_, a_.values, row_of(0), unit_.kv_head, at + t);
       const __m512 scale = _mm512_maskz_loadu_ps(there, of_keys);
       _mm512_store_ps(work_.value_scale + t, _mm512_maskz_loadu_ps(there, of_values));
-      for (int line = 0; line < count(); ++line) {
+      for (int line = 0; line < num_lines(); ++line) {
         float* scores = work_.scores[line] + t;
         _mm512_store_ps(scores, _mm512_mul_ps(_mm512_load_ps(scores), scale));
       }
@@ -195,7 +195,7 @@ class Attender {
 
   // Scores to weights against the largest score so far; what was mixed before shrinks accordingly.
   void weigh(int at, int tokens) {
-    for (int line = 0; line < count(); ++line) {
+    for (int line = 0; line < num_lines(); ++line) {
       const int position = a_.start[row_of(line)] + flat_of(line) / group_;
       const int from = seen_from(position) - at, to = position - at;
       if (from > 0 || to < tokens - 1) hide(work_.scores[line], tokens, from, to);
@@ -264,12 +264,12 @@ class Attender {
       b.offset = d / 16 * (kInt8 ? kCodeTile : kTile);
       if constexpr (!kInt8) {
         product(work_.weights, strip, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
-      } else if (count() <= kMostFromCodes) {
-        multiply_codes(count(), work_.weights, b, kCodeTile, blocks, out, kQueries);
+      } else if (num_lines() <= kMostFromCodes) {
+        multiply_codes(num_lines(), work_.weights, b, kCodeTile, blocks, out, kQueries);
       } else {
         product(work_.weights, strip, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
       }
-      for (int line = 0; line < count(); ++line) {
+      for (int line = 0; line < num_lines(); ++line) {
         const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
         for (int part = 0; part < 32; part += 16) {
           float* mixed = work_.mixed[base() + line] + d + part;
@@ -308,13 +308,13 @@ class Attender {
     std::fill_n(next_keys_, kSpan / kBlock, nullptr);
     int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
     const int upcoming = end_ == unit_.shared ? 0 : to_;  // behind what all have in common, each from the first on
-    if (from >= end && upcoming < unit_.size) {
+    if (from >= end && upcoming < unit_.num_sequences) {
       row = unit_.rows[upcoming], from = unit_.shared, end = end_of(row);
     } else if (from >= end) {
       if (!next_) return;
-      row = *next_->rows, head = next_->kv_head, from = begin_of(*next_) / 32 * 32, end = a_.start[row] + 1;
+      row = *next_->rows, head = next_->kv_head, from = block_begin(begin_of(*next_)), end = a_.start[row] + 1;
     }
-    for (int k = 0; k < kSpan / kBlock && from < end; ++k, from += 32) {
+    for (int k = 0; k < kSpan / kBlock && from < end; ++k, from += kBlock) {
       next_keys_[k] = block_of(a_, a_.keys, row, head, from);
       _mm_prefetch(reinterpret_cast<const char*>(next_keys_[k]), _MM_HINT_T1);
       _mm_prefetch(reinterpret_cast<const char*>(block_of(a_, a_.values, row, head, from)), _MM_HINT_T1);
@@ -346,7 +346,7 @@ class Attender {
 
   void store() {
     for (int line = 0; line < unit_.lines(); ++line) {
-      const int row = unit_.rows[line / unit_.count], flat = flat_of(line);
+      const int row = unit_.rows[line / unit_.num_queries], flat = flat_of(line);
       const int token = a_.first[row] + flat / group_, head = unit_.kv_head * group_ + flat % group_;
       uint16_t* out = a_.out + (size_t(token) * a_.heads + head) * a_.head_dim;
       const __m512 inverse = _mm512_set1_ps(1.0f / work_.total[line]);
@@ -389,7 +389,7 @@ void run(const Attention& a) {
   const Units plan(a, members);
   const std::vector<Token>& tokens = plan.tokens;
   const std::vector<Unit>& units = plan.units;
-  if (plan.count < a.tokens) clear_beside(a);
+  if (plan.num_tokens < a.tokens) clear_beside(a);
   constexpr int kTokens = 4;
   const int count = static_cast<int>(units.size());
   Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(count);

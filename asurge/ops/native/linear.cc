@@ -1,7 +1,6 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -36,15 +35,6 @@ struct Prepared {
 
   uint8_t* line(int row) const { return tiles + size_t(row / kRows) * depth_tiles * kTile + row % kRows * 64; }
 };
-
-float inverse_rms(const uint16_t* x, int depth, float epsilon) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int k = 0; k < depth; k += 16) {
-    const __m512 value = load_bf16(x + k);
-    sum = _mm512_fmadd_ps(value, value, sum);
-  }
-  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / depth + epsilon);
-}
 
 // 16 elements of a row, normalised; rounded where the reference rounds.
 inline __m512 load_input(const Linear& linear, const uint16_t* x, int k, __m512 factor) {

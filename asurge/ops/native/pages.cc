@@ -1,7 +1,5 @@
 #include "pages.h"
 
-#include <cmath>
-
 #include "codes.h"
 
 namespace asurge {
@@ -65,9 +63,7 @@ void load_head(const Attention& a, int token, int head, const uint16_t* norm, ui
   const uint16_t* x = a.qkv + (size_t(token) * (a.heads + 2 * a.kv_heads) + head) * dim;
   alignas(64) uint16_t normed[kMaxHeadDim];
   if (norm) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int d = 0; d < dim; d += 16) sum = _mm512_fmadd_ps(load_bf16(x + d), load_bf16(x + d), sum);
-    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / dim + a.epsilon));
+    const __m512 factor = _mm512_set1_ps(inverse_rms(x, dim, a.epsilon));
     for (int d = 0; d < dim; d += 16) {
       const __m512 value = round_bf16(_mm512_mul_ps(load_bf16(x + d), factor));
       store_bf16(normed + d, _mm512_mul_ps(value, load_bf16(norm + d)));

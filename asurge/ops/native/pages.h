@@ -16,6 +16,9 @@ namespace asurge {
 constexpr int kMaxHeadDim = 256;
 constexpr int kBlock = 32;  // tokens whose keys, or values, are one piece
 
+// The first position of the block that a position is in.
+inline int block_begin(int position) { return position / kBlock * kBlock; }
+
 // One head of one token: normalised and rotated, as the reference rounds it.
 void load_head(const Attention& a, int token, int head, const uint16_t* norm, uint16_t* to);
 

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -48,6 +49,16 @@ inline void store_bf16(uint16_t* to, __m512 value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value));
 }
 inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
+
+// 1 / the root of the mean square of `count` numbers and epsilon.
+inline float inverse_rms(const uint16_t* x, int count, float epsilon) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int at = 0; at < count; at += 16) {
+    const __m512 value = load_bf16(x + at);
+    sum = _mm512_fmadd_ps(value, value, sum);
+  }
+  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / count + epsilon);
+}
 
 constexpr int kLargestCode = 127;  // of numbers in 8 bits
 

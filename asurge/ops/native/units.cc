@@ -28,7 +28,7 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
   const int group = a.heads / a.kv_heads;
   std::iota(sequences_.begin(), sequences_.end(), 0);
   for (int row = 0; row < a.rows; ++row) {
-    count += a.length[row];
+    num_tokens += a.length[row];
     if (writes_itself(a, row)) continue;
     for (int index = 0; index < a.length[row]; ++index) tokens.push_back({row, index});
   }
@@ -43,7 +43,7 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
       }
     }
   }
-  auto found = companies(a, static_cast<int>(generating - sequences_.begin()));
+  auto found = prefix_groups(a, static_cast<int>(generating - sequences_.begin()));
   std::stable_sort(found.begin(), found.end(), [](auto& one, auto& other) { return one.shared > other.shared; });
   for (const auto& [first, size, shared] : found) {
     // Few enough in a unit that there are some for every member.
@@ -59,7 +59,7 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
 }
 
 // The first `generating` sequences, those with the same beginning together.
-std::vector<Units::Company> Units::companies(const Attention& a, int generating) {
+std::vector<Units::PrefixGroup> Units::prefix_groups(const Attention& a, int generating) {
   const auto begin = sequences_.begin(), end = begin + generating;
   // By bytes, which is faster than by numbers and as good: any order that begins at the beginning puts them together.
   std::sort(begin, end, [&](int row, int other) {
@@ -67,13 +67,13 @@ std::vector<Units::Company> Units::companies(const Attention& a, int generating)
     const int order = std::memcmp(pages_of(a, row), pages_of(a, other), std::min(own, others) * sizeof(int));
     return order ? order < 0 : own < others;
   });
-  std::vector<Company> found;
+  std::vector<PrefixGroup> found;
   for (int at = 0; at < generating; ++at) {
     const int shared = found.empty() ? 0 : common(a, sequences_[found.back().first], sequences_[at]);
-    // Whoever shares much less than the others do begins a company of its own.
+    // Whoever shares much less than the others do begins a group of its own.
     if (shared > 0 && 2 * shared >= found.back().shared) {
-      Company& company = found.back();
-      company.shared = company.size++ == 1 ? shared : std::min(company.shared, shared);
+      PrefixGroup& group = found.back();
+      group.shared = group.size++ == 1 ? shared : std::min(group.shared, shared);
     } else {
       found.push_back({at, 1, 0});
     }

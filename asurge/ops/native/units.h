@@ -17,13 +17,13 @@ struct Unit {
   int kv_head;
   // The sequences.
   const int* rows;
-  int size;
-  // Of each of them, query rows [first, first + count): row i is query i / group, head i % group.
-  int first, count;
+  int num_sequences;
+  // Of each of them, query rows [first_query, first_query + num_queries): row i is query i / group, head i % group.
+  int first_query, num_queries;
   // Tokens of context that all have in common. Whole spans, so that a sequence comes out the same in any company.
   int shared;
 
-  int lines() const { return size * count; }
+  int lines() const { return num_sequences * num_queries; }
 };
 
 // Whether the unit of a sequence that generates writes its token: then it finds it in its core's caches, as it will find the
@@ -45,14 +45,14 @@ struct Units {
 
   std::vector<Token> tokens;
   std::vector<Unit> units;
-  int count = 0;  // of all tokens
+  int num_tokens = 0;  // of all that are new
 
  private:
-  struct Company {
+  struct PrefixGroup {
     int first, size;  // in `sequences_`
     int shared;
   };
-  std::vector<Company> companies(const Attention& a, int generating);
+  std::vector<PrefixGroup> prefix_groups(const Attention& a, int generating);
   std::vector<int> sequences_;
 };
 
