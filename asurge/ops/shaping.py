@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asurge.ops.sampling import bisect, blocked, top
+from asurge.plan import MASK_BITS
 
 LogitsProcessor = Callable[[jax.Array, jax.Array], jax.Array]
 """A user's own shaping: a pure JAX function of one row's logits, float32 ``[vocab]``, and of a scalar, float32, that the
@@ -21,7 +22,6 @@ request gives; it returns the logits to draw from."""
 IN_PROMPT = 1 << 15
 """Set where a token occurs in the prompt; the bits below count how often it was generated."""
 
-MASK_BITS = 32
 _MOST = 3e38
 
 

@@ -13,6 +13,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from asurge.plan import RunnerLimits
+
 MOST_TABLES = 8
 """Each one costs the host when a page is taken or given up, and travels with each step."""
 
@@ -33,6 +35,12 @@ class PageLayout:
     depth: int
     windows: tuple[int | None, ...]
     places: tuple[tuple[int, int], ...]
+
+
+def layout_for(seen: Sequence[int | None], limits: RunnerLimits) -> PageLayout:
+    """`choose_layout` for sequences of ``max_model_len``."""
+    columns = limits.columns(limits.max_model_len)
+    return choose_layout(seen, lambda window: limits.columns_held(window, columns, step=1))
 
 
 def choose_layout(seen: Sequence[int | None], held: Callable[[int | None], int]) -> PageLayout:

@@ -35,7 +35,7 @@ def num_pages(limits: RunnerLimits, budget_bytes: int, page_bytes: int) -> int:
     Raises:
         ConfigError: the budget does not hold one sequence of ``max_model_len``.
     """
-    per_sequence = limits.pages_held(-(-limits.max_model_len // limits.page_size))
+    per_sequence = limits.pages_held(limits.columns(limits.max_model_len))
     affordable = budget_bytes // page_bytes
     if affordable < per_sequence + 1:
         longest = dataclasses.replace(limits, num_pages=max(affordable, 1)).longest

@@ -21,7 +21,7 @@ from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compilation_counter, compile_all, use_persistent_cache
 from asurge.runner.draw import Drawer, DrawSpec
 from asurge.runner.lattice import Lattice, StepShape
-from asurge.runner.layout import choose_layout
+from asurge.runner.layout import layout_for
 from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.packing import TableShape, pack, packed_size
 from asurge.runner.pool import Pooler, Sums
@@ -148,8 +148,7 @@ class DeviceRunner:
             vocab_size=shape.vocab_size,
             hidden_size=shape.hidden_size,
         )
-        columns = -(-max_model_len // config.page_size)
-        layout = choose_layout(shape.seen, lambda window: limits.columns_held(window, columns, step=1))
+        layout = layout_for(shape.seen, limits)
         limits = dataclasses.replace(limits, windows=layout.windows)
         pages = num_pages(limits, kv_budget_bytes(config, self._device), layout.depth * attention.page_bytes)
         self._limits = dataclasses.replace(limits, num_pages=pages)
@@ -160,7 +159,7 @@ class DeviceRunner:
         )
         most_rows = max(one.rows for one in self._lattice.shapes)
         most_tokens = max(one.tokens for one in self._lattice.shapes)
-        tables = TableShape(len(layout.windows), columns)
+        tables = TableShape(len(layout.windows), limits.columns(max_model_len))
         self._spec = StepSpec(rebuild, attention, layout, tables, most_rows, most_tokens, max_draws)
         self.drawer = Drawer(DrawSpec(rebuild, shape.vocab_size, config.max_num_seqs, tuple(logits_processors)))
         self._scorer = Scorer(rebuild, shape.vocab_size)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from asurge.ops.sampling import few_at_a_time
 from asurge.ops.shaping import logprobs
 from asurge.plan import MAX_LOGPROBS, StepPlan, TokenLogprobs
-from asurge.runner.draw import pack_logprobs, unpack_logprobs
+from asurge.runner.draw_packing import pack_logprobs, unpack_logprobs
 from asurge.runner.lattice import StepShape, place
 from asurge.runner.step import Leaves, Rebuild
 

@@ -141,18 +141,18 @@ class Rows:
     @property
     def positions(self) -> jax.Array:
         """int32 ``[tokens]``; those of padding go on from the row's real ones."""
-        return self._by_token(lambda rows, at: self.start[rows, None] + at)
+        return self.by_token(lambda rows, at: self.start[rows, None] + at)
 
     @property
     def real(self) -> jax.Array:
         """bool ``[tokens]``: not padding."""
-        return self._by_token(lambda rows, at: at < self.length[rows, None])
+        return self.by_token(lambda rows, at: at < self.length[rows, None])
 
     def last_of(self, chosen: jax.Array) -> jax.Array:
         """bool ``[tokens]``: the last real token of a row that is in ``chosen``, bool ``[rows]``."""
-        return self._by_token(lambda rows, at: chosen[rows, None] & (at + 1 == self.length[rows, None]))
+        return self.by_token(lambda rows, at: chosen[rows, None] & (at + 1 == self.length[rows, None]))
 
-    def _by_token(self, of: Callable[[slice, jax.Array], jax.Array]) -> jax.Array:
+    def by_token(self, of: Callable[[slice, jax.Array], jax.Array]) -> jax.Array:
         """``[tokens]`` of what ``of`` makes, ``[rows, width]``, of a section's rows and of the places ``[width]`` in each."""
         parts = [of(rows, jnp.arange(width, dtype=jnp.int32)).reshape(-1) for rows, width in self.sections]
         return jnp.concatenate(parts)

@@ -115,12 +115,11 @@ def ragged(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
     lengths = jnp.maximum(rows.length, 1)
     bounds = jnp.concatenate((jnp.zeros((1,), jnp.int32), jnp.cumsum(lengths, dtype=jnp.int32)))
     kv_lens = jnp.where(rows.length > 0, rows.start + rows.length, 1)
-    parts = []
-    for part, width in rows.sections:
-        index = jnp.arange(width, dtype=jnp.int32)
-        to = bounds[:-1][part, None] + index
-        parts.append(jnp.where(index < lengths[part, None], to, rows.tokens).reshape(-1))
-    return jnp.concatenate(parts), kv_lens, bounds
+
+    def target(part: slice, at: jax.Array) -> jax.Array:
+        return jnp.where(at < lengths[part, None], bounds[:-1][part, None] + at, rows.tokens)
+
+    return rows.by_token(target), kv_lens, bounds
 
 
 def _inverse(taken: jax.Array, tokens: int) -> jax.Array:

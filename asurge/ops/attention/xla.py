@@ -114,14 +114,13 @@ class XlaAttention:
 
 def page_slots(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
     """Where each token's key and value go: page ids and offsets, int32 ``[tokens]``; padding goes to page 0."""
-    parts = []
-    for part, width in rows.sections:
-        index = jnp.arange(width, dtype=jnp.int32)[None, :]
-        positions = rows.start[part, None] + index
-        columns = jnp.clip(positions // page_size, 0, rows.page_table.shape[1] - 1)
+
+    def page(part: slice, at: jax.Array) -> jax.Array:
+        columns = jnp.clip((rows.start[part, None] + at) // page_size, 0, rows.page_table.shape[1] - 1)
         pages = jnp.take_along_axis(rows.page_table[part], columns, axis=1)
-        parts.append(jnp.where(index < rows.length[part, None], pages, 0).reshape(-1))
-    return jnp.concatenate(parts), rows.positions % page_size
+        return jnp.where(at < rows.length[part, None], pages, 0)
+
+    return rows.by_token(page), rows.positions % page_size
 
 
 def paged_attention(
