@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from asurge.errors import InvalidRequestError
+from asurge.intake import Intake
 from asurge.outputs import CompletionOutput, FinishReason, RequestOutput
-from asurge.params import SamplingParams
+from asurge.params import RequestOptions, SamplingParams, check_integer, check_number, check_options
 from asurge.plan import MAX_LOGPROBS
+from asurge.prompts import Prompt
 
 MAX_BEAM_WIDTH = MAX_LOGPROBS // 2
+MAX_BEAM_TOKENS = 1 << 20
 
 Complete = Callable[[list[list[int]], SamplingParams], Awaitable[list[RequestOutput]]]
 """Completes prompts together, in their order."""
@@ -29,21 +33,51 @@ class Beam:
         return float(self.logprob / max(len(self.token_ids), 1) ** length_penalty)
 
 
-def check_beams(beam_width: int, max_tokens: int, length_penalty: float) -> None:
-    """Raises:
-    InvalidRequestError: a value is out of range; ``param`` names it.
-    """
-    for name, value, high in (("beam_width", beam_width, MAX_BEAM_WIDTH), ("max_tokens", max_tokens, 1 << 20)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise InvalidRequestError(f"{name}={value!r} must be an integer in [1, {high}]", param=name)
-    if (
-        isinstance(length_penalty, bool)
-        or not isinstance(length_penalty, int | float)
-        or not -10 <= length_penalty <= 10
-    ):
-        raise InvalidRequestError(
-            f"length_penalty={length_penalty!r} must be a number in [-10, 10]", param="length_penalty"
-        )
+async def beam_search(
+    generate: Callable[..., Awaitable[list[RequestOutput]]],
+    intake: Intake,
+    prompt: Prompt,
+    options: RequestOptions,
+    *,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+) -> RequestOutput:
+    """See `asurge.Engine.beam_search`, whose ``generate`` draws each round."""
+    check_integer("beam_width", beam_width, 1, MAX_BEAM_WIDTH)
+    check_integer("max_tokens", max_tokens, 1, MAX_BEAM_TOKENS)
+    check_number("length_penalty", length_penalty, -10.0, 10.0)
+    check_options(options)
+    began_s, params = time.monotonic(), SamplingParams(max_tokens=max_tokens)
+    deadline_s = options.get("deadline_s")
+
+    async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
+        left = None if deadline_s is None else max(deadline_s - (time.monotonic() - began_s), 0.0)
+        return await generate(prompts, params, use_tqdm=False, **{**options, "deadline_s": left})
+
+    fitted = await intake.fit(prompt, params)
+    found = await search(
+        complete,
+        fitted.token_ids,
+        intake.end_token_ids,
+        beam_width=beam_width,
+        max_tokens=fitted.max_tokens,
+        length_penalty=length_penalty,
+    )
+    outputs = completions(found, intake.end_token_ids, lambda token_ids: intake.decode(token_ids, params))
+    facts = intake.facts(prompt, params, fitted)
+    return RequestOutput(
+        request_id=f"beam-{secrets.token_hex(8)}",
+        prompt=facts.text,
+        prompt_token_ids=facts.token_ids,
+        outputs=outputs,
+        finished=True,
+        accumulated_text=outputs[0].text,
+        num_generated_tokens=sum(len(one.token_ids) for one in outputs),
+        num_truncated_tokens=facts.num_truncated_tokens,
+        capped_max_tokens=facts.capped_max_tokens,
+        processing_time=time.monotonic() - began_s,
+    )
 
 
 async def search(

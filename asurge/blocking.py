@@ -69,19 +69,14 @@ class Engine:
     """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads."""
 
     def __init__(self, model: str = "demo", **settings: Any) -> None:
-        self._adopt(asynchronous.Engine(model, **settings))
+        self._engine = asynchronous.Engine(model, **settings)
+        self._stack = ExitStack()
+        self._open: BlockingPortal | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
         """An engine with these settings, not started yet."""
-        engine = cls.__new__(cls)
-        engine._adopt(asynchronous.Engine.from_config(config))
-        return engine
-
-    def _adopt(self, engine: asynchronous.Engine) -> None:
-        self._engine = engine
-        self._stack = ExitStack()
-        self._open: BlockingPortal | None = None
+        return cls(**config.settings())
 
     def initiate(self) -> None:
         """Start the loop and the engine; see `asurge.Engine.initiate`."""

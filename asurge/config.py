@@ -24,9 +24,9 @@ class SchedulerConfig:
         tenant_weights: shares of tenants that wait at the same time; 1 where not named.
         long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
             have prompts to be computed; None: no limit of its own.
-        max_mixed_step_s: seconds that a step may take when it computes prompts beside requests whose tokens are read as they
-            come, so much later; or half as long again as without prompts, if that is more. None: no such limit, nor is there one
-            while all answers are taken at their ends (`Engine.generate`, ``output_kind="final"``, HTTP without streams).
+        max_mixed_step_s: the longest step, in seconds, that computes prompts while somebody reads the tokens of other requests
+            as they come; or 1.5 times a step without prompts, if that is longer. None: no limit. There is none while all answers
+            are taken at their ends (`Engine.generate`, ``output_kind="final"``, HTTP without ``stream``).
 
     Raises:
         ConfigError: a value is out of range.
@@ -78,10 +78,11 @@ class EngineConfig:
     Attributes:
         model: ``"demo"``, a local checkpoint folder, or a Hugging Face repository name.
         tokenizer: folder or repository of the tokenizer; default: the model's.
-        dtype: of weights, activations and KV pages, where nothing below says otherwise.
+        name: what the model is served as; default: ``model``.
+        dtype: of weights, activations and KV pages, unless the next two say otherwise.
         quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); None: none.
-        kv_cache_dtype: ``"int8"`` keeps keys and values in 8 bits, by the largest of each head of each token: pages take half of
-            the memory and of its time. ``"auto"``: in ``dtype``.
+        kv_cache_dtype: ``"int8"`` keeps keys and values in 8 bits, with a scale for each head of each token: pages take half the
+            memory, and half the time to read. ``"auto"``: in ``dtype``.
         kernels: ``"native"`` for the CPU kernels, ``"pallas"`` for those of GPUs and TPUs, ``"xla"`` for plain JAX,
             ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
@@ -177,12 +178,15 @@ class EngineConfig:
             raise ConfigError(f"max_model_len={self.max_model_len} leaves no room for an answer: use at least 2")
         if not 0.0 < self.hbm_utilization <= 1.0:
             raise ConfigError(f"hbm_utilization={self.hbm_utilization!r} must be in (0, 1]")
-        if not self.step_timeout_s > 0:
-            raise ConfigError(f"step_timeout_s={self.step_timeout_s!r} must be positive")
-        if self.reserve_tokens is not None and self.reserve_tokens < 0:
-            raise ConfigError(f"reserve_tokens={self.reserve_tokens} must not be negative")
+        _positive("step_timeout_s", self.step_timeout_s)
+        if self.reserve_tokens is not None:
+            _at_least("reserve_tokens", self.reserve_tokens, 0)
         if self.truncate_mode not in ("left", "right", "middle"):
             raise ConfigError(f"truncate_mode={self.truncate_mode!r} must be 'left', 'right' or 'middle'")
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, as `asurge.Engine` takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def _made(field: str, kind: type[Any], given: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -12,9 +11,9 @@ from anyio import CapacityLimiter, from_thread
 from asurge.errors import EngineOverloadedError, InvalidRequestError
 from asurge.guidance import AllowedTokens, BadWords, Grammar, Grammars, MinTokens, SequenceConstraint, ThinkingTokens
 from asurge.guidance.constraint import Rule
-from asurge.guidance.rules import WORD_BITS
 from asurge.guided import GuidedDecodingParams
 from asurge.params import SamplingParams
+from asurge.plan import mask_words
 from asurge.text import Tokenizer
 from asurge.threads import run_in_thread
 
@@ -35,7 +34,7 @@ class Constraints:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Iterable[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._words = -(-vocab_size // WORD_BITS)
+        self._words = mask_words(vocab_size)
         self._grammars = Grammars(tokenizer, vocab_size, ends)
         self._thinking = _thinking_tokens(tokenizer)
         self._model_ends = frozenset(ends)
@@ -65,19 +64,16 @@ class Constraints:
             ends |= self._model_ends  # a complete text must be able to end, even with ignore_eos
 
         def make() -> list[SequenceConstraint]:
-            rules = self._rules(params, ends)
-            return [
-                SequenceConstraint(
-                    ends,
-                    self._vocab_size,
-                    grammar=None if grammar is None else grammar.start(),
-                    rules=[copy.copy(rule) for rule in rules],
-                    thinking=self._thinking,
-                    thinking_budget=params.thinking_budget,
-                    prompt=prompt,
-                )
-                for _ in range(count)
-            ]
+            first = SequenceConstraint(
+                ends,
+                self._vocab_size,
+                grammar=None if grammar is None else grammar.start(),
+                rules=self._rules(params, ends),
+                thinking=self._thinking,
+                thinking_budget=params.thinking_budget,
+                prompt=prompt,
+            )
+            return [first, *(first.fork() for _ in range(count - 1))]
 
         much = params.bad_words or len(ends) + len(params.allowed_token_ids or ()) > _MANY_TOKENS
         return await run_in_thread(make, self._listing) if much else make()

@@ -7,12 +7,13 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import anyio
 from anyio import to_thread
 from tqdm import tqdm
 
+from asurge import beam
 from asurge.assembly import assemble
 from asurge.config import EngineConfig
 from asurge.embedding import embed_all
@@ -26,7 +27,6 @@ from asurge.prompts import Prompt, RenderedChat
 from asurge.status import EngineStatus
 from asurge.stream import TokenStream, finish_all
 
-T = TypeVar("T")
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
 ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | None]
 Tool = Mapping[str, Any]  # OpenAI's tool definitions: JSON
@@ -54,19 +54,14 @@ class Engine(EngineStatus):
                 raise ConfigError(
                     f"unknown setting {name}={settings[name]!r}: the settings are {', '.join(sorted(known))}"
                 )
-        self._prepare(EngineConfig(model=model, **settings))
+        super().__init__(EngineConfig(model=model, **settings))
+        self._callback: ParamsCallback | None = self.config.sampling_params_callback
+        self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
         """An engine with these settings, not started yet."""
-        engine = cls.__new__(cls)
-        engine._prepare(config)
-        return engine
-
-    def _prepare(self, config: EngineConfig) -> None:
-        self._begin(config)
-        self._callback: ParamsCallback | None = config.sampling_params_callback
-        self._serving: asyncio.Task[None] | None = None
+        return cls(**config.settings())
 
     # ── life cycle ──────────────────────────────────────────────────────────────────────────────
 
@@ -166,6 +161,7 @@ class Engine(EngineStatus):
 
         Raises:
             EngineNotRunningError: the engine has not started or has stopped.
+            EngineDeadError: it has failed.
         """
         self._running()
         name = request_id or f"req-{secrets.token_hex(8)}"
@@ -196,11 +192,13 @@ class Engine(EngineStatus):
 
         Raises:
             InvalidRequestError: a prompt or parameter is refused, or the lists differ in length.
+            EngineOverloadedError: too many requests wait.
+            DeadlineExceededError: one did not finish within its deadline.
             RequestFailedError, EngineDeadError: a step or the engine failed. The others are aborted.
         """
         batch = _batch(prompts)
-        params = _spread("sampling_params", sampling_params, len(batch), SamplingParams)
-        names = _spread("request_id", request_id, len(batch), str)
+        params = _params_of_each(sampling_params, len(batch))
+        names = _ids_of_each(request_id, len(batch))
         streams = [
             self.stream(prompt, one, request_id=name, **options)
             for prompt, one, name in zip(batch, params, names, strict=True)
@@ -224,8 +222,15 @@ class Engine(EngineStatus):
         """
 
         _, intake = self._running()
-        sizes = {"beam_width": beam_width, "max_tokens": max_tokens}
-        return await intake.search(self.generate, prompt, options, length_penalty=length_penalty, **sizes)
+        return await beam.beam_search(
+            self.generate,
+            intake,
+            prompt,
+            options,
+            beam_width=beam_width,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+        )
 
     async def embed(
         self,
@@ -247,7 +252,7 @@ class Engine(EngineStatus):
         """
         wish = EmbeddingParams(pooling=pooling, normalize=normalize, dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens)  # fmt: skip
         batch = _batch(prompts)
-        names = _spread("request_id", request_id, len(batch), str)
+        names = _ids_of_each(request_id, len(batch))
         with tqdm(total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm, leave=False) as bar:
             return await embed_all(self._running, batch, names, wish, options, bar.update)
 
@@ -328,10 +333,26 @@ def _batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [prompts] if one else list(prompts)  # type: ignore[arg-type,list-item]
 
 
-def _spread(name: str, value: object, count: int, one: type[T]) -> list[T | None]:
-    """One value for all prompts, or one for each."""
-    if value is None or (isinstance(value, one) and (count == 1 or one is SamplingParams)):
-        return [value] * count
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count:
-        return list(value)
-    raise InvalidRequestError(f"{name} must be one for all, or a list as long as the {count} prompts", param=name)
+def _params_of_each(
+    given: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams | None]:
+    """One for all prompts, or one for each."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given] * count
+    if not isinstance(given, Sequence) or len(given) != count:
+        raise InvalidRequestError(
+            f"sampling_params must be SamplingParams, or a list with one for each of the {count} prompts",
+            param="sampling_params",
+        )
+    return given
+
+
+def _ids_of_each(given: str | Sequence[str] | None, count: int) -> Sequence[str | None]:
+    if given is None:
+        return [None] * count
+    ids = [given] if isinstance(given, str) else given
+    if not isinstance(ids, Sequence) or len(ids) != count:
+        raise InvalidRequestError(
+            f"request_id must be a list with one for each of the {count} prompts", param="request_id"
+        )
+    return ids

@@ -13,6 +13,9 @@ from asurge.errors import InvalidRequestError
 MAX_GRAMMAR_BYTES = 256 << 10
 MAX_JSON_DEPTH = 64
 MAX_CHOICES = 4096
+JSON_WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
+"""Between the tokens of JSON: enough for what models write, and no endless blanks (llama.cpp's rule)."""
+
 FORMS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
@@ -85,7 +88,7 @@ def _check_size(name: str, size: int) -> None:
 
 
 def _document(name: str, value: Any) -> str:
-    """JSON as text with sorted keys of its own order kept: the order of properties is part of a schema."""
+    """JSON as text, its keys in the order given: the order of properties is part of a schema."""
     if isinstance(value, str):
         _text(name, value)
         try:

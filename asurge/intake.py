@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
 
 from asurge.assembly import Parts
-from asurge.beam import check_beams, completions, search
 from asurge.config import EngineConfig
 from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
-from asurge.outputs import RequestOutput
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
@@ -42,16 +40,21 @@ class Admission:
 
 
 class Intake:
-    """Prepares requests. Everything refused here is refused before any device work."""
+    """Prepares requests. Everything refused here is refused before any device work.
+
+    Attributes:
+        end_token_ids: the tokens that end a text, unless a request ignores them.
+        started_s: when the engine started, on the monotonic clock.
+    """
 
     def __init__(self, config: EngineConfig, parts: Parts) -> None:
         self._config, self._tokenizer, self._vocab_size = config, parts.tokenizer, parts.vocab_size
         limits = parts.runner.limits
         self._hidden_size = limits.hidden_size
-        self._eos = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
+        self.end_token_ids = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
         self._prompts = Prompts(config, parts.tokenizer, limits.max_model_len, parts.vocab_size)
         self._threads = CapacityLimiter(_THREADS)
-        self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self._eos)
+        self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self.end_token_ids)
         self.started_s = time.monotonic()
 
     async def render(
@@ -70,49 +73,9 @@ class Intake:
             )
         )
 
-    async def search(
-        self,
-        generate: Callable[..., Awaitable[list[RequestOutput]]],
-        prompt: Prompt,
-        options: RequestOptions,
-        *,
-        beam_width: int,
-        max_tokens: int,
-        length_penalty: float,
-    ) -> RequestOutput:
-        """The likeliest texts behind a prompt; see `asurge.Engine.beam_search`, whose ``generate`` draws each round."""
-        check_beams(beam_width, max_tokens, length_penalty)
-        check_options(options)
-        began_s, params = time.monotonic(), SamplingParams(max_tokens=max_tokens)
-        deadline_s = options.get("deadline_s")
-
-        async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
-            left = None if deadline_s is None else max(deadline_s - (time.monotonic() - began_s), 0.0)
-            return await generate(prompts, params, use_tqdm=False, **{**options, "deadline_s": left})
-
-        fitted = await self._threaded(lambda: self._prompts.fit(prompt, params))
-        found = await search(
-            complete,
-            fitted.token_ids,
-            self._eos,
-            beam_width=beam_width,
-            max_tokens=fitted.max_tokens,
-            length_penalty=length_penalty,
-        )
-        outputs = completions(found, self._eos, self._tokenizer.decode)
-        facts = self._facts(prompt, params, fitted)
-        return RequestOutput(
-            request_id=f"beam-{secrets.token_hex(8)}",
-            prompt=facts.text,
-            prompt_token_ids=facts.token_ids,
-            outputs=outputs,
-            finished=True,
-            accumulated_text=outputs[0].text,
-            num_generated_tokens=sum(len(one.token_ids) for one in outputs),
-            num_truncated_tokens=facts.num_truncated_tokens,
-            capped_max_tokens=facts.capped_max_tokens,
-            processing_time=time.monotonic() - began_s,
-        )
+    async def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
+        """See `Prompts.fit`."""
+        return await self._threaded(lambda: self._prompts.fit(prompt, params))
 
     async def prepare(
         self,
@@ -134,7 +97,7 @@ class Intake:
 
         def work() -> tuple[FittedPrompt, frozenset[int]]:
             self._check_tokens(params)
-            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_token_ids)
             return self._prompts.fit(prompt, params), ends
 
         tokens = len(params.stop_token_ids) + len(params.allowed_token_ids or ())
@@ -186,7 +149,7 @@ class Intake:
             pooling=params.pooling,
             **_treated(options, arrival_s),
         )
-        facts = self._facts(prompt, SamplingParams(), fitted)
+        facts = self.facts(prompt, SamplingParams(), fitted)
         generation = Generation(request_id, facts, [Choice(request_id)], arrival_s=arrival_s, clock=clock)
         return Admission(generation, [request])
 
@@ -216,7 +179,7 @@ class Intake:
         )
         return None if shaping == Shaping() else shaping
 
-    def _facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
+    def facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
         """What outputs tell of a prompt; the text is that of the tokens that are left, unless the settings say otherwise."""
         ids = list(fitted.token_ids)
         chat = prompt.conversation if isinstance(prompt, RenderedChat) else FittedConversation(())
@@ -250,7 +213,7 @@ class Intake:
     ) -> Generation:
         return Generation(
             request_id,
-            self._facts(prompt, params, fitted),
+            self.facts(prompt, params, fitted),
             [self._choice(index, request, params) for index, request in enumerate(requests)],
             kept=params.n,
             output_kind=kind,
@@ -276,10 +239,11 @@ class Intake:
             repetition=None if params.repetition_stop is None else RepetitionStop(params.repetition_stop),
             teller=None if told is None else LogprobTeller(told, self._decode_token),
             silent_token_ids=request.stop_token_ids,
-            echoed=self._decode(request.prompt_token_ids, params) if params.echo and params.detokenize else "",
+            echoed=self.decode(request.prompt_token_ids, params) if params.echo and params.detokenize else "",
         )
 
-    def _decode(self, token_ids: Sequence[int], params: SamplingParams) -> str:
+    def decode(self, token_ids: Sequence[int], params: SamplingParams) -> str:
+        """The text of tokens, with or without special ones as the parameters say."""
         return self._tokenizer.decode(
             token_ids,
             skip_special_tokens=params.skip_special_tokens,

@@ -55,9 +55,9 @@ class RequestOutput:
         prompt_logprobs: by prompt token, as ``CompletionOutput.logprobs``, if asked for; the first has none.
         delta_text: text of the first completion that is new since the output before this one.
         accumulated_text: all text of the first completion so far.
-        num_truncated_tokens: tokens of the prompt that were left out so that it fits; of a text of more than 32,768 characters, and
-            8 for each token of the context, about how many.
-        num_dropped_messages: messages of the conversation that were left out, whose tokens are counted there.
+        num_truncated_tokens: tokens of the prompt that were left out to make it fit; an estimate for texts of more than 32,768
+            characters and more than 8 characters for each token of the context.
+        num_dropped_messages: messages of the conversation that were left out; their tokens are counted there.
         capped_max_tokens: what the context left of max_tokens, if it was less.
         first_token_time: from arrival to the first token, or None before it.
         time_spent_generating: from the first token to now.
@@ -120,9 +120,9 @@ class EmbeddingOutput:
         embedding: float32 ``[dimensions]``.
         prompt: its text, or that of the tokens that are left of it; None if it was given as token ids.
         num_cached_tokens: tokens of the prompt that were found in the prefix cache.
-        num_truncated_tokens: tokens of the prompt that were left out so that it fits; of a text of more than 32,768 characters, and
-            8 for each token of the context, about how many.
-        num_dropped_messages: messages of the conversation that were left out, whose tokens are counted there.
+        num_truncated_tokens: tokens of the prompt that were left out to make it fit; an estimate for texts of more than 32,768
+            characters and more than 8 characters for each token of the context.
+        num_dropped_messages: messages of the conversation that were left out; their tokens are counted there.
         processing_time: from arrival to the end, waiting included, in seconds.
     """
 

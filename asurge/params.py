@@ -14,11 +14,11 @@ from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, Pooling
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1000
-"""Of one stop string: what may become one is looked for at each piece of text."""
+"""Of one stop string; each piece of new text is searched for the beginning of one."""
 
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 1000
-"""Of one of them: all are made tokens of, twice."""
+"""Of one word; each is tokenised twice."""
 
 MAX_CHOICES = 64
 MAX_TOKEN_IDS = 1 << 20
@@ -31,39 +31,41 @@ class SamplingParams:
 
     Logits are changed in this order: allowed tokens, penalties, bias, logits processors, typical_p; then temperature,
     top_k, top_p and min_p. A request that uses none of penalties, bias, constraints, logprobs, processors or typical_p
-    draws within the model's own step; the others in a step behind it.
+    is drawn within the model's own step, the others in a dispatch after it.
 
     Attributes:
         n: completions of one prompt, which share the pages of its beginning.
-        best_of: draw so many, and give back the ``n`` likeliest, at the end.
-        max_tokens: new tokens at most (``max_new_tokens`` is an alias); None means as many as fit the context.
-        min_tokens: no end token or stop token before so many, where one of them would end the text.
+        best_of: draw this many completions and return the ``n`` likeliest, at the end.
+        max_tokens: the most new tokens (``max_new_tokens`` is an alias); None: as many as fit the context.
+        min_tokens: no end token and no stop token is drawn before this many tokens.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2019).
-        min_p: keep tokens at least this share as likely as the likeliest (Nguyen et al., 2024); 0 keeps all.
-        typical_p: keep the tokens of most typical surprise whose probability reaches p (Meister et al., 2022).
-        presence_penalty, frequency_penalty: subtracted from logits of tokens that were generated, once or for each time.
-        repetition_penalty: divides what speaks for tokens of prompt and answer (Keskar et al., 2019); 1 is neutral.
+        min_p: keep tokens that have at least this share of the likeliest one's probability (Nguyen et al., 2024); 0 keeps all.
+        typical_p: keep the tokens whose surprise is nearest to the expected one, until their probability reaches p (Meister et al., 2022).
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens generated so far, once or once per occurrence.
+        repetition_penalty: divides positive logits of tokens in prompt and answer, multiplies negative ones (Keskar et al., 2019); 1 is
+            neutral.
         logit_bias: added to logits, by token id; in [-100, 100].
-        guided_decoding: the form that the text must have.
-        allowed_token_ids: draw no others; end tokens only if among them.
-        bad_words: texts that are not generated; those of several tokens neither.
-        logits_processors: by name, functions that the engine was given, with the argument each one gets.
-        seed: the same seed draws the same tokens in any company; None draws a fresh one.
-        logprobs: tell the logprob of each token and of the likeliest so many in its place.
-        prompt_logprobs: the same of the prompt's tokens.
-        truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 keeps what the context holds.
+        guided_decoding: the form the text must have.
+        allowed_token_ids: the only tokens that may be drawn; end tokens only if they are among them.
+        bad_words: texts that are never generated, including those that span several tokens.
+        logits_processors: of the engine's, by name, those to apply, each with its argument.
+        seed: the same seed draws the same tokens, whatever else is in the batch; None: a random one.
+        logprobs: report the logprob of each token, and of this many of the likeliest tokens in its place.
+        prompt_logprobs: the same for the tokens of the prompt.
+        truncate_prompt_tokens: keep only this many tokens at the end of the prompt; -1: as many as the context holds.
         echo: the text begins with that of the prompt.
-        stop: strings that end the text (not part of it, unless ``include_stop_str_in_output``).
+        stop: strings that end the text, and are part of it only with ``include_stop_str_in_output``.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
-        ignore_eos: go on past the model's end tokens.
-        repetition_stop: end the text when the same up to 64 tokens come so many times over.
-        thinking_budget: tokens of reasoning at most; then the model is made to answer.
-        detokenize: make text of tokens; without, stop strings are refused.
+        ignore_eos: continue after the model's end tokens.
+        repetition_stop: end the text when a pattern of up to 64 tokens occurs this many times in a row.
+        thinking_budget: the most tokens of reasoning, after which the model is made to answer.
+        detokenize: turn tokens into text; stop strings need it.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.
-        output_kind: what ``text`` of a streamed output holds: all so far, the news, or nothing before the end.
+        output_kind: what a streamed output holds: all the text so far (``"cumulative"``), what is new (``"delta"``), or nothing until
+            the end (``"final"``).
 
     Raises:
         InvalidRequestError: a value is out of range; ``param`` names it.
@@ -113,11 +115,11 @@ class SamplingParams:
             ("prompt_logprobs", 0, MAX_LOGPROBS),
             ("seed", 0, MAX_SEED),
         ):
-            _optional_integer(field, getattr(self, field), low, high)
+            check_optional_integer(field, getattr(self, field), low, high)
         if self.truncate_prompt_tokens != -1:
-            _optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
-        _integer("n", self.n, 1, MAX_CHOICES)
-        _optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
+            check_optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
+        check_integer("n", self.n, 1, MAX_CHOICES)
+        check_optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
         for field in ("echo", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
                 raise InvalidRequestError(f"{field}={shown(getattr(self, field))} must be True or False", param=field)
@@ -127,10 +129,10 @@ class SamplingParams:
             )
 
     def _check_ends(self) -> None:
-        _optional_integer("max_tokens", self.max_tokens, 1, None)
-        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _optional_integer("repetition_stop", self.repetition_stop, 2, None)
-        _optional_integer("thinking_budget", self.thinking_budget, 0, None)
+        check_optional_integer("max_tokens", self.max_tokens, 1, None)
+        check_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        check_optional_integer("repetition_stop", self.repetition_stop, 2, None)
+        check_optional_integer("thinking_budget", self.thinking_budget, 0, None)
         stop = _strings("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
@@ -138,16 +140,16 @@ class SamplingParams:
             raise InvalidRequestError("stop needs text: leave it out, or set detokenize=True", param="stop")
 
     def _check_distribution(self) -> None:
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _integer("top_k", self.top_k, -1, None)
-        _number("min_p", self.min_p, 0.0, 1.0)
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_integer("top_k", self.top_k, -1, None)
+        check_number("min_p", self.min_p, 0.0, 1.0)
         for field in ("top_p", "typical_p"):
-            _number(field, getattr(self, field), 0.0, 1.0)
+            check_number(field, getattr(self, field), 0.0, 1.0)
             if getattr(self, field) == 0.0:
                 raise InvalidRequestError(f"{field}=0.0 keeps no token: use a value in (0, 1]", param=field)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         bad_words = _strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
         object.__setattr__(self, "bad_words", bad_words)
@@ -163,7 +165,7 @@ class SamplingParams:
         if not isinstance(self.logits_processors, Mapping):
             raise InvalidRequestError("logits_processors must map names to numbers", param="logits_processors")
         for name, argument in self.logits_processors.items():
-            _number(f"logits_processors[{name!r}]", argument, -1e30, 1e30, param="logits_processors")
+            check_number(f"logits_processors[{name!r}]", argument, -1e30, 1e30, param="logits_processors")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -176,10 +178,10 @@ class EmbeddingParams:
     """How a prompt becomes a vector. Checked when made.
 
     Attributes:
-        pooling: the ``"mean"`` of its tokens' hidden states behind the last normalisation, or that of its ``"last"`` token.
+        pooling: the ``"mean"`` of the normalised hidden states of all tokens, or that of the ``"last"`` token.
         normalize: make its length 1.
-        dimensions: keep its first so many numbers.
-        truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 keeps what the context holds.
+        dimensions: keep only this many of its first numbers.
+        truncate_prompt_tokens: keep only this many tokens at the end of the prompt; -1: as many as the context holds.
 
     Raises:
         InvalidRequestError: a value is out of range; ``param`` names it.
@@ -195,9 +197,9 @@ class EmbeddingParams:
             raise InvalidRequestError(f"pooling={shown(self.pooling)} must be 'mean' or 'last'", param="pooling")
         if not isinstance(self.normalize, bool):
             raise InvalidRequestError(f"normalize={shown(self.normalize)} must be True or False", param="normalize")
-        _optional_integer("dimensions", self.dimensions, 1, None)
+        check_optional_integer("dimensions", self.dimensions, 1, None)
         if self.truncate_prompt_tokens != -1:
-            _optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
+            check_optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
 
 
 class RequestOptions(TypedDict, total=False):
@@ -228,10 +230,10 @@ def check_options(options: RequestOptions) -> None:
     for name in options.keys() - RequestOptions.__annotations__.keys():
         known = ", ".join(RequestOptions.__annotations__)
         raise InvalidRequestError(f"unknown option {name}: the options are {known}", param=name)
-    _integer("priority", options.get("priority", 0), -MAX_PRIORITY, MAX_PRIORITY)
+    check_integer("priority", options.get("priority", 0), -MAX_PRIORITY, MAX_PRIORITY)
     deadline = options.get("deadline_s")
     if deadline is not None:
-        _number("deadline_s", deadline, 0.0, MAX_DEADLINE_S)
+        check_number("deadline_s", deadline, 0.0, MAX_DEADLINE_S)
     for name in ("tenant", "cache_salt"):
         text = options.get(name, "")
         if not isinstance(text, str) or len(text) > MAX_NAME:
@@ -240,14 +242,20 @@ def check_options(options: RequestOptions) -> None:
             )
 
 
-def _number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:
+def check_number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:
+    """Raises:
+    InvalidRequestError: it is not a number in ``[low, high]``; ``param``, or else the name, is the parameter at fault.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidRequestError(f"{name}={shown(value)} must be a finite number", param=param or name)
     if not low <= value <= high:
         raise InvalidRequestError(f"{name}={shown(value)} must be in [{low:g}, {high:g}]", param=param or name)
 
 
-def _integer(name: str, value: Any, low: int, high: int | None) -> None:
+def check_integer(name: str, value: Any, low: int, high: int | None) -> None:
+    """Raises:
+    InvalidRequestError: it is not an integer from ``low`` to ``high``.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name}={shown(value)} must be an integer", param=name)
     if value < low or (high is not None and value > high):
@@ -255,9 +263,10 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> None:
         raise InvalidRequestError(f"{name}={value} must be at least {low}{upper}", param=name)
 
 
-def _optional_integer(name: str, value: Any, low: int, high: int | None) -> None:
+def check_optional_integer(name: str, value: Any, low: int, high: int | None) -> None:
+    """`check_integer`, unless it is None."""
     if value is not None:
-        _integer(name, value, low, high)
+        check_integer(name, value, low, high)
 
 
 def _strings(name: str, given: Any, most: int, longest: int) -> tuple[str, ...]:
@@ -290,7 +299,7 @@ def _token_ids(name: str, given: Any) -> tuple[int, ...]:
     if all_natural(ids):
         return ids
     for token in ids:
-        _integer(name, token, 0, None)
+        check_integer(name, token, 0, None)
     return ids
 
 
@@ -307,7 +316,7 @@ def _logit_bias(given: Any) -> dict[int, float]:
     for token, value in given.items():
         if isinstance(token, str) and token.isascii() and token.isdigit():
             token = int(token[:20])
-        _integer("logit_bias", token, 0, None)
-        _number("logit_bias", value, -100.0, 100.0)
+        check_integer("logit_bias", token, 0, None)
+        check_number("logit_bias", value, -100.0, 100.0)
         bias[token] = float(value)
     return bias

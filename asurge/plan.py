@@ -20,6 +20,9 @@ NULL_PAGE = 0
 DEVICE_STOPS = 4
 """Stop tokens of a row that the device itself looks for."""
 
+MASK_BITS = 32
+"""Tokens in a word of a mask of allowed tokens, uint32 ``[words]``: bit ``t % 32`` of word ``t // 32`` says whether token t may
+come. Bits beyond the vocabulary mean nothing."""
 
 Pooling = Literal["mean", "last"]
 """How the hidden states of a prompt become one vector: the mean of all, or that of its last token."""
@@ -29,6 +32,11 @@ MAX_LOGPROBS = 20
 
 MAX_LOGIT_BIAS = 1024
 """Tokens that one request can bias."""
+
+
+def mask_words(vocab_size: int) -> int:
+    """Words of a mask of allowed tokens."""
+    return -(-vocab_size // MASK_BITS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -270,17 +278,22 @@ class RunnerLimits:
     @property
     def tokens_held(self) -> int:
         """Tokens that a sequence alone can have computed, as far as pages go."""
-        columns = -(-self.max_model_len // self.page_size)
+        columns = self.columns(self.max_model_len)
         while columns and self.pages_held(columns) > self.num_pages - 1:
             columns -= 1
         return columns * self.page_size
 
+    def columns(self, tokens: int) -> int:
+        """Columns of a page table that so many tokens take."""
+        return -(-tokens // self.page_size)
+
     def pages_held(self, columns: int) -> int:
-        """The most pages that a sequence of so many columns holds at once, in all tables."""
+        """The most pages that a sequence of ``columns`` columns holds at once, in all tables."""
         return sum(self.columns_held(window, columns) for window in self.windows)
 
     def columns_held(self, window: int | None, columns: int, *, step: int | None = None) -> int:
-        """The most that a sequence holds of so many columns in one table: all, or those that the window and a step touch.
+        """The most pages that a sequence of ``columns`` columns holds at once in one table: all, or those that the window and
+        a step touch.
 
         Args:
             step: its tokens; None: as many as a step can have.
@@ -288,7 +301,7 @@ class RunnerLimits:
         if window is None:
             return columns
         step = max(self.max_num_batched_tokens, self.max_draws) if step is None else step
-        return min(columns, -(-(window + step - 2) // self.page_size) + 1)
+        return min(columns, self.columns(window + step - 2) + 1)
 
 
 class Runner(Protocol):

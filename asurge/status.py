@@ -24,7 +24,7 @@ class EngineStatus:
         config: the settings, as they were given.
     """
 
-    def _begin(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self._state: EngineState = "new"
         self._parts: Parts | None = None

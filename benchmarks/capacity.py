@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from asurge.plan import RowSampling, RunnerLimits, StepResult
-from asurge.runner.layout import PageLayout, choose_layout
+from asurge.runner.layout import PageLayout, layout_for
 from asurge.scheduler import Request, Scheduler
 
 LENGTHS, OUTPUT = (512, 2048, 8192, 32768), 1024
@@ -35,12 +34,6 @@ MODELS = {
     "Gemma 3 27B": Model(tuple(None if layer % 6 == 5 else 1024 for layer in range(62)), 2 * 16 * 128 * 2),
     "Gemma 2 9B": Model(tuple(None if layer % 2 else 4096 for layer in range(42)), 2 * 8 * 256 * 2),
 }
-
-
-def layout_of(seen: Sequence[int | None], limits: RunnerLimits = SHAPE) -> PageLayout:
-    """As the runner chooses it."""
-    columns = -(-limits.max_model_len // limits.page_size)
-    return choose_layout(seen, lambda window: limits.columns_held(window, columns, step=1))
 
 
 def context_that_fits(layout: PageLayout, token_bytes: int, budget_bytes: int, length: int) -> int:
@@ -66,7 +59,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=16.0, help="memory for pages")
     given = parser.parse_args()
     for name, model in MODELS.items():
-        layouts = layout_of([None] * len(model.seen)), layout_of(model.seen)
+        layouts = layout_for([None] * len(model.seen), SHAPE), layout_for(model.seen, SHAPE)
         tables = len(layouts[1].windows)
         print(f"{name}: {layouts[1].depth} layers a page, {tables} tables, {given.gib:g} GiB")
         for length in LENGTHS:

@@ -385,7 +385,7 @@ def measure(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Docum
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", type=Path, help="write everything here, again after each part")
+    made.add_argument("--json", type=Path, help="write everything here")
     made.add_argument("--tiny", action="store_true", help="small, on any device")
     made.add_argument("--models", help="of 1B,8B; all")
     made.add_argument("--context", type=int, default=1024, help="tokens before a decode step")

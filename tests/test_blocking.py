@@ -10,6 +10,7 @@ import pytest
 
 from asurge import SamplingParams
 from asurge.blocking import Engine
+from asurge.config import EngineConfig
 from asurge.errors import EngineNotRunningError, InvalidRequestError
 from tests.conftest import TINY
 
@@ -62,7 +63,7 @@ def test_several_threads_may_use_it(engine: Engine) -> None:
 
 
 def test_not_started_and_stopped() -> None:
-    engine = Engine("demo")
+    engine = Engine.from_config(EngineConfig())
     with pytest.raises(EngineNotRunningError):
         engine.generate("x")
     engine.terminate()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asurge import Engine, RequestOutput, SamplingParams
+from asurge.config import EngineConfig, SchedulerConfig
 from asurge.errors import (
     ChatTemplateError,
     ConfigError,
@@ -273,11 +274,17 @@ async def test_bad_messages_are_refused(tiny: Engine) -> None:
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8'"),
         ({"hbm_utilization": 2.0}, "hbm_utilization"), ({"temprature": 1}, "unknown setting temprature"),
         ({"truncate_mode": "up"}, "truncate_mode"), ({"max_model_len": 1}, "no room"), ({"step_timeout_s": 0}, "step_timeout_s"),
+        ({"reserve_tokens": -1}, "reserve_tokens=-1"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Engine("demo", **bad)
+
+
+def test_settings_may_come_as_one() -> None:
+    config = EngineConfig(model="elsewhere", max_num_seqs=3, scheduler=SchedulerConfig(policy="priority"))
+    assert Engine.from_config(config).config == config
 
 
 async def test_settings_a_model_cannot_meet(tiny_folder: Path, tmp_path: Path) -> None:

@@ -3,10 +3,9 @@
 from asurge.guidance.constraint import SequenceConstraint, ThinkingTokens, fill_masks
 from asurge.guidance.grammar import Grammar, Grammars
 from asurge.guidance.repetition import RepetitionStop
-from asurge.guidance.rules import WORD_BITS, AllowedTokens, BadWords, MinTokens, bits_of
+from asurge.guidance.rules import AllowedTokens, BadWords, MinTokens, bits_of
 
 __all__ = [
-    "WORD_BITS",
     "AllowedTokens",
     "BadWords",
     "Grammar",

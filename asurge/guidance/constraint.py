@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from asurge.errors import GuidanceError
-from asurge.guidance.rules import WORD_BITS, Mask, bits_of
+from asurge.guidance.rules import Mask, bits_of
+from asurge.plan import mask_words
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor
@@ -94,9 +96,17 @@ class SequenceConstraint:
         prompt: Sequence[int] = (),
     ) -> None:
         self._grammar, self._rules, self._ends = grammar, rules, frozenset(ends)
-        self._end_bits = bits_of(self._ends, -(-vocab_size // WORD_BITS))
+        self._end_bits = bits_of(self._ends, mask_words(vocab_size))
         self._thinking = None if thinking is None else _Thinking(thinking, prompt, thinking_budget)
         self._ended = False
+
+    def fork(self) -> Self:
+        """The same for another sequence, which may go on otherwise from here."""
+        other = copy.copy(self)
+        other._grammar = None if self._grammar is None else self._grammar.fork()
+        other._rules = [copy.copy(rule) for rule in self._rules]
+        other._thinking = copy.copy(self._thinking)
+        return other
 
     @property
     def grammar(self) -> GrammarState | None:

@@ -15,16 +15,14 @@ import numpy as np
 
 from asurge.errors import GuidanceError, InvalidRequestError
 from asurge.guidance.marks import token_ranges, with_tokens
-from asurge.guidance.rules import WORD_BITS, Mask
-from asurge.guided import GuidedDecodingParams
+from asurge.guidance.rules import Mask
+from asurge.guided import JSON_WHITESPACE, GuidedDecodingParams
+from asurge.plan import mask_words
 from asurge.text import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
-
-WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
-"""Between the tokens of JSON: enough for what models write, and no endless blanks (llama.cpp's rule)."""
 
 CACHED_GRAMMARS = 256
 CACHED_SOURCE_BYTES = 1 << 20
@@ -45,6 +43,10 @@ class GrammarState:
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
+
+    def fork(self) -> GrammarState:
+        """The same for another sequence."""
+        return GrammarState(self.matcher.deep_copy())
 
     @property
     def is_accepting(self) -> bool:
@@ -154,7 +156,7 @@ class Grammars:
         grammar = Grammar(matcher)
         # The first mask does what compiling has put off, for all later ones too; the second finds a limit it has hit.
         for _ in range(2):
-            grammar.start().fill(np.zeros(-(-self._vocab_size // WORD_BITS), np.uint32))
+            grammar.start().fill(np.zeros(mask_words(self._vocab_size), np.uint32))
         return grammar
 
     def _where(self, params: GuidedDecodingParams, check: Callable[[], None]) -> str:
@@ -257,7 +259,7 @@ def _usable(made: Grammar | InvalidRequestError) -> Grammar:
 def _json_options(params: GuidedDecodingParams) -> JsonCompileOptions:
     if params.disable_any_whitespace:
         return {"whitespace_flexible": False}
-    return {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
+    return {"whitespace_pattern": params.whitespace_pattern or JSON_WHITESPACE}
 
 
 def _lark(grammar: str) -> str:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-WORD_BITS = 32
+from asurge.plan import MASK_BITS
+
 Mask = npt.NDArray[np.uint32]
-"""``[vocab / 32]``, rounded up: bit t % 32 of word t // 32 says whether token t may come. Bits behind the vocabulary
-mean nothing: sampling ends at the model's vocabulary, which may itself hold ids that the tokenizer has no text for."""
+"""A bit for each token (`asurge.plan.MASK_BITS`). The model's vocabulary may hold ids that the tokenizer has no text for."""
 
 
 def bits_of(token_ids: Iterable[int], words: int) -> Mask:
     """A mask with these tokens' bits set; ids that it has no bit for are left out."""
     mask = np.zeros(words, np.uint32)
-    known = np.fromiter((token for token in set(token_ids) if 0 <= token < words * WORD_BITS), np.uint32)
-    np.bitwise_or.at(mask, known // WORD_BITS, np.uint32(1) << known % WORD_BITS)
+    known = np.fromiter((token for token in set(token_ids) if 0 <= token < words * MASK_BITS), np.uint32)
+    np.bitwise_or.at(mask, known // MASK_BITS, np.uint32(1) << known % MASK_BITS)
     return mask
 
 
@@ -66,4 +66,4 @@ class BadWords:
         for one in self._long:
             *before, last = one
             if self._last[-len(before) :] == before:
-                mask[last // WORD_BITS] &= ~np.uint32(1 << last % WORD_BITS)
+                mask[last // MASK_BITS] &= ~np.uint32(1 << last % MASK_BITS)

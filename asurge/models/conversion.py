@@ -51,16 +51,16 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
     if model.embedding[...].dtype != jnp.bfloat16:
         return f"dtype={model.embedding[...].dtype.name} is not bfloat16"
     others = {
-        "activation": config.activation != "silu",
-        "norms with an offset": config.norm_offset,
-        "norms behind layers": config.post_norm,
-        "norms across heads": config.qk_norm_across_heads,
-        "a mixture of experts": config.experts is not None,
-        "soft-capped logits": config.logit_softcap is not None,
+        f"its activation is {config.activation}": config.activation != "silu",
+        "the model has norms with an offset": config.norm_offset,
+        "the model has norms after layers": config.post_norm,
+        "the model has norms across heads": config.qk_norm_across_heads,
+        "the model is a mixture of experts": config.experts is not None,
+        "the model has soft-capped logits": config.logit_softcap is not None,
     }
-    for name, present in others.items():
-        if present:
-            return f"the model has {name}" if name != "activation" else f"its activation is {config.activation}"
+    for reason, holds in others.items():
+        if holds:
+            return reason
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

@@ -210,9 +210,9 @@ class Decoder(nnx.Module):
         """``tokens, positions [tokens]`` -> hidden states ``[tokens, hidden]``, before the last normalisation.
 
         Args:
-            live: a hint, int32 ``[tokens / 16]`` rounded up: of 16 tokens all but the first so many only pad.
-            read: a hint of the same form: of whose hidden states only these will be looked at. The others need no more than
-                keys and values of the last layer, and may come out as anything.
+            live: a hint, int32 ``[ceil(tokens / 16)]``: how many of 16 tokens are real, all after them being padding.
+            read: a hint of the same form: of how many the hidden states will be looked at. Those of the others may come out as
+                anything; of the last layer they need keys and values only.
         """
         x = take_rows(self.embedding[...], tokens)
         if self.config.embedding_scale != 1.0:

@@ -13,7 +13,7 @@ from asurge.observe.requests import LABELS, Histograms, RequestFigures
 from asurge.status import EngineStatus
 
 _OWN, _VLLM = "asurge_", "vllm:"
-_ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight", "failed"))
+_ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight"))
 
 
 class EngineMetrics:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
-"""Between the tokens of JSON: enough for what models write, and no endless blanks."""
+from asurge.guided import JSON_WHITESPACE
 
 NEWLINES = r"/[\n ]{0,4}/"
 """Between marks."""
@@ -27,7 +26,7 @@ class Lark:
     @staticmethod
     def json(schema: Mapping[str, Any]) -> str:
         """A value of a schema."""
-        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
+        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
 
     def rule(self, body: str, *, attributes: str = "", terminal: bool = False) -> str:
         """A new rule; its name."""

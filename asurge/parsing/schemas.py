@@ -112,9 +112,7 @@ def _escaped(pattern: str) -> str:
 
 
 def sequence(lark: Lark, items: Sequence[tuple[str, bool]], separator: str) -> str:
-    """Expressions one behind the other, of which only those that are required must be there."""
-    if not separator:
-        return " ".join(one if required else f"({one})?" for one, required in items)
+    """Expressions one after another, of which only those that are required must be there."""
     behind, alone = '""', '""'
     for one, required in reversed(items):
         skipped = ("", "") if required else (f" | {behind}", f" | {alone}")

@@ -50,7 +50,7 @@ REPETITION = "repetition"
 
 
 class Choice:
-    """The engine's side writes with `extend`, `finish` and `fail`; after the first `finish` or `fail` all writes are void.
+    """One completion as it grows. The engine writes with `extend` and `finish`; after `finish`, writes are ignored.
 
     Attributes:
         sequence_id: its name in the scheduler.

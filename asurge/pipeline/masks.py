@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from asurge.guidance import WORD_BITS, SequenceConstraint, fill_masks
-from asurge.plan import StepPlan
+from asurge.guidance import SequenceConstraint, fill_masks
+from asurge.plan import StepPlan, mask_words
 from asurge.scheduler import Update
 
 
@@ -20,7 +20,7 @@ class Masks:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._words = -(-vocab_size // WORD_BITS)
+        self._words = mask_words(vocab_size)
         self._constraints: dict[str, SequenceConstraint] = {}
 
     def add(self, request_id: str, constraint: SequenceConstraint) -> None:

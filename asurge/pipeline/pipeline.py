@@ -1,4 +1,4 @@
-"""scheduler -> model step -> collect -> detokenize: four coroutines, three channels, one event loop.
+"""scheduler -> model step -> collect -> detokenize: coroutines and the channels between them, on one event loop.
 
 The scheduler is called, not messaged, by `submit` and `abort`: both run on the loop and return at once, and
 admission errors must reach the caller. Plans, dispatched steps and updates travel through anyio memory
@@ -43,13 +43,11 @@ class PipelineStatistics:
 
     completed: int = 0
     failed: int = 0
-    aborted: int = 0
     generated_tokens: int = 0
     steps: int = 0
     device_time_s: float = 0.0
     latency_sum_s: float = 0.0
     ttft_sum_s: float = 0.0
-    generating_sum_s: float = 0.0
 
 
 class Pipeline:
@@ -113,15 +111,15 @@ class Pipeline:
             self._new_deadline = anyio.Event()
         self._wake.set()
 
-    def abort(self, request_id: str, reason: FinishReason = "abort") -> bool:
+    def abort(self, request_id: str) -> bool:
         """End a request in any state and free its pages; False if it is not here (any more)."""
         generation = self._generations.get(request_id)
         if generation is None:
             return False
         for choice in generation.choices:
             if not choice.finished:
-                self._scheduler.finish(choice.sequence_id, reason)
-                self._end(choice, generation, reason)
+                self._scheduler.finish(choice.sequence_id, "abort")
+                self._end(choice, generation, "abort")
         self._wake.set()
         return True
 
@@ -328,12 +326,10 @@ class Pipeline:
         del self._generations[generation.request_id]
         for observer in self.request_observers:
             observer.ended(generation, reason)
-        totals = self._totals
         if reason == "abort":
-            totals.aborted += 1
             return
+        totals = self._totals
         totals.completed += 1
         totals.latency_sum_s += generation.last_token_s - generation.arrival_s
         if generation.first_token_s is not None:
             totals.ttft_sum_s += generation.first_token_s - generation.arrival_s
-            totals.generating_sum_s += generation.last_token_s - generation.first_token_s

@@ -198,8 +198,7 @@ class Scheduler:
         most = min(most, self.limits.max_draws)
         if most == 1 or self._waiting or not all(one.draws_next and not one.draws_apart for one in self._running):
             return 1
-        size = self.limits.page_size
-        columns = sum(-(-(one.scheduled + most) // size) - one.tables.columns for one in self._running)
+        columns = sum(self.limits.columns(one.scheduled + most) - one.tables.columns for one in self._running)
         return most if columns * len(self.limits.windows) <= self._pool.num_available else 1
 
     def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from asurge.config import SchedulerConfig
-from asurge.scheduler.request import Sequence
+from asurge.scheduler.request import Rank, Sequence
 
 CACHE_WINDOW = 16
 """Waiting requests that are looked up in the cache when the next one is chosen."""
@@ -107,15 +107,15 @@ class WaitingQueue:
     def _order(self, line: list[Sequence]) -> tuple[int, float, int]:
         first = line[0]
         served = self._tenants.served(first.request.tenant) if len(self._lines) > 1 else 0.0
-        return first.rank[0], served, first.arrival
+        return first.rank.priority, served, first.arrival
 
     def _best_cached(self, line: list[Sequence]) -> Sequence:
         first = line[0]
         if first.overtaken >= self._config.max_overtakes or first.pending:
             return first
-        peers = [one for one in line[:CACHE_WINDOW] if one.rank[0] == first.rank[0]]
+        peers = [one for one in line[:CACHE_WINDOW] if one.rank.priority == first.rank.priority]
         return max(peers, key=lambda one: (self._matched(one), -one.arrival))
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> Rank:
     return sequence.rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as ImmutableSequence
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from asurge.plan import History, PlanRow, Pooling, RowSampling
 from asurge.scheduler.pages import Tables
 
 NO_PAGES = Tables(0, [], [])
-"""Of who waits."""
+"""The tables of a waiting sequence."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +59,13 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+class Rank(NamedTuple):
+    """The order of sequences; the smaller comes first."""
+
+    priority: int
+    arrival: int
+
+
 class Sequence:
     """A request's tokens and pages while it lives in the scheduler.
 
@@ -75,7 +83,7 @@ class Sequence:
     def __init__(self, request: Request, arrival: int, longest: int, *, by_priority: bool = False) -> None:
         self.request = request
         self.arrival = arrival
-        self.rank = (request.priority if by_priority else 0, arrival)  # the smaller comes first
+        self.rank = Rank(request.priority if by_priority else 0, arrival)
         self.overtaken = 0
         self.max_length = min(len(request.prompt_token_ids) + request.max_tokens, longest)
         self.token_ids = list(request.prompt_token_ids)

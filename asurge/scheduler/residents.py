@@ -54,7 +54,7 @@ class Residents:
         """Preempt running requests for a waiting one of higher priority, if that is what it needs to run."""
         while self._by_priority and (first := self._waiting.first()) is not None and self.running:
             last = next(reversed(self.running))
-            if last.rank[0] <= first.rank[0] or first.pending or not self._would_fit(first):
+            if last.rank.priority <= first.rank.priority or first.pending or not self._would_fit(first):
                 return
             if self.free_slots and self._pages_needed(first, self._shared(first)) <= self._pool.num_available:
                 return
@@ -62,7 +62,7 @@ class Residents:
 
     def _would_fit(self, sequence: Sequence) -> bool:
         """Whether a waiting request could run if all of lower priority gave up their pages."""
-        given = sum(one.tables.held for one in self.running if one.rank[0] > sequence.rank[0])
+        given = sum(one.tables.held for one in self.running if one.rank.priority > sequence.rank.priority)
         return self._pages_needed(sequence, self._shared(sequence)) <= self._pool.num_available + given
 
     def _shared(self, sequence: Sequence) -> Tables:
@@ -75,7 +75,8 @@ class Residents:
     def _pages_needed(self, sequence: Sequence, shared: Tables) -> int:
         """Pages of the pool that a waiting sequence takes until all that is known of it is computed, with those that it
         shares with nobody so far."""
-        columns, limits = -(-sequence.known // self._limits.page_size), self._limits
+        limits = self._limits
+        columns = limits.columns(sequence.known)
         held = sum(map(limits.columns_held, limits.windows, (columns - first for first in shared.first)))
         return held - shared.held + sum(map(self._pool.is_unused, shared))
 
@@ -83,7 +84,7 @@ class Residents:
         """Give a running sequence pages for its next ``count`` tokens, preempting those that come after it if it must.
         If the sequence itself is the last, it is the one preempted."""
         tables = sequence.tables
-        columns = -(-(sequence.scheduled + count) // self._limits.page_size) - tables.columns
+        columns = self._limits.columns(sequence.scheduled + count) - tables.columns
         if columns <= 0:
             return True
         while columns * self._width > self._pool.num_available:
@@ -158,7 +159,7 @@ def _count_uses(running: Iterable[Sequence], limits: RunnerLimits) -> dict[int, 
         tables = sequence.tables
         assert sequence.phase is Phase.RUNNING
         assert sequence.scheduled <= sequence.length <= sequence.max_length
-        assert tables.columns == -(-sequence.scheduled // limits.page_size)
+        assert tables.columns == limits.columns(sequence.scheduled)
         for window, first, pages in zip(limits.windows, tables.first, tables.pages, strict=True):
             assert first <= first_column(window, sequence.scheduled, limits.page_size), "a page was given up too early"
             assert len(pages) == tables.columns - first <= limits.columns_held(window, tables.columns)

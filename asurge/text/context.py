@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
+from asurge.config import TruncateMode
 from asurge.errors import InvalidRequestError, PromptTooLongError
-
-TruncateMode = Literal["left", "right", "middle"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,10 +24,15 @@ class FittedPrompt:
 
 def answer_room(max_tokens: int | None, max_model_len: int, reserve_tokens: int | None, *, prefer_prompt: bool) -> int:
     """Tokens of the context that a prompt which is cut must leave to the answer."""
-    reserve = min(max(reserve_tokens or 1, 1), max_model_len - 1)
+    reserve = _reserve(reserve_tokens, max_model_len)
     if max_tokens is None:
         return reserve
     return min(max_tokens, reserve) if prefer_prompt else min(max_tokens, max_model_len - 1)
+
+
+def _reserve(reserve_tokens: int | None, max_model_len: int) -> int:
+    """The least room that an answer gets: a token at least, and no more than the context leaves beside one of the prompt."""
+    return min(max(reserve_tokens or 1, 1), max_model_len - 1)
 
 
 def fit_prompt(
@@ -54,7 +57,7 @@ def fit_prompt(
         InvalidRequestError: the prompt is empty.
     """
     size = _size(token_ids)
-    reserve = min(max(reserve_tokens or 1, 1), max_model_len - 1)
+    reserve = _reserve(reserve_tokens, max_model_len)
     wanted = max_model_len - size if max_tokens is None else max_tokens
     if size + max(wanted, 1) <= max_model_len:
         return FittedPrompt(tuple(token_ids), max(wanted, 1))

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from asurge.text.context import TruncateMode, cut
+from asurge.config import TruncateMode
+from asurge.text.context import cut
 from asurge.text.excerpt import TextCodec, excerpt
 
 Message = Mapping[str, Any]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-from asurge.text.context import TruncateMode
+from asurge.config import TruncateMode
 
 CHARACTERS_PER_TOKEN = 128
 """No text is read further than this for each token there is room for: vocabularies have no longer tokens, and what

@@ -31,7 +31,6 @@ class Tokenizer:
         self._inner = inner
         own = [] if inner.eos_token_id is None else [int(inner.eos_token_id)]
         self.eos_token_ids = frozenset((*own, *eos_token_ids))
-        self._special = frozenset(inner.all_special_ids)
         self._added = frozenset(inner.added_tokens_decoder)
         self._fast_decode = _fast_decode(inner)
 
@@ -50,10 +49,6 @@ class Tokenizer:
     def added_tokens(self) -> dict[str, int]:
         """Ids of the tokens that are found in text before it is split into others, by text."""
         return {str(token): number for number, token in self._inner.added_tokens_decoder.items()}
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether a token is one that `decode` can skip."""
-        return token_id in self._special
 
     def is_special_text(self, text: str) -> bool:
         """Whether a text is one special token."""

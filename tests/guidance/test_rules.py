@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,12 +39,26 @@ def test_only_allowed_tokens() -> None:
     assert mask_of(one).tolist() == [3, 64, 511]
 
 
-def test_copies_of_rules_go_their_own_ways() -> None:
-    rules = BadWords([[1, 2]], WORDS), MinTokens(1, {9}, WORDS)
-    one, other = (SequenceConstraint({9}, VOCAB, rules=[copy.copy(rule) for rule in rules]) for _ in range(2))
+def test_forks_go_their_own_ways() -> None:
+    rules = [BadWords([[1, 2]], WORDS), MinTokens(1, {9}, WORDS)]
+    one = SequenceConstraint({9}, VOCAB, rules=rules)
+    other = one.fork()
     one.accept([1])
     assert {2, 9} & set(mask_of(one).tolist()) == {9}
     assert {2, 9} & set(mask_of(other).tolist()) == {2}
+
+
+def test_forks_have_a_grammar_and_a_budget_each() -> None:
+    one = SequenceConstraint({1}, VOCAB, grammar=start(regex="ab"), thinking=THINKING, thinking_budget=1, prompt=[100])
+    other = one.fork()
+    one.accept([7])
+    assert mask_of(one).tolist() == [101]
+    assert len(mask_of(other)) == VOCAB
+    one.accept([101, 102])
+    fresh = one.fork()
+    one.accept(mask_of(one).tolist()[:1])
+    assert len(mask_of(other)) == VOCAB
+    assert mask_of(fresh).tolist() != mask_of(one).tolist()
 
 
 def test_where_nothing_is_left_the_text_ends_or_fails() -> None:

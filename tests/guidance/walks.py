@@ -6,9 +6,10 @@ import functools
 
 import numpy as np
 
-from asurge.guidance import WORD_BITS, Grammars, SequenceConstraint, fill_masks
+from asurge.guidance import Grammars, SequenceConstraint, fill_masks
 from asurge.guidance.grammar import GrammarState
 from asurge.guided import GuidedDecodingParams
+from asurge.plan import mask_words
 from tests.text.families import tokenizer
 
 VOCAB = 512
@@ -26,7 +27,7 @@ def start(family: str = "byte-level BPE", **form: object) -> GrammarState:
 
 def mask_of(constraint: SequenceConstraint) -> np.ndarray:
     """Allowed token ids."""
-    masks = np.full((1, -(-VOCAB // WORD_BITS)), 0xFFFFFFFF, np.uint32)
+    masks = np.full((1, mask_words(VOCAB)), 0xFFFFFFFF, np.uint32)
     assert fill_masks([constraint], masks) == {}
     bits = np.unpackbits(masks.view(np.uint8), bitorder="little")
     return np.flatnonzero(bits[:VOCAB])

@@ -259,7 +259,7 @@ def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
 
 DECLINED: dict[str, dict[str, Any]] = {
     "activation is gelu_tanh": dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2"),
-    "norms behind layers": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2"),
+    "norms after layers": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2"),
     "a mixture of experts": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=2),
 }
 

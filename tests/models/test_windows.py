@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 
 from asurge import Engine, SamplingParams
 from asurge.ops import native
+from asurge.plan import RunnerLimits
 from asurge.runner import runner
-from asurge.runner.layout import PageLayout, choose_layout
+from asurge.runner.layout import PageLayout, layout_for
 from tests.checkpoints import write_tiny
 
 SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, head_dim=32)
@@ -53,14 +54,14 @@ async def test_tokens_do_not_depend_on_pages_behind_the_window(
 
         def layout(
             seen: Sequence[int | None],
-            held: Callable[[int | None], int],
+            limits: RunnerLimits,
             keeps_all: bool = keeps_all,
             layouts: list[PageLayout] = layouts,
         ) -> PageLayout:
-            layouts.append(choose_layout([None] * len(seen) if keeps_all else seen, held))
+            layouts.append(layout_for([None] * len(seen) if keeps_all else seen, limits))
             return layouts[0]
 
-        monkeypatch.setattr(runner, "choose_layout", layout)
+        monkeypatch.setattr(runner, "layout_for", layout)
         async with Engine(str(folder), **SETTINGS, kernels=kernels) as engine:
             first = await engine.generate(PROMPTS, GREEDY, use_tqdm=False)
             again = await engine.generate([*PROMPTS[4:], *PROMPTS[:2]], GREEDY, use_tqdm=False)
