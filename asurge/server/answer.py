@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from asurge.outputs import RequestOutput
+from asurge.server.attending import attended
 from asurge.server.conversation import Conversation
 from asurge.server.exchange import Exchange, check_told, reply
 from asurge.server.schema.chat import ChatCompletionRequest
@@ -39,7 +40,8 @@ async def converse(
     """Ask the engine, and answer the client."""
     check_told(talk.params, [served.engine.max_model_len], served, exchange.state.config)
     options = exchange.options(asked)
-    tokens = await exchange.attended(
+    tokens = await attended(
+        exchange.request,
         lambda: served.engine.chat(
             talk.messages,
             talk.params,
@@ -47,12 +49,12 @@ async def converse(
             stream=True,
             template_kwargs=talk.template_kwargs,
             **options,
-        )
+        ),
     )
     exchange.follow(served, tokens)
     if asked.streams:
         return await exchange.streamed(lambda events: answer.stream(exchange, tokens, events), answer.failed)
-    output = exchange.ended_well(await exchange.attended(tokens.wait_finished))
+    output = exchange.ended_well(await attended(exchange.request, tokens.wait_finished))
     reasons = talk.reasoning_format is not None and sum(len(one.text) for one in output.outputs) > BLOCKING_CHARACTERS
     much = asked.tells_of_tokens or reasons
     return reply(await exchange.written(lambda: msgspec.json.encode(answer.whole(output)), much=much))

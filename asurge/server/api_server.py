@@ -18,8 +18,8 @@ from aiohttp import web
 from asurge.engine import Engine
 from asurge.errors import ConfigError
 from asurge.server.app import make_app
+from asurge.server.attending import only
 from asurge.server.config import ServerConfig
-from asurge.server.exchange import only
 from asurge.server.keys import KeyRing
 from asurge.server.state import STATE, ServerState
 

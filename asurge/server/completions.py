@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from asurge.outputs import CompletionOutput, Logprob, RequestOutput
 from asurge.params import SamplingParams
+from asurge.server.attending import attended
 from asurge.server.chat import prompt_logprobs_of
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
@@ -45,7 +46,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         answer = CompletionAnswer(asked, served)
         if asked.streams:
             return await exchange.streamed(lambda events: answer.stream(exchange, streams, events))
-        outputs = await exchange.attended(lambda: finish_all(streams))
+        outputs = await attended(exchange.request, lambda: finish_all(streams))
         ended = [exchange.ended_well(output) for output in outputs]
         return reply(
             await exchange.written(lambda: msgspec.json.encode(answer.whole(ended)), much=asked.tells_of_tokens)

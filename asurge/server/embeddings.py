@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from asurge.errors import InvalidRequestError, RequestAbortedError
 from asurge.outputs import EmbeddingOutput
+from asurge.server.attending import attended
 from asurge.server.completions import prompts_of
 from asurge.server.errors import cancelled
 from asurge.server.exchange import Exchange, read, reply
@@ -34,7 +35,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         prompts = await exchange.prepared(lambda: prompts_of("input", asked.input, exchange.state.config))
         try:
             works = [partial(_embed, exchange, asked, served, prompt) for prompt in prompts]
-            outputs = await exchange.attended(lambda: do_all(works))
+            outputs = await attended(exchange.request, lambda: do_all(works))
         except RequestAbortedError as error:
             raise cancelled(exchange.state.config.drain_timeout_s) from error
         except InvalidRequestError as error:

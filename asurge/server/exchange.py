@@ -1,4 +1,4 @@
-"""One HTTP request that an engine works for: reading it, watching its client, streaming to it, counting it."""
+"""One HTTP request that an engine works for: reading it, streaming to it, counting it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Self, TypeVar
 import anyio
 import msgspec
 from aiohttp import web
-from anyio import to_thread
 
 from asurge.errors import AsurgeError
 from asurge.outputs import CompletionOutput, RequestOutput
 from asurge.params import RequestOptions, SamplingParams
+from asurge.server.attending import attended, only, threaded
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError, cancelled
 from asurge.server.keys import ApiKey
@@ -36,7 +36,6 @@ KEY = web.RequestKey("asurge.key", ApiKey)
 REQUEST_ID = web.RequestKey("asurge.request_id", str)
 BODY_BYTES = web.RequestKey("asurge.body_bytes", int)
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
-_WATCH_S = 1.0
 _LARGE_BYTES = 32 << 10
 """Bodies up to this size are decoded and prepared in a few milliseconds at most: cheaper on the loop than a thread's
 hand-over, which takes 0.2 ms. Of 8 MiB in small parts, the loop is held up for 20 to 130 ms instead of 60 to 680."""
@@ -69,7 +68,7 @@ async def read(request: web.Request, kind: type[T]) -> T:
     request[BODY_BYTES] = len(body)
     decode = functools.partial(_decoder(kind).decode, body)
     try:
-        decoded = decode() if len(body) <= _LARGE_BYTES else await Exchange(request).threaded(decode)
+        decoded = decode() if len(body) <= _LARGE_BYTES else await threaded(request, decode)
     except msgspec.ValidationError as error:
         where = _AT.search(str(error))
         param = where.group(1) if where else None
@@ -160,53 +159,11 @@ class Exchange:
 
     async def prepared(self, work: Callable[[], R]) -> R:
         """What is made of the body: in a worker thread if there is much of it."""
-        return work() if self.request.get(BODY_BYTES, 0) <= _LARGE_BYTES else await self.threaded(work)
+        return work() if self.request.get(BODY_BYTES, 0) <= _LARGE_BYTES else await threaded(self.request, work)
 
     async def written(self, work: Callable[[], R], *, much: bool) -> R:
         """What an answer is made of: in a worker thread if that is much work."""
-        return await self.threaded(work) if much else work()
-
-    async def threaded(self, work: Callable[[], R]) -> R:
-        """Do some work in a worker thread."""
-        return await self.attended(lambda: to_thread.run_sync(work))
-
-    async def attended(self, work: Callable[[], Awaitable[R]], tend: Callable[[], Awaitable[None]] | None = None) -> R:
-        """Do some work while the client is there.
-
-        aiohttp's cancellation ends the waiting for worker threads at once, which gives up their places in limits while they
-        go on; anyio's waits for them. So the work is a task in a group.
-
-        Args:
-            tend: called now and then; ends the work if it raises.
-
-        Raises:
-            ConnectionResetError: the client is gone, and the work was cancelled.
-        """
-        found: list[R] = []
-
-        async def do(scope: anyio.CancelScope) -> None:
-            found.append(await work())
-            scope.cancel()
-
-        async def watch(scope: anyio.CancelScope) -> None:
-            # aiohttp tells handlers of lost connections only where the application's runner was made so.
-            while True:
-                await anyio.sleep(_WATCH_S)
-                if self.request.transport is None or self.request.transport.is_closing():
-                    scope.cancel()
-                    return
-                if tend is not None:
-                    await tend()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watch, tasks.cancel_scope)
-                tasks.start_soon(do, tasks.cancel_scope)
-        except ExceptionGroup as group:
-            raise only(group) from None
-        if not found:
-            raise ConnectionResetError("the client is gone")
-        return found[0]
+        return await threaded(self.request, work) if much else work()
 
     async def streamed(
         self,
@@ -237,7 +194,7 @@ class Exchange:
                     await events.send(failed(error))
                 await events.close()
 
-        await self.attended(work, events.tend)
+        await attended(self.request, work, events.tend)
         return events.response
 
 
@@ -267,9 +224,3 @@ def told_reason(one: CompletionOutput, asked: Sampling) -> str | int | None:
     """The stop string or token that the request named and that ended a completion; the model's own end is none."""
     reason = one.stop_reason
     return None if isinstance(reason, int) and reason not in (asked.stop_token_ids or ()) else reason
-
-
-def only(group: ExceptionGroup[Exception]) -> Exception:
-    """The one error of a group of one."""
-    error = group.exceptions[0]
-    return only(error) if isinstance(error, ExceptionGroup) else error

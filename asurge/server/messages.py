@@ -13,6 +13,7 @@ from aiohttp import web
 from asurge.outputs import RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
+from asurge.server.attending import threaded
 from asurge.server.conversation import Conversation, conversation_of, conversation_tokens
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
@@ -66,7 +67,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     def count() -> int:
         return len(conversation_tokens(served, _conversation(asked), _tools(asked)))
 
-    return reply(CountMessagesResponse(input_tokens=await Exchange(request).threaded(count)))
+    return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
 
 
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────

@@ -13,9 +13,10 @@ from aiohttp import web
 from anyio import to_thread
 
 import asurge
+from asurge.server.attending import threaded
 from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens
 from asurge.server.errors import ApiError
-from asurge.server.exchange import KEY, Exchange, read, reply
+from asurge.server.exchange import KEY, read, reply
 from asurge.server.schema.chat import Message, Tool
 from asurge.server.schema.models import (
     CountTokensRequest,
@@ -79,7 +80,7 @@ async def tokenize(request: web.Request) -> web.Response:
             TokenizeResponse(count=len(ids), max_model_len=served.engine.max_model_len, tokens=ids, token_strs=strings)
         )
 
-    return reply(await Exchange(request).threaded(answer))
+    return reply(await threaded(request, answer))
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -96,7 +97,7 @@ async def detokenize(request: web.Request) -> web.Response:
             )
         return msgspec.json.encode(DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False)))
 
-    return reply(await Exchange(request).threaded(answer))
+    return reply(await threaded(request, answer))
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -104,7 +105,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     asked = await read(request, CountTokensRequest)
     served = request.app[STATE].find(asked.model)
     text = asked.text if asked.text is not None else asked.prompt
-    tokens = await Exchange(request).threaded(_tokens(served, text, asked.messages, asked.tools, special=True))
+    tokens = await threaded(request, _tokens(served, text, asked.messages, asked.tools, special=True))
     return reply(CountTokensResponse(count=len(tokens), max_model_len=served.engine.max_model_len))
 
 

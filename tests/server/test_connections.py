@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
 from asurge.errors import RequestFailedError
-from asurge.server import ApiServer, ServerConfig, exchange, make_app
+from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.sse import EventStream
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
@@ -73,7 +73,7 @@ async def test_clients_that_leave_are_counted_and_charged(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cancels: bool
 ) -> None:
     """Quietly: one line in the log of accesses, no traceback."""
-    monkeypatch.setattr(exchange, "_WATCH_S", 0.02)
+    monkeypatch.setattr(attending, "_WATCH_S", 0.02)
     server = ApiServer(demo)
     runner = web.AppRunner(server.app, handler_cancellation=cancels, access_log=None)
     await runner.setup()

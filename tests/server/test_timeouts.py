@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
 from asurge.errors import ConfigError
-from asurge.server import ApiServer, ServerConfig, exchange, make_app
+from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.api_server import _bound
 from asurge.server.progress import Progress
 from asurge.server.state import STATE
@@ -70,7 +70,7 @@ def stalled(url: str, body: dict[str, Any]) -> socket.socket:
 async def test_a_reader_that_stalls_is_ended(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, cancels: bool
 ) -> None:
-    monkeypatch.setattr(exchange, "_WATCH_S", 0.02)
+    monkeypatch.setattr(attending, "_WATCH_S", 0.02)
     app = make_app(demo, write_timeout_s=0.1)
     url = await running.start(app)
     before = demo.get_metrics_summary()["total_completed"]
