@@ -14,8 +14,8 @@ from asurge.errors import ConfigError, EngineStateError, ModelLoadError
 from asurge.observe import profile
 from asurge.server.errors import ApiError
 from asurge.server.exchange import read, reply
+from asurge.server.figures import told_figures
 from asurge.server.middleware import ADMIN
-from asurge.server.probes import told_figures
 from asurge.server.state import STATE
 
 

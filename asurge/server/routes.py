@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
-from asurge.server import chat, completions, embeddings, messages, probes, responses, site
+from asurge.server import chat, completions, embeddings, figures, messages, models, probes, responses, site, tokens
 from asurge.server.keys import Meter
 from asurge.server.schema.chat import ChatCompletion, ChatCompletionRequest
 from asurge.server.schema.completions import Completion, CompletionRequest
@@ -82,15 +82,15 @@ ROUTES = (
     Route("GET", "/v1/responses/{response}", responses.retrieve, answer=Response),
     Route("DELETE", "/v1/responses/{response}", responses.delete),
     counting("/v1/messages/count_tokens", messages.count_tokens, CountMessagesRequest, CountMessagesResponse),
-    Route("GET", "/v1/models", probes.models, answer=ModelList),
-    Route("GET", "/v1/models/{model:.+}", probes.model, answer=Model),
-    counting("/tokenize", probes.tokenize, TokenizeRequest, TokenizeResponse),
-    counting("/detokenize", probes.detokenize, DetokenizeRequest, DetokenizeResponse),
-    Route("GET", "/tokenizer_info", probes.tokenizer_info),
-    counting("/v1/count_tokens", probes.count_tokens, CountTokensRequest, CountTokensResponse),
+    Route("GET", "/v1/models", models.list_all, answer=ModelList),
+    Route("GET", "/v1/models/{model:.+}", models.retrieve, answer=Model),
+    counting("/tokenize", tokens.tokenize, TokenizeRequest, TokenizeResponse),
+    counting("/detokenize", tokens.detokenize, DetokenizeRequest, DetokenizeResponse),
+    Route("GET", "/tokenizer_info", tokens.tokenizer_info),
+    counting("/v1/count_tokens", tokens.count_tokens, CountTokensRequest, CountTokensResponse),
     Route("GET", "/load", probes.load),
-    Route("GET", "/metrics", probes.metrics, answer="text/plain"),
-    Route("GET", "/dashboard/data", probes.dashboard_data),
+    Route("GET", "/metrics", figures.metrics, answer="text/plain"),
+    Route("GET", "/dashboard/data", figures.dashboard_data),
     Route("GET", "/health", probes.health, open=True),
     Route("GET", "/liveness", probes.liveness, open=True),
     Route("GET", "/readiness", probes.readiness, open=True),

@@ -1,0 +1,112 @@
+"""Texts and conversations as tokens: made, counted, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import orjson
+from aiohttp import web
+
+from asurge.server.attending import threaded
+from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens
+from asurge.server.errors import ApiError
+from asurge.server.exchange import read, reply
+from asurge.server.schema.chat import Message, Tool
+from asurge.server.schema.models import (
+    CountTokensRequest,
+    CountTokensResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from asurge.server.state import STATE, Served
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """A text or a conversation, as tokens."""
+    asked = await read(request, TokenizeRequest)
+    served = request.app[STATE].find(asked.model)
+    tokens = _tokens(
+        served,
+        asked.prompt,
+        asked.messages,
+        asked.tools,
+        special=asked.add_special_tokens,
+        template_kwargs=allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config),
+    )
+
+    def answer() -> bytes:
+        ids, decode = tokens(), served.engine.tokenizer.decode
+        strings = [decode([one], skip_special_tokens=False) for one in ids] if asked.return_token_strs else None
+        return msgspec.json.encode(
+            TokenizeResponse(count=len(ids), max_model_len=served.engine.max_model_len, tokens=ids, token_strs=strings)
+        )
+
+    return reply(await threaded(request, answer))
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """Token ids, as text."""
+    asked = await read(request, DetokenizeRequest)
+    tokenizer = request.app[STATE].find(asked.model).engine.tokenizer
+
+    def answer() -> bytes:
+        tokens = asked.tokens
+        if tokens and not (min(tokens) >= 0 and max(tokens) < tokenizer.vocab_size):
+            wrong = next(token for token in tokens if not 0 <= token < tokenizer.vocab_size)
+            raise ApiError(
+                f"tokens holds the token id {wrong}: ids must be in [0, {tokenizer.vocab_size})", param="tokens"
+            )
+        return msgspec.json.encode(DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False)))
+
+    return reply(await threaded(request, answer))
+
+
+async def count_tokens(request: web.Request) -> web.Response:
+    """How many tokens a text or a conversation has."""
+    asked = await read(request, CountTokensRequest)
+    served = request.app[STATE].find(asked.model)
+    text = asked.text if asked.text is not None else asked.prompt
+    tokens = await threaded(request, _tokens(served, text, asked.messages, asked.tools, special=True))
+    return reply(CountTokensResponse(count=len(tokens), max_model_len=served.engine.max_model_len))
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    """What the tokenizer is."""
+    served = request.app[STATE].find(request.query.get("model"))
+    tokenizer = served.engine.tokenizer
+    info: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token_ids": sorted(tokenizer.eos_token_ids),
+        "chat_template": tokenizer.chat_template,
+        "max_model_len": served.engine.max_model_len,
+    }
+    return reply(orjson.dumps(info))
+
+
+def _tokens(
+    served: Served,
+    text: str | None,
+    messages: list[Message] | None,
+    tools: list[Tool] | None,
+    *,
+    special: bool,
+    template_kwargs: dict[str, Any] | None = None,
+) -> Callable[[], list[int]]:
+    """What makes tokens of a text or a conversation, in a thread.
+
+    Raises:
+        ApiError: both are given, or none.
+    """
+    if (text is None) == (messages is None):
+        raise ApiError("give either a text or messages", param="prompt")
+
+    def tokens() -> list[int]:
+        if text is not None:
+            return all_tokens(served, text, "prompt", special=special)
+        return conversation_tokens(served, messages or (), tools, template_kwargs)
+
+    return tokens
