@@ -101,18 +101,14 @@ def conversation_of(asked: ChatCompletionRequest, served: Served, config: Server
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates know it: without empty fields, with arguments as objects."""
+    """A message as the engine's chat takes it: calls in their one form, with arguments as objects."""
     found: dict[str, Any] = msgspec.to_builtins(message)
-    found = {name: value for name, value in found.items() if value is not None}
-    if "reasoning" in found:
-        found.setdefault("reasoning_content", found["reasoning"])
     if found["role"] == "function":
         found["role"] = "tool"
-    if (call := found.pop("function_call", None)) is not None:
+    if (call := found.pop("function_call")) is not None:
         found["tool_calls"] = [{"type": "function", "function": call}]
-    for call in found.get("tool_calls", ()):
-        call["function"]["arguments"] = _object(call["function"].get("arguments"))
-    found.setdefault("content", None)
+    for call in found["tool_calls"] or ():
+        call["function"]["arguments"] = _object(call["function"]["arguments"])
     return found
 
 
