@@ -117,7 +117,7 @@ class Intake:
                 stop_token_ids=ends,
                 prompt_logprobs=params.prompt_logprobs is not None and index == 0,
                 streamed=kind != "final",
-                **_treated(options, arrival_s),
+                **_request_options(options, arrival_s),
             )
             for index, name in enumerate(names)
         ]
@@ -147,7 +147,7 @@ class Intake:
             max_tokens=0,
             sampling=RowSampling(),
             pooling=params.pooling,
-            **_treated(options, arrival_s),
+            **_request_options(options, arrival_s),
         )
         facts = self.facts(prompt, SamplingParams(), fitted)
         generation = Generation(request_id, facts, [Choice(request_id)], arrival_s=arrival_s, clock=clock)
@@ -269,7 +269,7 @@ def _processor(name: str, names: Sequence[str]) -> int:
     return names.index(name)
 
 
-def _treated(options: RequestOptions, arrival_s: float) -> dict[str, Any]:
+def _request_options(options: RequestOptions, arrival_s: float) -> dict[str, Any]:
     """What a request's options say, as fields of `asurge.scheduler.Request`."""
     deadline_s = options.get("deadline_s")
     return {

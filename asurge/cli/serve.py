@@ -155,9 +155,9 @@ def _engines(given: argparse.Namespace) -> dict[str, Engine]:
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `asurge.server.ServerConfig`."""
-    names = ("host", "port", "certificate", "cors_origins", "max_body_bytes", "idle_timeout_s", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir")  # fmt: skip
+    names = ("host", "port", "certificate", "certificate_key", "cors_origins", "max_body_bytes", "idle_timeout_s", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir")  # fmt: skip
     settings = {name: getattr(given, name) for name in names}
-    settings |= {"key": given.certificate_key, "allow_query_key": not given.no_query_key}
+    settings["allow_query_key"] = not given.no_query_key
     settings["admin_key"] = os.environ.get(ADMIN_VARIABLE) or None
     if given.template_kwargs is not None:
         settings["template_kwargs"] = tuple(given.template_kwargs)

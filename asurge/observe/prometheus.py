@@ -30,7 +30,7 @@ class EngineMetrics:
         self._ends: list[Callable[[], None]] = []
         self._histograms = Histograms(self.registry, max_model_len)
         self.registry.register(_Engines(self._engines))
-        self._told = _Told(self.registry, vllm_names=vllm_names)
+        self._exposed = _Exposed(self.registry, vllm_names=vllm_names)
 
     def watch(self, name: str, engine: EngineStatus) -> RequestFigures:
         """Tell of a started engine from now on, until `close`."""
@@ -46,7 +46,7 @@ class EngineMetrics:
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""
-        return generate_latest(self._told)
+        return generate_latest(self._exposed)
 
 
 class _Engines:
@@ -95,8 +95,8 @@ class _Engines:
         )
 
 
-class _Told(Collector):
-    """What is told of a registry: its metrics without their times of birth, an eighth of a scrape that nobody reads
+class _Exposed(Collector):
+    """What is exposed of a registry: its metrics without their times of birth, an eighth of a scrape that nobody reads
     (``disable_created_metrics`` would take them from the host's, too); and once more under vLLM's names."""
 
     def __init__(self, registry: CollectorRegistry, *, vllm_names: bool) -> None:

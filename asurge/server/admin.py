@@ -14,7 +14,7 @@ from asurge.errors import ConfigError, EngineStateError, ModelLoadError
 from asurge.observe import profile
 from asurge.server.errors import ApiError
 from asurge.server.exchange import read, reply
-from asurge.server.figures import told_figures
+from asurge.server.figures import figures_reply
 from asurge.server.middleware import ADMIN
 from asurge.server.state import STATE
 
@@ -120,7 +120,7 @@ async def _profile(request: web.Request) -> web.Response:
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
     """``/metrics``, with the usage of all keys."""
-    return await told_figures(request, request.app[STATE].keys.usage())
+    return await figures_reply(request, request.app[STATE].keys.usage())
 
 
 async def _keys(request: web.Request) -> web.Response:

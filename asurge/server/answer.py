@@ -10,7 +10,7 @@ from aiohttp import web
 from asurge.outputs import RequestOutput
 from asurge.server.attending import attended
 from asurge.server.conversation import Conversation
-from asurge.server.exchange import Exchange, check_told, reply
+from asurge.server.exchange import Exchange, check_logprob_count, reply
 from asurge.server.schema.chat import ChatCompletionRequest
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
@@ -38,7 +38,7 @@ async def converse(
     exchange: Exchange, asked: ChatCompletionRequest, served: Served, talk: Conversation, answer: Answer
 ) -> web.StreamResponse:
     """Ask the engine, and answer the client."""
-    check_told(talk.params, [served.engine.max_model_len], served, exchange.state.config)
+    check_logprob_count(talk.params, [served.engine.max_model_len], served, exchange.state.config)
     options = exchange.options(asked)
     tokens = await attended(
         exchange.request,

@@ -185,7 +185,7 @@ def _tls(config: ServerConfig) -> ssl.SSLContext:
 def _load(context: ssl.SSLContext, config: ServerConfig) -> None:
     assert config.certificate is not None
     try:
-        context.load_cert_chain(config.certificate, config.key)
+        context.load_cert_chain(config.certificate, config.certificate_key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"certificate={str(config.certificate)!r} and its key cannot be used: {error}") from error
 
@@ -194,7 +194,9 @@ async def _reload(context: ssl.SSLContext, config: ServerConfig) -> None:
     """New connections get a certificate that was renewed since."""
 
     def changed() -> tuple[float, ...]:
-        return tuple(Path(one).stat().st_mtime for one in (config.certificate, config.key) if one is not None)
+        return tuple(
+            Path(one).stat().st_mtime for one in (config.certificate, config.certificate_key) if one is not None
+        )
 
     before = changed()
     while True:

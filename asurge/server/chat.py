@@ -15,6 +15,7 @@ from msgspec import UNSET
 from asurge.outputs import CompletionOutput, Logprob, RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
+from asurge.server.choices import ChoiceReaders, call_id
 from asurge.server.conversation import Conversation, conversation_of
 from asurge.server.exchange import Exchange, read, told_reason
 from asurge.server.schema.chat import (
@@ -34,7 +35,6 @@ from asurge.server.schema.chat import (
 from asurge.server.schema.sampling import Usage
 from asurge.server.sse import EventStream, openai_failure
 from asurge.server.state import Served
-from asurge.server.voice import Voices, call_id
 from asurge.stream import TokenStream
 
 
@@ -54,7 +54,7 @@ class ChatAnswer:
         self._asked, self._talk, self._served = asked, talk, served
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._model = asked.model or served.name
-        self._voices = Voices(talk, served, reasons=asked.include_reasoning, legacy=asked.functions is not None)
+        self._readers = ChoiceReaders(talk, served, reasons=asked.include_reasoning, legacy=asked.functions is not None)
         self._tell_usage_always = asked.tells_usage_always
         head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model}
         # The frame of the chunks that most streams are made of; the rest goes through the schema.
@@ -67,26 +67,26 @@ class ChatAnswer:
     def whole(self, output: RequestOutput) -> ChatCompletion:
         choices = []
         for one in output.outputs:
-            voice = self._voices.of(one, output)
-            events = voice.hear(one)
+            reader = self._readers.of(one, output)
+            events = reader.read(one)
             message = self._message(events)
             choices.append(
                 ChatChoice(
                     index=one.index,
                     message=message,
                     logprobs=self._logprobs(one),
-                    finish_reason=voice.finish_reason(one),
+                    finish_reason=reader.finish_reason(one),
                     stop_reason=told_reason(one, self._asked),
                 )
             )
-        told = output.prompt_logprobs
+        prompt_logprobs = output.prompt_logprobs
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=choices,
-            usage=usage_of(output, self._voices.reasoning_tokens()),
-            prompt_logprobs=UNSET if told is None else prompt_logprobs_of(told),
+            usage=usage_of(output, self._readers.reasoning_tokens()),
+            prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs_of(prompt_logprobs),
         )
 
     def _message(self, events: Sequence[Event]) -> OutMessage:
@@ -131,30 +131,30 @@ class ChatAnswer:
             return
         end = b""
         if self._asked.tells_usage:
-            reasoning = await exchange.written(self._voices.reasoning_tokens, much=self._voices.reasoned_much)
+            reasoning = await exchange.written(self._readers.reasoning_tokens, much=self._readers.reasoned_much)
             end = self._chunk([], usage=usage_of(last, reasoning))
         await events.send(end + b"data: [DONE]\n\n")
 
     def _chunks(self, output: RequestOutput) -> list[bytes]:
         chunks = []
         for one in output.outputs:
-            begun = self._voices.has_begun(one)
-            voice = self._voices.of(one, output)
-            if voice.finished:
+            begun = self._readers.has_begun(one)
+            reader = self._readers.of(one, output)
+            if reader.finished:
                 continue
             if not begun:
                 chunks.append(
                     self._chunk([ChunkChoice(index=one.index, delta=Delta(role="assistant", content=""))], output)
                 )
-            heard, logprobs = voice.hear(one), self._logprobs(one) if one.token_ids else None
-            for event in heard:
+            events, logprobs = reader.read(one), self._logprobs(one) if one.token_ids else None
+            for event in events:
                 chunks.append(self._event(one.index, event, logprobs, output))
                 logprobs = None
             if logprobs is not None:
                 choice = ChunkChoice(index=one.index, delta=Delta(content=""), logprobs=logprobs)
                 chunks.append(self._chunk([choice], output))
             if one.finish_reason is not None:
-                reason = voice.finish_reason(one)
+                reason = reader.finish_reason(one)
                 choice = ChunkChoice(
                     index=one.index, delta=Delta(), finish_reason=reason, stop_reason=told_reason(one, self._asked)
                 )
@@ -200,15 +200,15 @@ def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
     return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens, reasoning)
 
 
-def prompt_logprobs_of(told: Sequence[Any]) -> list[dict[int, Any] | None]:
+def prompt_logprobs_of(logprobs: Sequence[Any]) -> list[dict[int, Any] | None]:
     """As vLLM's API has them."""
-    return [None if one is None else {token: msgspec.structs.asdict(_top(at)) | {"rank": at.rank} for token, at in one.items()} for one in told]  # fmt: skip
+    return [None if one is None else {token: msgspec.structs.asdict(_top(at)) | {"rank": at.rank} for token, at in one.items()} for one in logprobs]  # fmt: skip
 
 
 def _logprobs(one: CompletionOutput, most: int) -> ChoiceLogprobs:
     content = []
-    for token, told in zip(one.token_ids, one.logprobs or (), strict=False):
-        drawn, likeliest = _top(told[token]), [_top(at) for at in told.values() if at.rank <= most]
+    for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
+        drawn, likeliest = _top(logprobs[token]), [_top(at) for at in logprobs.values() if at.rank <= most]
         content.append(
             TokenLogprob(token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=likeliest)
         )

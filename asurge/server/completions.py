@@ -20,7 +20,7 @@ from asurge.server.attending import attended
 from asurge.server.chat import prompt_logprobs_of
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
-from asurge.server.exchange import Exchange, check_told, read, reply, told_reason
+from asurge.server.exchange import Exchange, check_logprob_count, read, reply, told_reason
 from asurge.server.schema.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from asurge.server.schema.sampling import Usage
 from asurge.server.sse import EventStream
@@ -39,7 +39,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await exchange.prepared(lambda: prompts_of("prompt", asked.prompt, exchange.state.config))
         _check_choices(asked, len(prompts), exchange.state.config)
         params = await exchange.prepared(lambda: _params(asked))
-        check_told(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
+        check_logprob_count(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(asked)
         exchange.charges_drawn = not asked.scores
         streams = [exchange.follow(served, served.engine.stream(prompt, params, **options)) for prompt in prompts]
@@ -168,7 +168,7 @@ class CompletionAnswer:
             text = self._tokenizer.decode(ids) if output.prompt is None else output.prompt
         if self._asked.logprobs is not None:
             logprobs = self._logprobs(index, one, output if begins else None)
-        told = None if self._asked.prompt_logprobs is None else output.prompt_logprobs
+        prompt_logprobs = None if self._asked.prompt_logprobs is None else output.prompt_logprobs
         choice = CompletionChoice(
             index=index,
             text=text,
@@ -176,21 +176,21 @@ class CompletionAnswer:
             finish_reason=one.finish_reason,
             stop_reason=told_reason(one, self._asked),
         )
-        if begins and told is not None:
-            choice.prompt_logprobs = prompt_logprobs_of(told)
+        if begins and prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs_of(prompt_logprobs)
         self._offsets.setdefault(index, 0)
         return choice
 
     def _logprobs(self, index: int, one: CompletionOutput, prompt: RequestOutput | None) -> CompletionLogprobs:
         """Of new tokens; of the prompt's before them where it is echoed."""
-        told: list[tuple[int, Mapping[int, Logprob] | None]] = []
+        tokens: list[tuple[int, Mapping[int, Logprob] | None]] = []
         if prompt is not None and self._asked.echo and prompt.prompt_logprobs is not None:
-            told += zip(prompt.prompt_token_ids, prompt.prompt_logprobs, strict=False)
+            tokens += zip(prompt.prompt_token_ids, prompt.prompt_logprobs, strict=False)
         if not self._asked.scores:
-            told += zip(one.token_ids, one.logprobs or (), strict=False)
+            tokens += zip(one.token_ids, one.logprobs or (), strict=False)
         found = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         offset, most = self._offsets.get(index, 0), self._asked.logprobs or 0
-        for token, at in told:
+        for token, at in tokens:
             text = self._tokenizer.decode([token], skip_special_tokens=False) if at is None else at[token].decoded_token
             found.text_offset.append(offset)
             found.tokens.append(text)

@@ -25,7 +25,7 @@ class ServerConfig:
         max_body_bytes: of a request, also after decompression.
         max_prompts: prompts of one request to ``/v1/completions`` or ``/v1/embeddings``.
         max_choices: completions of one request, all prompts together.
-        max_told_logprobs: tokens that one request may be told the logprobs of, over all places of prompts and texts.
+        max_request_logprobs: logprobs that one request may return, over all places of prompts and texts.
         body_timeout_s: within which a request's body must have come, in all.
         write_timeout_s: a reader of a stream that takes nothing for so long is cut, and its request ended; a slow one is
             left alone.
@@ -35,7 +35,7 @@ class ServerConfig:
         drain_timeout_s: how long requests may go on when the server is told to stop.
         tool_format, reasoning_format: of the model's texts (`asurge.parsing`); None: as its chat template looks.
         template_kwargs: what requests may hand to the chat template.
-        certificate, key: TLS, as PEM files; read again when they change.
+        certificate, certificate_key: TLS, as PEM files; read again when they change.
         requests_per_minute, tokens_per_minute: for each key that has no limits of its own; None: unlimited.
         stored_responses: of ``/v1/responses``, kept for retrieval.
         vllm_metrics: name the figures of ``/metrics`` as vLLM does, too.
@@ -55,7 +55,7 @@ class ServerConfig:
     max_body_bytes: int = 8 << 20
     max_prompts: int = 256
     max_choices: int = 512
-    max_told_logprobs: int = 1 << 21
+    max_request_logprobs: int = 1 << 21
     body_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     idle_timeout_s: float = 75.0
@@ -65,7 +65,7 @@ class ServerConfig:
     reasoning_format: str | None = None
     template_kwargs: Collection[str] = ("enable_thinking", "thinking", "reasoning_effort")
     certificate: Path | None = None
-    key: Path | None = None
+    certificate_key: Path | None = None
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     stored_responses: int = 1024
@@ -78,7 +78,7 @@ class ServerConfig:
             "max_body_bytes",
             "max_prompts",
             "max_choices",
-            "max_told_logprobs",
+            "max_request_logprobs",
             "body_timeout_s",
             "write_timeout_s",
             "idle_timeout_s",
@@ -93,8 +93,8 @@ class ServerConfig:
             limit = getattr(self, name)
             if limit is not None and limit <= 0:
                 raise ConfigError(f"{name}={limit} must be positive, or None for no limit")
-        if (self.certificate is None) != (self.key is None):
-            raise ConfigError("certificate and key belong together: give both, or neither")
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ConfigError("certificate and certificate_key belong together: give both, or neither")
         for name in ("cors_origins", "template_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a list of texts")

@@ -22,7 +22,7 @@ from asurge.server.attending import attended, only, threaded
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError, cancelled
 from asurge.server.keys import ApiKey
-from asurge.server.schema.sampling import Sampling, Treated
+from asurge.server.schema.sampling import EngineRequest, Sampling
 from asurge.server.sse import SENT, EventStream, openai_failure
 from asurge.server.state import STATE, Served
 from asurge.stream import TokenStream
@@ -132,7 +132,7 @@ class Exchange:
         for served, stream in self._streams:
             served.engine.abort_request(stream.request_id)
 
-    def options(self, asked: Treated) -> RequestOptions:
+    def options(self, asked: EngineRequest) -> RequestOptions:
         """Whose request it is, for fairness and for the prefix cache."""
         options = asked.options()
         options["tenant"] = self.key.name
@@ -198,7 +198,7 @@ class Exchange:
         return events.response
 
 
-def check_told(params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig) -> None:
+def check_logprob_count(params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig) -> None:
     """Bound what a request is told of single tokens, which takes much more room than the text.
 
     Args:
@@ -208,14 +208,14 @@ def check_told(params: SamplingParams, sizes: Sequence[int], served: Served, con
         ApiError: it asks for more.
     """
     longest, choices = served.engine.max_model_len, max(params.n, params.best_of or 1)
-    told = 0
+    count = 0
     if params.prompt_logprobs is not None:
-        told += sum(min(size, longest) for size in sizes) * choices * (params.prompt_logprobs + 1)
+        count += sum(min(size, longest) for size in sizes) * choices * (params.prompt_logprobs + 1)
     if params.logprobs is not None:
-        told += len(sizes) * choices * min(params.max_tokens or longest, longest) * (params.logprobs + 1)
-    if told > config.max_told_logprobs:
+        count += len(sizes) * choices * min(params.max_tokens or longest, longest) * (params.logprobs + 1)
+    if count > config.max_request_logprobs:
         raise ApiError(
-            f"up to {told} logprobs are asked for: at most {config.max_told_logprobs} are told of at a time",
+            f"up to {count} logprobs are asked for: at most {config.max_request_logprobs} are told of at a time",
             param="logprobs",
         )
 

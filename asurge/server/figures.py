@@ -21,10 +21,10 @@ _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("it
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format; with ``?format=json``, key figures as JSON. Of usage, that of the key that asks, and the
     total."""
-    return await told_figures(request, request.app[STATE].keys.usage([request[KEY]]))
+    return await figures_reply(request, request.app[STATE].keys.usage([request[KEY]]))
 
 
-async def told_figures(request: web.Request, usage: Mapping[str, Mapping[str, Any]]) -> web.Response:
+async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, Any]]) -> web.Response:
     """All figures, with the usage of some keys, in the form that a request asks for."""
     state = request.app[STATE]
     total = dataclasses.asdict(state.keys.total)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
-from asurge.server.voice import call_id
+from asurge.server.choices import call_id
 
 _PARTS = {
     "message": ("output_text", "response.output_text"),
@@ -26,7 +26,7 @@ class Items:
         self._key = ""
         self._number = 0
 
-    def hear(self, events: Sequence[Event]) -> list[bytes]:
+    def take(self, events: Sequence[Event]) -> list[bytes]:
         """Take events in; returns those of the stream."""
         data: list[bytes] = []
         for event in events:

@@ -30,8 +30,8 @@ class Usage:
     refused: int = 0
 
 
-class Allowance:
-    """A bucket that fills up to a minute's worth (a token bucket), and may go into debt: what an answer costs is known
+class TokenBucket:
+    """What is left of a limit: it fills up to a minute's worth, and may go into debt, because what an answer costs is known
     at its end."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
@@ -63,8 +63,8 @@ class ApiKey:
     digest: bytes
     total: Usage
     usage: Usage = dataclasses.field(default_factory=Usage)
-    requests: Allowance | None = None
-    tokens: Allowance | None = None
+    requests: TokenBucket | None = None
+    tokens: TokenBucket | None = None
 
     def admit(self, *, costs_tokens: bool = True) -> None:
         """Count a request.
@@ -75,8 +75,8 @@ class ApiKey:
         Raises:
             RateLimitError: its requests or tokens of this minute are used up.
         """
-        for kind, allowance in (("requests", self.requests), ("tokens", self.tokens if costs_tokens else None)):
-            wait_s = 0.0 if allowance is None else allowance.wait_s(1.0)
+        for kind, bucket in (("requests", self.requests), ("tokens", self.tokens if costs_tokens else None)):
+            wait_s = 0.0 if bucket is None else bucket.wait_s(1.0)
             if wait_s > 0.0:
                 for usage in (self.usage, self.total):
                     usage.refused += 1
@@ -173,7 +173,7 @@ class KeyRing:
         for kind, limit in limits.items():
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{kind}={limit} must be positive, or None for no limit")
-        requests, tokens = (None if limit is None else Allowance(limit, self._clock) for limit in limits.values())
+        requests, tokens = (None if limit is None else TokenBucket(limit, self._clock) for limit in limits.values())
         return ApiKey(name, label, digest, self.total, requests=requests, tokens=tokens)
 
 

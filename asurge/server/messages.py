@@ -14,6 +14,7 @@ from asurge.outputs import RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
 from asurge.server.attending import threaded
+from asurge.server.choices import ChoiceReaders, call_id
 from asurge.server.conversation import Conversation, conversation_of, conversation_tokens
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
@@ -42,7 +43,6 @@ from asurge.server.schema.messages import (
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import STATE, Served
-from asurge.server.voice import Voices, call_id
 from asurge.stream import TokenStream
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
@@ -159,15 +159,15 @@ class MessagesAnswer:
     def __init__(self, asked: MessagesRequest, talk: Conversation, served: Served, request_id: str) -> None:
         self._request_id = request_id
         self._id, self._model = f"msg_{secrets.token_hex(12)}", asked.model or served.name
-        self._voices = Voices(talk, served)
+        self._readers = ChoiceReaders(talk, served)
         self._index, self._open = -1, ""
 
     def whole(self, output: RequestOutput) -> MessagesResponse:
         one = output.outputs[0]
-        voice = self._voices.of(one, output)
+        reader = self._readers.of(one, output)
         blocks: list[TextBlock | ThinkingBlock | ToolUseBlock] = []
         arguments: dict[int, str] = {}
-        for event in voice.hear(one):
+        for event in reader.read(one):
             match event:
                 case Content(text):
                     if blocks and isinstance(last := blocks[-1], TextBlock):
@@ -188,7 +188,7 @@ class MessagesAnswer:
             block = blocks[at]
             assert isinstance(block, ToolUseBlock)
             block.input = _arguments(text)
-        reason, sequence = _reason(voice.finish_reason(one), one.stop_reason)
+        reason, sequence = _reason(reader.finish_reason(one), one.stop_reason)
         return MessagesResponse(
             id=self._id,
             model=self._model,
@@ -209,10 +209,10 @@ class MessagesAnswer:
                 message.usage.output_tokens = 0
                 data.append(_event("message_start", {"type": "message_start", "message": msgspec.to_builtins(message)}))
                 data.append(_event("ping", {"type": "ping"}))
-            voice = self._voices.of(one, output)
-            data += self._blocks(voice.hear(one))
+            reader = self._readers.of(one, output)
+            data += self._blocks(reader.read(one))
             if output.finished:
-                reason, sequence = _reason(voice.finish_reason(one), one.stop_reason)
+                reason, sequence = _reason(reader.finish_reason(one), one.stop_reason)
                 delta = {"stop_reason": reason, "stop_sequence": sequence}
                 usage = {"output_tokens": output.num_generated_tokens}
                 data.append(self._closed())
@@ -225,9 +225,9 @@ class MessagesAnswer:
         """An error as the last event."""
         return _event("error", failure_of(error).anthropic(self._request_id))
 
-    def _blocks(self, heard: Sequence[Event]) -> list[bytes]:
+    def _blocks(self, events: Sequence[Event]) -> list[bytes]:
         data = []
-        for event in heard:
+        for event in events:
             match event:
                 case Content(text):
                     data.append(self._opened("text", {"type": "text", "text": ""}))

@@ -12,20 +12,20 @@ from asurge.server.state import STATE
 
 async def liveness(request: web.Request) -> web.Response:
     """200 while the process serves HTTP."""
-    return _told("alive", 200)
+    return _status_reply("alive", 200)
 
 
 async def readiness(request: web.Request) -> web.Response:
     """200 while every model takes requests; 503 while one loads, has failed, or the server stops."""
-    return _told("ready", 200) if request.app[STATE].is_ready else _told("not ready", 503)
+    return _status_reply("ready", 200) if request.app[STATE].is_ready else _status_reply("not ready", 503)
 
 
 async def health(request: web.Request) -> web.Response:
     """200 unless a model has failed or could not start. A server that is busy is healthy."""
-    return _told("healthy", 200) if request.app[STATE].is_healthy else _told("failed", 503)
+    return _status_reply("healthy", 200) if request.app[STATE].is_healthy else _status_reply("failed", 503)
 
 
-def _told(status: str, code: int) -> web.Response:
+def _status_reply(status: str, code: int) -> web.Response:
     return web.Response(body=orjson.dumps({"status": status}), content_type="application/json", status=code)
 
 

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from asurge.outputs import RequestOutput
 from asurge.server.answer import converse
+from asurge.server.choices import ChoiceReaders
 from asurge.server.conversation import Conversation, conversation_of
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import BODY_BYTES, KEY, Exchange, read, reply
@@ -40,7 +41,6 @@ from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
 from asurge.server.store import STORE
-from asurge.server.voice import Voices
 from asurge.stream import TokenStream
 
 _TEXTS = ("input_text", "output_text", "text")
@@ -178,7 +178,7 @@ class ResponseAnswer:
         exchange: Exchange,
     ) -> None:
         self._store, self._key = exchange.request.app[STORE], exchange.key
-        self._own, self._voices, self._items = own, Voices(talk, served), Items()
+        self._own, self._readers, self._items = own, ChoiceReaders(talk, served), Items()
         names = (
             "instructions",
             "temperature",
@@ -202,8 +202,8 @@ class ResponseAnswer:
         )
 
     def whole(self, output: RequestOutput) -> Response:
-        self._hear(output)
-        return self._end(output, self._voices.reasoning_tokens())
+        self._take(output)
+        return self._end(output, self._readers.reasoning_tokens())
 
     async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
         """The answer's beginning, its items as they come, its end."""
@@ -213,9 +213,9 @@ class ResponseAnswer:
             if not begun:
                 begun = True
                 data += [self._event("response.created"), self._event("response.in_progress")]
-            data += self._hear(output)
+            data += self._take(output)
             if output.finished:
-                reasoning = await exchange.written(self._voices.reasoning_tokens, much=self._voices.reasoned_much)
+                reasoning = await exchange.written(self._readers.reasoning_tokens, much=self._readers.reasoned_much)
                 data += self._items.close(_status(output))
                 data.append(self._event(f"response.{self._end(output, reasoning).status}"))
                 self.keep()  # before the client knows that it is there
@@ -229,10 +229,10 @@ class ResponseAnswer:
         self._response.error = {"code": failure.code or "server_error", "message": failure.message}
         return self._event("response.failed")
 
-    def _hear(self, output: RequestOutput) -> list[bytes]:
+    def _take(self, output: RequestOutput) -> list[bytes]:
         """Take news in; returns the events that tell of them."""
         one = output.outputs[0]
-        return self._items.hear(self._voices.of(one, output).hear(one))
+        return self._items.take(self._readers.of(one, output).read(one))
 
     def keep(self) -> None:
         """Keep the finished answer, if that is wanted."""

@@ -342,7 +342,7 @@ async def test_a_renewed_certificate_is_read_again(
 ) -> None:
     monkeypatch.setattr(api_server, "_RELOAD_S", 0.02)
     certificate, key, trust = certified(tmp_path)
-    server = ApiServer(demo, port=_free_port(), certificate=certificate, key=key)
+    server = ApiServer(demo, port=_free_port(), certificate=certificate, certificate_key=key)
     url = f"https://127.0.0.1:{server.config.port}"
 
     async def trusted_by(context: ssl.SSLContext) -> bool:

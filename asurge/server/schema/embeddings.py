@@ -7,10 +7,10 @@ from typing import Literal
 import msgspec
 
 from asurge.plan import Pooling
-from asurge.server.schema.sampling import Treated
+from asurge.server.schema.sampling import EngineRequest
 
 
-class EmbeddingRequest(Treated, kw_only=True):
+class EmbeddingRequest(EngineRequest, kw_only=True):
     """Texts or token ids to make vectors of."""
 
     input: str | list[str | int | list[int]]

@@ -62,7 +62,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-class Treated(msgspec.Struct, kw_only=True):
+class EngineRequest(msgspec.Struct, kw_only=True):
     """What an engine is to work for, and how beside others."""
 
     model: str | None = None
@@ -87,7 +87,7 @@ class Treated(msgspec.Struct, kw_only=True):
         return options
 
 
-class Sampling(Treated, kw_only=True):
+class Sampling(EngineRequest, kw_only=True):
     """OpenAI's sampling fields, and beyond them those of `asurge.SamplingParams` under vLLM's names."""
 
     stream: bool | None = None

@@ -11,8 +11,8 @@ from asurge.server.state import Served
 from asurge.text import BLOCKING_CHARACTERS
 
 
-class Voices:
-    """The completions of one request, by their index.
+class ChoiceReaders:
+    """Readers of the completions of one request, by their index.
 
     Args:
         reasons: whether reasoning is told.
@@ -21,39 +21,39 @@ class Voices:
 
     def __init__(self, talk: Conversation, served: Served, *, reasons: bool = True, legacy: bool = False) -> None:
         self._talk, self._served, self._reasons, self._legacy = talk, served, reasons, legacy
-        self._voices: dict[int, Voice] = {}
+        self._readers: dict[int, ChoiceReader] = {}
 
     @property
     def reasoned_much(self) -> bool:
         """Whether to count the tokens of the reasoning takes long."""
-        return sum(voice.reasoned for voice in self._voices.values()) > BLOCKING_CHARACTERS
+        return sum(reader.reasoned for reader in self._readers.values()) > BLOCKING_CHARACTERS
 
     def reasoning_tokens(self) -> int:
         """How many tokens the texts of all reasoning so far have, told or not. Tokens themselves come in bunches that
         may hold the end of the reasoning, and a request's answer must not depend on them. Blocks."""
         encode = self._served.engine.tokenizer.encode
-        return sum(len(encode(voice.reasoning, add_special_tokens=False)) for voice in self._voices.values())
+        return sum(len(encode(reader.reasoning, add_special_tokens=False)) for reader in self._readers.values())
 
     def has_begun(self, one: CompletionOutput) -> bool:
-        """Whether something of a completion was heard already."""
-        return one.index in self._voices
+        """Whether something of a completion was read already."""
+        return one.index in self._readers
 
-    def of(self, one: CompletionOutput, output: RequestOutput) -> Voice:
-        """The voice of a completion, whose request's output tells the prompt."""
-        voice = self._voices.get(one.index)
-        if voice is None:
+    def of(self, one: CompletionOutput, output: RequestOutput) -> ChoiceReader:
+        """The reader of a completion, whose request's output tells the prompt."""
+        reader = self._readers.get(one.index)
+        if reader is None:
             talk = self._talk
-            voice = self._voices[one.index] = Voice(
+            reader = self._readers[one.index] = ChoiceReader(
                 talk.parser(self._served, output.prompt_token_ids) if talk.parses else None,
                 reasons=self._reasons,
                 most_calls=1 if self._legacy or not talk.parallel else None,
                 called="function_call" if self._legacy else "tool_calls",
             )
-        return voice
+        return reader
 
 
-class Voice:
-    """One completion, read.
+class ChoiceReader:
+    """Reads one completion.
 
     Attributes:
         reasoned: how many characters its reasoning has so far.
@@ -69,7 +69,7 @@ class Voice:
         """All of its reasoning so far."""
         return "".join(self._reasoning)
 
-    def hear(self, one: CompletionOutput) -> list[Event]:
+    def read(self, one: CompletionOutput) -> list[Event]:
         """What the news of a completion say, as far as it is told."""
         self.finished = one.finish_reason is not None
         if self._parser is None:
