@@ -81,7 +81,9 @@ def _check_choices(asked: CompletionRequest, prompts: int, config: ServerConfig)
     """
     choices = prompts * max(asked.n or 1, asked.best_of or 1)
     if choices > config.max_choices:
-        raise ApiError(f"{choices} completions are asked for: at most {config.max_choices} are allowed", param="n")
+        raise ApiError(
+            f"the request asks for {choices} completions: at most {config.max_choices} are allowed", param="n"
+        )
 
 
 def _params(asked: CompletionRequest) -> SamplingParams:

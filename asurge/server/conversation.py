@@ -23,7 +23,7 @@ _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
 MAX_TOOLS = 128
 _WHOLE_CHARACTERS, _WHOLE_PER_TOKEN = 1 << 20, 8
-"""What takes about a second to be made tokens of; more only where the context holds it."""
+"""What takes about a second to tokenise; more only where the context holds it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +194,8 @@ def all_tokens(served: Served, text: str, param: str, *, special: bool) -> list[
     most = max(_WHOLE_CHARACTERS, _WHOLE_PER_TOKEN * served.engine.max_model_len)
     if len(text) > most:
         raise ApiError(
-            f"{param} has {len(text)} characters: at most {most} are made tokens of, send it in parts", param=param
+            f"{param} has {len(text)} characters: at most {most} can be tokenised at once; send it in parts",
+            param=param,
         )
     return served.engine.tokenizer.encode(text, add_special_tokens=special)
 

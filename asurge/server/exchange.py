@@ -199,7 +199,7 @@ class Exchange:
 
 
 def check_logprob_count(params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig) -> None:
-    """Bound what a request is told of single tokens, which takes much more room than the text.
+    """Bound how many logprobs a request could return: they take much more room than the text.
 
     Args:
         sizes: of the prompts, in tokens or in characters, which are not fewer.
@@ -215,7 +215,8 @@ def check_logprob_count(params: SamplingParams, sizes: Sequence[int], served: Se
         count += len(sizes) * choices * min(params.max_tokens or longest, longest) * (params.logprobs + 1)
     if count > config.max_request_logprobs:
         raise ApiError(
-            f"up to {count} logprobs are asked for: at most {config.max_request_logprobs} are told of at a time",
+            f"the request could return {count} logprobs: at most {config.max_request_logprobs} are allowed; "
+            "lower logprobs, prompt_logprobs, n or max_tokens",
             param="logprobs",
         )
 

@@ -125,7 +125,7 @@ class ServerState:
                 param="model",
             )
         if found.error is not None or found.engine.state == "stopped":
-            raise ApiError("the model could not be started", status=503, kind="server_error", code="unavailable")
+            raise ApiError("the model is not available", status=503, kind="server_error", code="unavailable")
         if found.engine.state != "running":
             raise ApiError(
                 "the model is loading",
