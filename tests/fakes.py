@@ -19,11 +19,13 @@ def next_token(token_ids: Sequence[int]) -> int:
     return 2 + int.from_bytes(digest[:4], "little") % (VOCAB - 2)
 
 
-def continuation(prompt: Sequence[int], count: int, stops: frozenset[int] = frozenset()) -> list[int]:
-    """What `next_token` writes behind a prompt, alone and unbatched."""
+def continuation(
+    prompt: Sequence[int], count: int, stops: frozenset[int] = frozenset(), *, window: int | None = None
+) -> list[int]:
+    """What `next_token` writes behind a prompt, alone and unbatched; of a ``window`` it sees the last tokens only."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + count:
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens if window is None else tokens[-window:]))
         if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]

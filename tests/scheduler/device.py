@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
-from tests.fakes import PagedDevice, next_token, page_of
+from tests.fakes import PagedDevice, page_of
 
 GARBAGE = (-1, b"garbage")
 
@@ -86,13 +86,3 @@ class TracingDevice(PagedDevice):
             for table, window in enumerate(self.limits.windows)
             for at in range(0 if window is None else max(query - window + 1, 0), len(context))
         )
-
-
-def reference(prompt: Sequence[int], limit: int, stops: frozenset[int]) -> list[int]:
-    """What a sequence alone, with no failure and no preemption, writes until it is ``limit`` tokens long."""
-    tokens = list(prompt)
-    while len(tokens) < limit:
-        tokens.append(next_token(tokens))
-        if tokens[-1] in stops:
-            break
-    return tokens[len(prompt) :]

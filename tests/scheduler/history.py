@@ -9,8 +9,8 @@ from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import EngineOverloadedError
 from asurge.plan import RowSampling, RunnerLimits, StepResult
 from asurge.scheduler import Request, Scheduler, Update
-from tests.fakes import VOCAB, embedding
-from tests.scheduler.device import TracingDevice, reference
+from tests.fakes import VOCAB, continuation, embedding
+from tests.scheduler.device import TracingDevice
 
 STOPS = frozenset(range(2, VOCAB, 9))
 MAX_QUEUED = 6
@@ -124,8 +124,8 @@ class History:
     def _check_text(self, request: Request, update: Update) -> None:
         """A text is the reference's beginning, and all of it when it has ended."""
         text, prompt = self.texts[request.request_id], list(request.prompt_token_ids)
-        limit = min(len(prompt) + request.max_tokens, self.limits.longest)
-        expected = reference(prompt, limit, request.stop_token_ids)
+        count = min(request.max_tokens, self.limits.longest - len(prompt))
+        expected = continuation(prompt, count, request.stop_token_ids)
         assert text == expected[: len(text)]
         if len(text) < len(expected):
             assert update.finish_reason is None

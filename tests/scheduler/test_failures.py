@@ -4,52 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Request, Scheduler, Update
 from tests.fakes import continuation, embedding
-from tests.scheduler.device import TracingDevice
-
-BOOM = RuntimeError("boom")
-
-
-class Driver:
-    """A scheduler and a tracing device. No row that counts may have read anything but its own context."""
-
-    def __init__(self, *, num_pages: int = 33, budget: int = 64) -> None:
-        limits = RunnerLimits(num_pages, 4, 4, budget, 64, prefill_quantum=4)
-        self.scheduler, self.device = Scheduler(limits), TracingDevice(limits)
-
-    def add(self, name: str, prompt: range, max_tokens: int = 4) -> None:
-        self.scheduler.add(Request(name, list(prompt), max_tokens, RowSampling()))
-
-    def plan(self) -> StepPlan:
-        plan = self.scheduler.plan()
-        assert plan is not None
-        return plan
-
-    def fail(self, plan: StepPlan, *, state_lost: bool = False) -> StepResult:
-        return self.device.fail(plan, BOOM, state_lost=state_lost)
-
-    def apply(self, result: StepResult) -> list[Update]:
-        updates = self.scheduler.apply(result)
-        self.scheduler.check()
-        if result.error is None:
-            counted = {update.request_id for update in updates}
-            assert not counted & self.device.read_garbage[result.plan.step_id]
-        return updates
-
-    def run_out(self) -> dict[str, list[int]]:
-        texts: dict[str, list[int]] = {}
-        while self.scheduler.has_work:
-            for update in self.apply(self.device.execute(self.plan())):
-                texts.setdefault(update.request_id, []).extend(update.token_ids)
-        statistics = self.scheduler.statistics()
-        assert statistics.pages_available == statistics.pages_total
-        return texts
+from tests.scheduler.driver import BOOM, Driver, limits
 
 
 def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None:
-    driver = Driver()
+    driver = Driver(limits(max_num_batched_tokens=64))
     driver.add("a", range(2, 11))
     plan = driver.plan()
     driver.scheduler.finish("a", "abort")
@@ -60,21 +20,21 @@ def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None
 
 def test_a_sum_that_began_before_a_preemption_is_begun_anew() -> None:
     """Its first chunk has come, and its second is in flight."""
-    driver = Driver(budget=8)
-    driver.scheduler.add(Request("a", list(range(2, 22)), 0, RowSampling(), pooling="mean"))
+    driver = Driver(limits(max_num_batched_tokens=8))
+    driver.add("a", range(2, 22), 0, pooling="mean")
     first, second = driver.plan(), driver.plan()
-    assert driver.apply(driver.device.execute(first)) == []
+    assert driver.step(first) == []
     driver.scheduler._residents.preempt(next(iter(driver.scheduler._running)))
     third = driver.plan()
     assert (third.rows[0].start, third.rows[0].pooled) == (0, 8)
     for plan in (second, third, driver.plan()):
-        assert driver.apply(driver.device.execute(plan)) == []
-    (update,) = driver.apply(driver.device.execute(driver.plan()))
+        assert driver.step(plan) == []
+    (update,) = driver.step()
     assert update.embedding == embedding(range(2, 22), "mean")
 
 
 def test_what_was_computed_from_a_failed_steps_pages_is_forgotten_too() -> None:
-    driver = Driver()
+    driver = Driver(limits(max_num_batched_tokens=64))
     driver.add("a", range(2, 7), max_tokens=1)
     failed = driver.fail(driver.plan())
     driver.add("b", range(2, 15))
@@ -92,7 +52,7 @@ def test_what_was_computed_from_a_failed_steps_pages_is_forgotten_too() -> None:
 
 
 def test_a_failed_step_spares_those_that_only_share_an_older_prefix() -> None:
-    driver = Driver(budget=8)
+    driver = Driver(limits(max_num_batched_tokens=8))
     driver.add("a", range(2, 10), max_tokens=1)
     driver.run_out()
     driver.add("b", range(2, 18))
@@ -109,9 +69,9 @@ def test_a_failed_step_spares_those_that_only_share_an_older_prefix() -> None:
 
 def test_pages_of_an_older_epoch_are_forgotten_and_its_successor_keeps_its_draws() -> None:
     """A chunk of a sequence is in flight when it is preempted and admitted again; then the chunk's step fails."""
-    driver = Driver(num_pages=9, budget=12)
+    driver = Driver(limits(num_pages=9, max_num_batched_tokens=12))
     driver.add("a", range(100, 108), max_tokens=16)
-    driver.apply(driver.device.execute(driver.plan()))
+    driver.step()
     driver.add("b", range(200, 220))
     flying = []
     for _ in range(12):
@@ -130,12 +90,12 @@ def test_pages_of_an_older_epoch_are_forgotten_and_its_successor_keeps_its_draws
 
 def test_a_sequence_set_back_may_take_pages_from_a_younger_one_that_was_to_draw() -> None:
     """After a failure an old sequence prefills in chunks beside a younger one that decodes, and outgrows it."""
-    driver = Driver(num_pages=9, budget=8)
+    driver = Driver(limits(num_pages=9, max_num_batched_tokens=8))
     driver.add("a", range(2, 7), max_tokens=1)
     results = [driver.fail(driver.plan())]
     driver.add("old", range(2, 26), max_tokens=2)
     driver.add("young", range(500, 504), max_tokens=12)
-    results += [driver.device.execute(driver.plan()) for _ in range(3)]
+    results += [driver.execute() for _ in range(3)]
     assert [update.request_id for update in driver.apply(results[0])] == ["a"]
     texts: dict[str, list[int]] = {}
     for result in results[1:]:
@@ -150,7 +110,7 @@ def test_a_sequence_set_back_may_take_pages_from_a_younger_one_that_was_to_draw(
 
 @pytest.mark.parametrize("reported", ["as errors", "as results of emptied pages"])
 def test_a_lost_state_fails_one_steps_requests_and_sets_all_others_back_once(reported: str) -> None:
-    driver = Driver(budget=8)
+    driver = Driver(limits(max_num_batched_tokens=8))
     driver.add("a", range(2, 10))
     first = driver.plan()
     driver.add("b", range(50, 58))
@@ -163,7 +123,7 @@ def test_a_lost_state_fails_one_steps_requests_and_sets_all_others_back_once(rep
     else:
         behind = [driver.device.execute(plan) for plan in (second, third)]
     assert [(update.request_id, update.error) for update in driver.apply(lost)] == [("a", BOOM)]
-    fresh = driver.device.execute(driver.plan())  # planned after the loss was known: it counts
+    fresh = driver.execute()  # planned after the loss was known: it counts
     preemptions = driver.scheduler.statistics().preemptions
     for result in behind:
         assert driver.apply(result) == []

@@ -6,42 +6,24 @@ import dataclasses
 
 import pytest
 
-from asurge.plan import RowSampling, RunnerLimits, StepPlan
-from asurge.scheduler import Request, Scheduler
-from tests.fakes import PagedDevice, continuation
+from asurge.plan import StepPlan
+from tests.fakes import continuation
+from tests.scheduler.driver import Driver, limits
 
-LIMITS = RunnerLimits(64, 4, 2, 16, 64, prefill_quantum=4, windows=(None, 6, 6))
+LIMITS = limits(num_pages=64, max_num_seqs=2, windows=(None, 6, 6))
 PROMPT = list(range(2, 35))
 
 
-class Driver:
-    """A scheduler over a device, one step at a time."""
-
-    def __init__(self, limits: RunnerLimits = LIMITS) -> None:
-        self.scheduler, self.device = Scheduler(limits), PagedDevice(limits)
-
-    def step(self) -> StepPlan:
-        plan = self.scheduler.plan()
-        assert plan is not None
-        self.scheduler.apply(self.device.execute(plan))
-        self.scheduler.check()
-        return plan
-
-    def run(self, name: str, prompt: list[int], count: int) -> tuple[int, list[StepPlan]]:
-        """Where the first row starts, and all steps; the text is checked."""
-        self.scheduler.add(Request(name, prompt, count, RowSampling()))
-        text, plans = list[int](), list[StepPlan]()
-        while (plan := self.scheduler.plan()) is not None:
-            plans.append(plan)
-            for update in self.scheduler.apply(self.device.execute(plan)):
-                text += update.token_ids
-            self.scheduler.check()
-        assert text == continuation(prompt, count)
-        return plans[0].rows[0].start, plans
+def run(driver: Driver, name: str, prompt: list[int], count: int) -> list[StepPlan]:
+    """All its steps; the text is checked."""
+    before = len(driver.plans)
+    driver.add(name, prompt, count)
+    assert driver.run_out() == {name: continuation(prompt, count)}
+    return driver.plans[before:]
 
 
 def test_a_table_gives_up_what_is_behind_its_window_and_the_others_keep_it() -> None:
-    _, plans = Driver().run("a", PROMPT, 20)
+    plans = run(Driver(LIMITS), "a", PROMPT, 20)
     for plan in plans:
         (row,) = plan.rows
         end, full, *windowed = row.start + row.num_tokens, *row.page_tables
@@ -54,11 +36,11 @@ def test_a_table_gives_up_what_is_behind_its_window_and_the_others_keep_it() -> 
 
 
 def test_a_hit_needs_no_more_of_a_window_than_its_end_sees() -> None:
-    driver = Driver()
-    driver.run("a", PROMPT, 1)
+    driver = Driver(LIMITS)
+    run(driver, "a", PROMPT, 1)
     for page in _pages(driver, 1)[:6] + _pages(driver, 2)[:6]:
         driver.scheduler._pool.forget(page)
-    assert driver.run("b", PROMPT, 8)[0] == 32
+    assert run(driver, "b", PROMPT, 8)[0].rows[0].start == 32
 
 
 @pytest.mark.parametrize(
@@ -71,11 +53,11 @@ def test_a_hit_needs_no_more_of_a_window_than_its_end_sees() -> None:
     ],
 )
 def test_a_hit_that_a_table_cannot_complete_is_shortened(missing: tuple[int, int], start: int) -> None:
-    driver = Driver()
-    driver.run("a", PROMPT, 1)
+    driver = Driver(LIMITS)
+    run(driver, "a", PROMPT, 1)
     table, column = missing
     driver.scheduler._pool.forget(_pages(driver, table)[column])
-    assert driver.run("b", PROMPT, 8)[0] == start
+    assert run(driver, "b", PROMPT, 8)[0].rows[0].start == start
 
 
 def _pages(driver: Driver, table: int) -> list[int]:
@@ -93,15 +75,16 @@ def test_the_longest_sequence_is_what_all_tables_hold() -> None:
 
 def test_the_longest_sequence_runs_alone_in_a_pool_that_just_holds_it() -> None:
     driver = Driver(dataclasses.replace(LIMITS, num_pages=23))
-    driver.run("a", PROMPT, 8)
+    run(driver, "a", PROMPT, 8)
     assert driver.scheduler.statistics().preemptions == 0
 
 
 def test_copies_of_a_prompt_share_its_pages_in_every_table() -> None:
     driver = Driver(dataclasses.replace(LIMITS, max_num_batched_tokens=32))
     for name in "ab":
-        driver.scheduler.add(Request(name, PROMPT[:13], 4, RowSampling()))
-    plan = driver.step()
+        driver.add(name, PROMPT[:13])
+    driver.step()
+    (plan,) = driver.plans
     assert [row.start for row in plan.rows] == [0, 12]
     one, other = (row.page_tables for row in plan.rows)
     for table in range(3):

@@ -7,9 +7,10 @@ from collections import deque
 
 import pytest
 
-from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepResult
 from asurge.scheduler import Request, Scheduler
-from tests.fakes import PagedDevice, next_token, page_of
+from tests.fakes import PagedDevice, continuation, next_token, page_of
+from tests.scheduler.driver import Driver
 
 
 class WindowedDevice(PagedDevice):
@@ -25,13 +26,6 @@ class WindowedDevice(PagedDevice):
         pages = [page_of(row, 0, at // size) for at in seen]
         self.last_token[row.slot] = next_token([int(self.pages[page, at % size]) for page, at in zip(pages, seen, strict=True)])  # fmt: skip
         return int(self.last_token[row.slot])
-
-
-def reference(prompt: list[int], count: int, window: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens[-window:]))
-    return tokens[len(prompt) :]
 
 
 def limits(window: int, *, pages: int = 14, slots: int = 3) -> RunnerLimits:
@@ -83,8 +77,7 @@ def apply(
         name = update.request_id
         texts[name].extend(update.token_ids)
         request = live[name]
-        expected = reference(list(request.prompt_token_ids), len(texts[name]), window)
-        assert texts[name] == expected
+        assert texts[name] == continuation(request.prompt_token_ids, len(texts[name]), window=window)
         if update.finish_reason is not None:
             most = scheduler.limits.longest
             assert len(texts[name]) == min(request.max_tokens, most - len(request.prompt_token_ids))
@@ -105,10 +98,7 @@ def test_a_sequence_holds_no_more_pages_than_its_window_needs() -> None:
 
 
 def test_without_a_window_everything_is_kept() -> None:
-    plan: StepPlan | None
-    scheduler = Scheduler(RunnerLimits(14, 4, 1, 12, 48, prefill_quantum=4))
-    device = PagedDevice(scheduler.limits)
-    scheduler.add(Request("a", list(range(2, 14)), 20, RowSampling()))
-    while (plan := scheduler.plan()) is not None:
-        assert plan.rows[0].page_tables[0].first == 0
-        scheduler.apply(device.execute(plan))
+    driver = Driver(RunnerLimits(14, 4, 1, 12, 48, prefill_quantum=4))
+    driver.add("a", range(2, 14), 20)
+    driver.run_out()
+    assert all(plan.rows[0].page_tables[0].first == 0 for plan in driver.plans)

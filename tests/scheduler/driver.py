@@ -1,0 +1,90 @@
+"""A scheduler and its device, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from asurge.config import CacheConfig, SchedulerConfig
+from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.scheduler import Request, Scheduler, Update
+from tests.scheduler.device import TracingDevice
+
+BOOM = RuntimeError("boom")
+
+
+def limits(**changes: Any) -> RunnerLimits:
+    """A small pool of small pages, for a few short sequences."""
+    defaults = dict(
+        num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
+    )
+    return RunnerLimits(**(defaults | changes))
+
+
+LIMITS = limits()
+
+
+def numbers(size: int = 8, first: int = 2) -> range:
+    """A prompt whose beginning is shared by all prompts with the same first token."""
+    return range(first, first + size)
+
+
+def request(name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> Request:
+    return Request(name, list(prompt), max_tokens, RowSampling(), **treated)
+
+
+class Driver:
+    """Checks the scheduler at every turn. No row that counts may have read anything but its own context."""
+
+    def __init__(self, limits: RunnerLimits = LIMITS, *, cache: CacheConfig | None = None, **config: Any) -> None:
+        self.scheduler = Scheduler(limits, SchedulerConfig(**config), cache)
+        self.device = TracingDevice(limits)
+        self.plans: list[StepPlan] = []
+
+    @property
+    def started(self) -> list[str]:
+        """Who has had a step, in order."""
+        return list(dict.fromkeys(row.request_id for plan in self.plans for row in plan.prefill))
+
+    def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:
+        self.scheduler.add(request(name, prompt, max_tokens, **treated))
+
+    def plan(self, draws: int = 1, bound: int | None = None) -> StepPlan:
+        plan = self.scheduler.plan(draws, bound)
+        self.scheduler.check()
+        assert plan is not None
+        self.plans.append(plan)
+        return plan
+
+    def execute(self) -> StepResult:
+        """Plan a step and run it; its result is to be applied later."""
+        return self.device.execute(self.plan())
+
+    def fail(self, plan: StepPlan, *, state_lost: bool = False) -> StepResult:
+        return self.device.fail(plan, BOOM, state_lost=state_lost)
+
+    def apply(self, result: StepResult) -> list[Update]:
+        updates = self.scheduler.apply(result)
+        self.scheduler.check()
+        if result.error is None:
+            counted = {update.request_id for update in updates}
+            assert not counted & self.device.read_garbage[result.plan.step_id]
+        return updates
+
+    def step(self, plan: StepPlan | None = None) -> list[Update]:
+        return self.apply(self.device.execute(plan or self.plan()))
+
+    def run_out(self) -> dict[str, list[int]]:
+        """All texts, until nobody is left."""
+        texts: dict[str, list[int]] = {}
+        while self.scheduler.has_work:
+            for update in self.step():
+                texts.setdefault(update.request_id, []).extend(update.token_ids)
+        self.assert_empty()
+        return texts
+
+    def assert_empty(self) -> None:
+        statistics = self.scheduler.statistics()
+        assert statistics.pages_available == statistics.pages_total
+        assert (statistics.running, statistics.waiting) == (0, 0)
+        self.scheduler.check()
