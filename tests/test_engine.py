@@ -27,22 +27,9 @@ from asurge.errors import (
 from asurge.pipeline import Generation, Pipeline
 from asurge.scheduler import Request
 from tests.conftest import TINY
+from tests.idle import assert_idle, settle
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
-
-
-def assert_idle(engine: Engine) -> None:
-    statistics = engine.statistics()
-    assert statistics.pages_available == statistics.pages_total
-    assert (statistics.running, statistics.waiting) == (0, 0)
-
-
-async def settle(engine: Engine) -> None:
-    """Let steps in flight come back."""
-    async with asyncio.timeout(30):
-        while engine.statistics().in_flight_steps:
-            await asyncio.sleep(0.001)
-    assert_idle(engine)
 
 
 async def collect(engine: Engine, prompt: Any, params: SamplingParams = GREEDY) -> list[RequestOutput]:
@@ -234,7 +221,7 @@ def test_max_new_tokens_is_an_alias() -> None:
 async def test_bad_prompts_are_refused(tiny: Engine, prompt: Any) -> None:
     with pytest.raises(InvalidRequestError, match="prompt"):
         await anext(tiny.stream(prompt, GREEDY))
-    assert_idle(tiny)
+    assert_idle(tiny.statistics())
 
 
 async def test_duplicate_ids_are_refused_while_the_first_runs(tiny: Engine) -> None:

@@ -23,6 +23,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from asurge import Engine
 from examples import mount_aiohttp, mount_fastapi
 from tests.conftest import TINY
+from tests.idle import settle
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUESTION = {"q": "What does os.path.join do?"}
@@ -44,12 +45,6 @@ def test_scripts(name: str, shown: str) -> None:
     assert shown in done.stdout
 
 
-async def quiet(engine: Engine) -> None:
-    async with asyncio.timeout(30):
-        while engine.num_running_requests or engine.statistics().in_flight_steps:
-            await asyncio.sleep(0.001)
-
-
 async def test_a_route_in_aiohttp_streams_refuses_and_aborts(demo: Engine) -> None:
     app = mount_aiohttp.application(demo)
     async with TestClient(TestServer(app, handler_cancellation=True)) as client:
@@ -63,7 +58,7 @@ async def test_a_route_in_aiohttp_streams_refuses_and_aborts(demo: Engine) -> No
         response = await client.get("/ask", params={"q": "#"})
         await response.content.readany()
         response.close()
-        await quiet(demo)
+        await settle(demo, left_by_clients=True)
 
         assert "/llm/" in await (await client.get("/")).text()
         asked = {"messages": [{"role": "user", "content": QUESTION["q"]}], "temperature": 0}
@@ -106,7 +101,7 @@ async def test_a_route_in_fastapi_streams_refuses_and_aborts(tiny_folder: Path) 
         async with client.get("/ask", params={"q": "a"}) as response:
             await response.content.readany()
             response.close()
-        await quiet(engine)
+        await settle(engine, left_by_clients=True)
         assert engine.get_metrics_summary()["total_completed"] == 1
     assert engine.state == "stopped"
 

@@ -10,8 +10,8 @@ import pytest
 
 from asurge import Engine
 from asurge.errors import DeadlineExceededError, InvalidRequestError
+from tests.idle import settle
 from tests.requests.reference import Reference
-from tests.test_engine import settle
 
 PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 21)]
 

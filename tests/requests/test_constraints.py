@@ -17,7 +17,7 @@ from asurge.errors import InvalidRequestError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from tests.conftest import TINY
 from tests.guidance.schemas import schema
-from tests.test_engine import settle
+from tests.idle import settle
 from tests.text.families import tokenizer
 
 HOT = SamplingParams(max_tokens=100, temperature=1.5, seed=5)

@@ -22,8 +22,8 @@ from asurge.errors import (
 from asurge.models import load_model, resolve_checkpoint
 from asurge.plan import Pooling
 from tests.conftest import TINY
+from tests.idle import assert_idle, settle
 from tests.models.test_parity import hidden_states
-from tests.test_engine import assert_idle, settle
 
 PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 45)]
 FULL = [int(token) for token in np.random.default_rng(6).integers(4, 390, 128)]
@@ -259,4 +259,4 @@ async def test_what_is_wrong_is_refused_by_name(tiny: Engine, wrong: dict[str, A
     with pytest.raises(InvalidRequestError) as raised:
         await embed(tiny, **{"prompts": "fine", **wrong})
     assert raised.value.param == param
-    assert_idle(tiny)
+    assert_idle(tiny.statistics())

@@ -8,7 +8,7 @@ import pytest
 
 from asurge import Engine, SamplingParams
 from asurge.errors import DeadlineExceededError, InvalidRequestError
-from tests.test_engine import settle
+from tests.idle import settle
 
 GREEDY = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
 

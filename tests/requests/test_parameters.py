@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asurge import Engine, SamplingParams
 from asurge.errors import InvalidRequestError
-from tests.test_engine import settle
+from tests.idle import settle
 
 NUMBERS = {
     "temperature": (-1e-9, 100.1), "top_p": (-0.1, 0.0, 1.01), "min_p": (-0.1, 1.01), "typical_p": (-0.1, 0.0, 1.01),

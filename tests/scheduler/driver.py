@@ -8,6 +8,7 @@ from typing import Any
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Scheduler, Update
+from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
 
 BOOM = RuntimeError("boom")
@@ -84,7 +85,5 @@ class Driver:
         return texts
 
     def assert_empty(self) -> None:
-        statistics = self.scheduler.statistics()
-        assert statistics.pages_available == statistics.pages_total
-        assert (statistics.running, statistics.waiting) == (0, 0)
+        assert_idle(self.scheduler.statistics())
         self.scheduler.check()

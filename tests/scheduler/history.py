@@ -10,6 +10,7 @@ from asurge.errors import EngineOverloadedError
 from asurge.plan import RowSampling, RunnerLimits, StepResult
 from asurge.scheduler import Request, Scheduler, Update
 from tests.fakes import VOCAB, continuation, embedding
+from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
 
 STOPS = frozenset(range(2, VOCAB, 9))
@@ -139,5 +140,5 @@ class History:
         while self.live or self.flying:
             assert self.dispatch() or self.receive(), f"stalled: {self.scheduler.statistics()}"
         statistics = self.scheduler.statistics()
-        assert statistics.pages_available == statistics.pages_total
-        assert (statistics.running, statistics.waiting, statistics.in_flight_steps) == (0, 0, 0)
+        assert_idle(statistics)
+        assert statistics.in_flight_steps == 0

@@ -10,6 +10,7 @@ import pytest
 from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepResult
 from asurge.scheduler import Request, Scheduler
 from tests.fakes import PagedDevice, continuation, next_token, page_of
+from tests.idle import assert_idle
 from tests.scheduler.driver import Driver
 
 
@@ -63,7 +64,7 @@ def test_any_history_gives_the_windowed_reference(window: int) -> None:
             apply(scheduler, flying.popleft(), live, texts, window)
             scheduler.check()
         statistics = scheduler.statistics()
-        assert statistics.pages_available == statistics.pages_total
+        assert_idle(statistics)
         preemptions += statistics.preemptions
         hits += statistics.prefix_cache_hits
     assert preemptions > 0

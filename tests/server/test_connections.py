@@ -17,9 +17,10 @@ from asurge import Engine
 from asurge.errors import RequestFailedError
 from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.sse import EventStream
+from tests.idle import settle
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
-from tests.server.test_lifecycle import LONG, TEXT, anyio_connect, quiet
+from tests.server.test_lifecycle import LONG, TEXT, anyio_connect
 
 
 async def test_nothing_is_sent_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ async def test_clients_that_leave_are_counted_and_charged(
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await reader.readuntil(b"data: ")
         writer.transport.abort()
-        await quiet(demo)
+        await settle(demo, left_by_clients=True)
         with anyio.fail_after(5):
             while server.state.active:
                 await anyio.sleep(0.01)
@@ -121,7 +122,7 @@ async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running
         await anyio.sleep(0.05)
         counted = begun
         go.set()
-        await quiet(demo)
+        await settle(demo, left_by_clients=True)
     assert counted == most
 
 

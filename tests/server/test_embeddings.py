@@ -16,8 +16,8 @@ import pytest
 from asurge import Engine
 from asurge.server import KeyRing, make_app
 from asurge.server.state import STATE
+from tests.idle import settle
 from tests.server.conftest import Running
-from tests.server.test_lifecycle import quiet
 
 PATH, TEXTS = "/v1/embeddings", ["def area(width, height):", "The", "import os\n" * 40]
 
@@ -121,7 +121,7 @@ async def test_a_client_that_leaves_ends_its_embeddings(demo: Engine, running: R
             while demo.get_metrics_summary()["total_completed"] == before:
                 await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)
     with anyio.fail_after(5):
         while app[STATE].active:
             await anyio.sleep(0.001)
@@ -145,4 +145,4 @@ async def test_a_server_that_stops_says_so(demo: Engine, running: Running) -> No
             await anyio.sleep(0.01)
         assert demo._pipeline is not None
         demo._pipeline.abort_all()
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)

@@ -30,26 +30,12 @@ from asurge.errors import ConfigError, RequestFailedError
 from asurge.server import ApiServer, api_server, attending, make_app
 from asurge.server.state import STATE
 from tests.conftest import TINY
+from tests.idle import settle
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 800, "ignore_eos": True, "stream": True}
-
-
-async def quiet(engine: Engine) -> None:
-    """Until nothing runs and every page is back."""
-    with anyio.fail_after(5):
-        while True:
-            now = engine.statistics()
-            if (
-                not now.running
-                and not now.waiting
-                and not now.in_flight_steps
-                and now.pages_available == now.pages_total
-            ):
-                return
-            await anyio.sleep(0.01)
 
 
 async def test_it_answers_while_models_load_and_then_serves(tiny_folder: Path, running: Running) -> None:
@@ -117,7 +103,7 @@ async def test_a_client_that_leaves_ends_its_request(
         await reader.read(100)
     writer.transport.abort()
     before = demo.get_metrics_summary()["total_completed"]
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)
     assert demo.get_metrics_summary()["total_completed"] == before
     await runner.cleanup()
 
@@ -142,7 +128,7 @@ async def test_a_storm_of_disconnects(demo: Engine, running: Running) -> None:
                 async with anyio.create_task_group() as tasks:
                     for at in range(60):
                         tasks.start_soon(leave, http, at)
-        await quiet(demo)
+        await settle(demo, left_by_clients=True)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
         assert (await client.completions.create(model="demo", prompt="a", max_tokens=1)).choices
 
@@ -157,7 +143,7 @@ async def test_a_slow_reader_holds_nobody_up(demo: Engine, running: Running) -> 
         with anyio.fail_after(20):
             text = (await slow.read()).decode()
     assert text.endswith("data: [DONE]\n\n")
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)
 
 
 async def test_a_server_that_drains_finishes_what_it_has(demo: Engine, running: Running) -> None:
@@ -205,7 +191,7 @@ async def test_requests_to_others_engines_are_aborted_and_told_too(demo: Engine,
         tasks.start_soon(running.stop)
         rest = (await response.read()).decode()
     assert json.loads(rest.strip().split("\n\n")[-1][6:])["error"]["code"] == "unavailable"
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)
 
 
 async def test_an_engine_that_the_host_starts_is_the_hosts(tiny_folder: Path, running: Running) -> None:

@@ -17,8 +17,9 @@ from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.api_server import _bound
 from asurge.server.progress import Progress
 from asurge.server.state import STATE
+from tests.idle import settle
 from tests.server.conftest import Running
-from tests.server.test_lifecycle import LONG, TEXT, _free_port, anyio_connect, quiet
+from tests.server.test_lifecycle import LONG, TEXT, _free_port, anyio_connect
 
 
 def head(path: str, size: int) -> bytes:
@@ -79,7 +80,7 @@ async def test_a_reader_that_stalls_is_ended(
     with anyio.fail_after(20):
         while not app[STATE].disconnects:
             await anyio.sleep(0.01)
-    await quiet(demo)
+    await settle(demo, left_by_clients=True)
     assert demo.get_metrics_summary()["total_completed"] == before
     assert app[STATE].active == 0
     sock.close()

@@ -12,6 +12,7 @@ from asurge.errors import ConfigError, EngineStateError, ModelLoadError
 from asurge.server import make_app
 from tests.checkpoints import write_tiny
 from tests.conftest import TINY
+from tests.idle import settle
 from tests.server.conftest import Running
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it jumps again."
@@ -38,9 +39,10 @@ async def test_weights_change_under_a_running_engine(tmp_path: Path, tiny_folder
         async with engine.stream(PROMPT, GREEDY):
             with pytest.raises(EngineStateError, match="while no request runs"):
                 await engine.update_model_weights(str(tiny_folder))
+        await settle(engine)
         for wrong, error in ((str(wide), ConfigError), (str(tmp_path / "none"), ModelLoadError), ("", ConfigError)):
             with pytest.raises(error):
-                await _when_idle(engine, wrong)
+                await engine.update_model_weights(wrong)
         assert await said(engine) == wanted
         url = await running.start(make_app(engine, admin_key="sk-admin-key"))
         admin = {"Authorization": "Bearer sk-admin-key"}
@@ -50,9 +52,3 @@ async def test_weights_change_under_a_running_engine(tmp_path: Path, tiny_folder
                     assert response.status == status, await response.text()
         assert await said(engine) == before
         assert engine.get_metrics_summary()["compilations"] == 0
-
-
-async def _when_idle(engine: Engine, model: str) -> None:
-    while engine.statistics().in_flight_steps:
-        await engine.stream("a", SamplingParams(max_tokens=1)).wait_finished()
-    await engine.update_model_weights(model)
