@@ -1,8 +1,9 @@
-"""What the layout promises beyond the import contracts: sizes, and calls that are banned."""
+"""What the layout promises beyond the import contracts: sizes, calls that are banned, and what tests share."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def test_banned_calls(path: Path) -> None:
             assert name not in ("asurge/params.py", "asurge/config.py", "asurge/intake.py", "asurge/prompts.py"), (
                 f"{name}:{node.lineno}"
             )
+
+
+def test_nothing_is_imported_from_tests() -> None:
+    """What tests share is in modules of its own."""
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                for name in (prefix + one.name for one in node.names):
+                    assert not re.match(r"tests\.(.*\.)?test_", name), f"{path.name}:{node.lineno}"

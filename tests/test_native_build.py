@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import platform
 import shutil
 import subprocess
@@ -18,12 +17,8 @@ import pytest
 from asurge import Engine, SamplingParams
 from asurge.errors import ConfigError
 from asurge.ops import native
+from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
 from tests.checkpoints import write_tiny
-
-hatch_build = pytest.importorskip("hatch_build", reason="needs the repository and hatchling", exc_type=ImportError)
-
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-REPOSITORY = Path(hatch_build.__file__).parent
 
 
 class App:
@@ -70,7 +65,7 @@ def pretend_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 PURE: dict[str, Any] = {"artifacts": [], "pure_python": True}
 
 
-@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="they are for Linux on x86-64")
 def test_the_kernels_build_and_load(tmp_path: Path) -> None:
     hatch_build.build(REPOSITORY / hatch_build.FOLDER, tmp_path, COMPILER)

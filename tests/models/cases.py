@@ -1,7 +1,8 @@
-"""Tiny random checkpoints of every family and variation, as transformers configs."""
+"""Tiny random checkpoints of every family and variation, as transformers configs, and where they are kept."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 _SIZES: dict[str, Any] = dict(
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", dict(num_hidden_layers=4, no_rope_layer_interval=2)),
 }  # fmt: skip
 
+GOLDEN = Path(__file__).parent / "golden"
 PROMPT_TOKENS = 40
 NEW_TOKENS = 64
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from tests.models.cases import CASES, NEW_TOKENS, PROMPT_TOKENS, settings
+from tests.models.cases import CASES, GOLDEN, NEW_TOKENS, PROMPT_TOKENS, settings
 
-FOLDER = Path(__file__).parent / "golden"
 KEPT_POSITIONS = 16
 
 
@@ -48,7 +46,7 @@ def main() -> None:
     for case in sys.argv[1:] or CASES:
         model, prompt = build(case)
         logits, tokens = run(model, prompt)
-        folder = FOLDER / case
+        folder = GOLDEN / case
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from asurge.ops import native
 from asurge.ops.packed import LIVE_ROWS
 from asurge.runner import DeviceRunner
 from tests.checkpoints import write_tiny
-from tests.models.test_parity import forward
-from tests.runner.test_runner import row, run
+from tests.models.forward import forward
+from tests.runner.steps import row, run
 
 Floats = npt.NDArray[np.float32]
 kernels = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))

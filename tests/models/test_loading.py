@@ -17,8 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
 from asurge.models import family_for, load_model, read_config, resolve_checkpoint
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.models.cases import GOLDEN
 
 
 @pytest.fixture

@@ -5,48 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from asurge.models import Decoder, DenseAttend, load_model
+from asurge.models import load_model
 from asurge.ops.rotary import rotary
-from tests.models.cases import CASES, NEW_TOKENS, PROMPT_TOKENS, settings
+from tests.models.cases import CASES, GOLDEN, NEW_TOKENS, PROMPT_TOKENS, settings
+from tests.models.forward import forward, relative
 
-GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
 every_case = pytest.mark.parametrize("case", list(CASES))
-
-
-def forward(model: Decoder, read: jax.Array | None = None) -> Any:
-    """Logits of whole sequences, compiled once per length, where the hidden states are ``read``."""
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(tokens: jax.Array) -> jax.Array:
-        module = nnx.merge(graph, state)
-        attend = DenseAttend(module.config)
-        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), attend, read=read))
-
-    return run
-
-
-def hidden_states(model: Decoder) -> Any:
-    """Normalised hidden states ``[tokens, hidden]`` of whole sequences, compiled once per length."""
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(tokens: jax.Array) -> jax.Array:
-        module = nnx.merge(graph, state)
-        return module.norm(module(tokens, jnp.arange(tokens.shape[0]), DenseAttend(module.config)))
-
-    return run
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 @every_case

@@ -12,7 +12,8 @@ from asurge.models import load_model
 from asurge.plan import PageTable, PlanRow, RowSampling, StepPlan
 from asurge.runner import DeviceRunner
 from asurge.scheduler import Request, Scheduler
-from tests.models.test_parity import GOLDEN, hidden_states, relative
+from tests.models.cases import GOLDEN
+from tests.models.forward import hidden_states, relative
 
 SMALL = EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=32, page_size=8, silent_mode=True)
 

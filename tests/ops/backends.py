@@ -24,12 +24,9 @@ from asurge.ops.attention import (
 )
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.packed import LIVE_ROWS
-from tests.ops.test_attention import reference
+from tests.ops.reference import Span, reference
 
 Array = npt.NDArray[Any]
-Span = tuple[int, int, int]
-"""A device row: sequence, start, length."""
-
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
 
 

@@ -13,7 +13,7 @@ import pytest
 from asurge.errors import ConfigError
 from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, choice, choose_attention, gpu
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
-from tests.ops.test_attention import Layout, Paged, Span
+from tests.ops.reference import Layout, Paged, Span
 
 SHAPE = AttentionShape(8, 2, 64, 64, jnp.dtype(jnp.bfloat16))
 

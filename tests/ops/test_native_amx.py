@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asurge.ops import native
-from tests.test_native_build import COMPILER, REPOSITORY, hatch_build
+from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
 
 SUITE = """
 import pathlib, sys, pytest
@@ -22,7 +22,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@needs_compiler
 def test_the_kernels_for_amx_keep_their_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = native.loaded()
     assert library is not None

@@ -22,8 +22,8 @@ import pytest
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
+from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
 from tests.ops.backends import where_promised
-from tests.test_native_build import COMPILER, REPOSITORY, hatch_build
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
@@ -154,7 +154,7 @@ def test_a_team_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> No
     np.testing.assert_array_equal(run(), alone)
 
 
-@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@needs_compiler
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
 def test_members_leave_a_processor_that_another_is_on(tmp_path: Path) -> None:
     """Two on one processor take twice as long, and the system may leave them there (docs/performance.md)."""

@@ -12,37 +12,18 @@ import numpy.typing as npt
 import pytest
 
 from asurge.ops.sampling import BLOCK, CANDIDATES, sample
+from tests.ops.draws import PADDED, VOCAB, chi_square, draw, draws
 
-VOCAB, PADDED, DRAWS = 300, 384, 8192
 Setting = tuple[float, int, float] | tuple[float, int, float, float]
 """Temperature, top-k, top-p, and min-p where it is used."""
 
 PROGRAMS = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
-draw = jax.jit(sample, static_argnames="vocab_size")
 
 
 def logits(seed: int = 0, spread: float = 2.0) -> np.ndarray:
     row = np.random.default_rng(seed).normal(size=PADDED) * spread
     row[VOCAB:] = 50.0  # padding that would win if it were looked at
     return row.astype(np.float32)
-
-
-def draws(
-    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0, count: int = DRAWS, seed: int = 7
-) -> np.ndarray:
-    """One row drawn at many positions."""
-    return np.asarray(
-        draw(
-            jnp.broadcast_to(row, (count, PADDED)),
-            jnp.full(count, temperature, jnp.float32),
-            jnp.full(count, top_k, jnp.int32),
-            jnp.full(count, top_p, jnp.float32),
-            jnp.full(count, min_p, jnp.float32),
-            jnp.full(count, seed, jnp.uint32),
-            jnp.arange(count, dtype=jnp.int32),
-            vocab_size=VOCAB,
-        )
-    )
 
 
 def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> np.ndarray:
@@ -58,17 +39,6 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float, min
     probabilities = np.zeros(size)
     probabilities[kept] = np.exp(scaled[kept] - scaled.max())
     return probabilities / probabilities.sum()
-
-
-def chi_square(observed: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
-    """Pearson's statistic with rare outcomes pooled, and its degrees of freedom."""
-    expected = probabilities * len(observed)
-    counts = np.bincount(observed, minlength=len(probabilities)).astype(float)
-    rare = expected < 8
-    expected = np.append(expected[~rare], expected[rare].sum())
-    counts = np.append(counts[~rare], counts[rare].sum())
-    used = expected > 0
-    return float(((counts[used] - expected[used]) ** 2 / expected[used]).sum()), int(used.sum()) - 1
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from asurge.ops.sampling import few_at_a_time
 from asurge.ops.shaping import IN_PROMPT, allow, count, logprobs, penalize, record, typical
-from tests.ops.test_sampling import chi_square, draws
-
-VOCAB = 300
+from tests.ops.draws import VOCAB, chi_square, draws
 
 
 def rows(seed: int, number: int = 5, spread: float = 2.0) -> np.ndarray:

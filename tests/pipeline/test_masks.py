@@ -13,7 +13,7 @@ from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
 from tests.fakes import FakeRunner, continuation
-from tests.pipeline.test_pipeline import LIMITS, PROMPT, read, serving, submit
+from tests.pipeline.serving import LIMITS, PROMPT, read, serving, submit
 
 STEPS = 6
 

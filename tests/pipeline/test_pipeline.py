@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,78 +13,12 @@ import pytest
 from asurge.errors import DeadlineExceededError, EngineDeadError, RequestFailedError
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
-from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline import Choice, Generation, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Request, Scheduler, Update
-from asurge.text import StopMatcher
+from asurge.scheduler import Request, Update
 from tests.fakes import FakeRunner, continuation
-
-LIMITS = RunnerLimits(
-    num_pages=33,
-    page_size=4,
-    max_num_seqs=4,
-    max_num_batched_tokens=16,
-    max_model_len=64,
-    prefill_quantum=4,
-    vocab_size=1000,
-)
-PROMPT = list(range(2, 10))
-
-
-class Spelling:
-    """Each token is written as its number and a space."""
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        return "".join(f"{token} " for token in token_ids)
-
-    def flush(self) -> str:
-        return ""
-
-
-@asynccontextmanager
-async def serving(
-    runner: FakeRunner | None = None, *, depth: int = 2, step_timeout_s: float = 60.0
-) -> AsyncIterator[tuple[Pipeline, Scheduler, FakeRunner]]:
-    runner = runner or FakeRunner(LIMITS)
-    scheduler = Scheduler(runner.limits)
-    pipeline = Pipeline(scheduler, runner, depth=depth, step_timeout_s=step_timeout_s)
-    task = asyncio.get_running_loop().create_task(pipeline.run())
-    try:
-        yield pipeline, scheduler, runner
-    finally:
-        runner.release()
-        task.cancel()
-        await asyncio.wait([task])
-
-
-def submit(
-    pipeline: Pipeline,
-    name: str = "a",
-    *,
-    max_tokens: int = 6,
-    stop: tuple[str, ...] = (),
-    prompt: Sequence[int] = PROMPT,
-    output_kind: OutputKind = "cumulative",
-) -> Generation:
-    request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
-    choice = Choice(name, detokenizer=Spelling(), stops=StopMatcher(stop) if stop else None)
-    generation = Generation(
-        name,
-        PromptFacts(None, list(prompt)),
-        [choice],
-        output_kind=output_kind,
-        arrival_s=request.arrival_s,
-        clock=pipeline.clock,
-    )
-    pipeline.submit(generation, [request])
-    return generation
-
-
-async def read(generation: Generation) -> RequestOutput:
-    while not (output := await generation.wait_output()).finished:
-        pass
-    return output
+from tests.pipeline.serving import LIMITS, PROMPT, read, serving, submit
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.models import load_model
-from tests.models.test_parity import forward
+from tests.models.forward import forward
 
 Logits = npt.NDArray[np.float64]
 Change = Callable[[Logits, list[int], list[int]], Logits]

@@ -23,7 +23,7 @@ from asurge.models import load_model, resolve_checkpoint
 from asurge.plan import Pooling
 from tests.conftest import TINY
 from tests.idle import assert_idle, settle
-from tests.models.test_parity import hidden_states
+from tests.models.forward import hidden_states
 
 PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 45)]
 FULL = [int(token) for token in np.random.default_rng(6).integers(4, 390, 128)]

@@ -10,12 +10,13 @@ import pytest
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, load_model
-from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepPlan, StepResult
+from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepPlan
 from asurge.runner import DeviceRunner
 from asurge.runner.memory import num_pages
 from tests.conftest import TINY
 from tests.fakes import one_table
-from tests.models.test_parity import forward
+from tests.models.forward import forward
+from tests.runner.steps import row, run
 
 PROMPT = [int(token) for token in np.random.default_rng(3).integers(4, 390, 45)]
 STEPS = 12
@@ -40,17 +41,6 @@ def expected(model: Decoder) -> list[int]:
     for at in range(len(PROMPT), len(tokens)):
         tokens[at] = np.asarray(run(tokens))[at - 1].argmax()
     return [int(token) for token in tokens[len(PROMPT) :]]
-
-
-def row(slot: int, start: int, tokens: list[int] | None, samples: bool, pages: range) -> PlanRow:
-    ids = None if tokens is None else np.asarray(tokens, np.int32)
-    return PlanRow(f"slot{slot}", 0, slot, start, ids, samples, one_table(pages), RowSampling())
-
-
-def run(runner: DeviceRunner, decode: list[PlanRow], prefill: list[PlanRow]) -> StepResult:
-    result = runner.dispatch(StepPlan(0, tuple(decode), tuple(prefill))).wait()
-    assert result.error is None, result.error
-    return result
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 32])

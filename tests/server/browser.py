@@ -17,6 +17,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
 """The accessibility checks of axe-core (`npm install axe-core`), where they are installed."""
 
+PHONE = {"width": 390, "height": 844}
+
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Any]:
@@ -71,3 +73,10 @@ def axe() -> str:
     if not AXE.exists():
         pytest.skip("the accessibility checks need axe-core: `npm install axe-core`, or its path in AXE_CORE")
     return AXE.read_text()
+
+
+async def ask(page: Any, text: str) -> None:
+    """Sends a message and waits until its answer ended."""
+    await page.fill("#prompt", text)
+    await page.press("#prompt", "Enter")
+    await page.wait_for_selector("#send:visible")

@@ -14,9 +14,9 @@ from asurge import Engine
 from asurge.parsing import REASONING_FORMATS
 from asurge.server import make_app
 from asurge.server.state import STATE
+from tests.server.chat import ASK, WEATHER, merged, whole
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
-from tests.server.test_chat import ASK, WEATHER, merged, whole
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln \\"am\\" Rhein", "days": 2}}\n</tool_call>'
 MISTRAL = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Rom", "days": 1}}]'

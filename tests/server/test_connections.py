@@ -18,9 +18,9 @@ from asurge.errors import RequestFailedError
 from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.sse import EventStream
 from tests.idle import settle
+from tests.server.clients import LONG, TEXT, connect
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
-from tests.server.test_lifecycle import LONG, TEXT, anyio_connect
 
 
 async def test_nothing_is_sent_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ async def test_clients_that_leave_are_counted_and_charged(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     with caplog.at_level("INFO", "asurge.access"):
-        reader, writer = await anyio_connect(runner.addresses[0][1])
+        reader, writer = await connect(runner.addresses[0][1])
         body = json.dumps(LONG).encode()
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await reader.readuntil(b"data: ")
@@ -115,7 +115,7 @@ async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running
         body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         for _ in range(2 * most):
-            _, writer = await anyio_connect(int(url.rsplit(":", 1)[1]))
+            _, writer = await connect(int(url.rsplit(":", 1)[1]))
             writer.write(head + body)
             await anyio.sleep(0.05)
             writer.transport.abort()
@@ -131,7 +131,7 @@ async def test_logs_have_one_line_for_a_request(
 ) -> None:
     url = await running.start(make_app(demo))
     with caplog.at_level("INFO", "asurge.access"):
-        reader, writer = await anyio_connect(int(url.rsplit(":", 1)[1]))
+        reader, writer = await connect(int(url.rsplit(":", 1)[1]))
         writer.write(b"GET /nope%0aINFO:%20forged%1b[31m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await reader.read()
         writer.close()

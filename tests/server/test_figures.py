@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from asurge import Engine
 from asurge.server import make_app
 from asurge.server.state import STATE
+from tests.server.clients import TEXT
 from tests.server.conftest import Running
-from tests.server.test_lifecycle import TEXT
 
 
 async def scraped(url: str) -> dict[str, float]:

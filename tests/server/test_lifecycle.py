@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import anyio
@@ -31,11 +30,9 @@ from asurge.server import ApiServer, api_server, attending, make_app
 from asurge.server.state import STATE
 from tests.conftest import TINY
 from tests.idle import settle
+from tests.server.clients import LONG, TEXT, connect, free_port
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
-
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 800, "ignore_eos": True, "stream": True}
 
 
 async def test_it_answers_while_models_load_and_then_serves(tiny_folder: Path, running: Running) -> None:
@@ -93,7 +90,7 @@ async def test_a_client_that_leaves_ends_its_request(
     runner = web.AppRunner(app, handler_cancellation=cancels, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reader, writer = await anyio_connect(runner.addresses[0][1])
+    reader, writer = await connect(runner.addresses[0][1])
     body = json.dumps({**LONG, "stream": stream}).encode()
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     with anyio.fail_after(5):
@@ -106,12 +103,6 @@ async def test_a_client_that_leaves_ends_its_request(
     await settle(demo, left_by_clients=True)
     assert demo.get_metrics_summary()["total_completed"] == before
     await runner.cleanup()
-
-
-async def anyio_connect(port: int) -> Any:
-    import asyncio
-
-    return await asyncio.open_connection("127.0.0.1", port)
 
 
 async def test_a_storm_of_disconnects(demo: Engine, running: Running) -> None:
@@ -301,12 +292,6 @@ async def test_several_models(demo: Engine, tiny: Engine, running: Running) -> N
             make_app({"a": demo, "b": tiny}, aliases=wrong)
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def _serve(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "asurge.cli.main", "serve", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
@@ -328,7 +313,7 @@ async def test_a_renewed_certificate_is_read_again(
 ) -> None:
     monkeypatch.setattr(api_server, "_RELOAD_S", 0.02)
     certificate, key, trust = certified(tmp_path)
-    server = ApiServer(demo, port=_free_port(), certificate=certificate, certificate_key=key)
+    server = ApiServer(demo, port=free_port(), certificate=certificate, certificate_key=key)
     url = f"https://127.0.0.1:{server.config.port}"
 
     async def trusted_by(context: ssl.SSLContext) -> bool:
@@ -357,7 +342,7 @@ async def test_the_command_serves_until_it_is_told_to_stop(tiny_folder: Path, tm
     certificate, key, trust = certified(tmp_path)
     keys = tmp_path / "keys"
     keys.write_text("# keys\nsk-from-the-file label of it\n")
-    port = _free_port()
+    port = free_port()
     settings = [f"{name}={json.dumps(value)}" for name, value in TINY.items() if name != "silent_mode"]
     process = _serve(f"tiny={tiny_folder}", "--port", str(port), "--certificate", str(certificate), "--certificate-key", str(key), "--api-key-file", str(keys), "--set", *settings, ASURGE_API_KEYS="sk-from-the-environment")  # fmt: skip
     connector = aiohttp.TCPConnector(ssl=trust)
@@ -411,7 +396,7 @@ def test_the_command_tells_what_is_wrong(
 
 async def test_readiness_is_told_once(demo: Engine) -> None:
     told: list[str] = []
-    server = ApiServer(demo, port=_free_port())
+    server = ApiServer(demo, port=free_port())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(server.serve, signals=False, tell=told.append, on_ready=lambda: told.append("…")))
         while "ready" not in told:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.browser import Tab
+from tests.server.browser import PHONE, Tab, ask
 from tests.server.page_server import PageServer, eventually, figures
-from tests.server.test_pages import PHONE, ask
 
 LINES = "[...document.querySelectorAll('.line')].filter((line) => line.getAttribute('d').includes('L')).length"
 

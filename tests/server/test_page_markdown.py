@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.server.browser import Tab
-from tests.server.test_pages import ask
+from tests.server.browser import Tab, ask
 
 RENDER = """async (text) => {
     const { renderMarkdown } = await import('/assets/markdown.js');

@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.browser import Tab
+from tests.server.browser import PHONE, Tab, ask
 from tests.server.page_server import PAGES, PageServer, eventually
-
-PHONE = {"width": 390, "height": 844}
-
-
-async def ask(page: Any, text: str) -> None:
-    """Sends a message and waits until its answer ended."""
-    await page.fill("#prompt", text)
-    await page.press("#prompt", "Enter")
-    await page.wait_for_selector("#send:visible")
 
 
 async def text_of(page: Any, selector: str) -> str:

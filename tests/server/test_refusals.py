@@ -18,10 +18,10 @@ from aiohttp import web
 from asurge import Engine
 from asurge.server import make_app
 from asurge.text import Tokenizer
+from tests.server.clients import CHAT, TEXT
 from tests.server.conftest import Running
 
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 REFUSED: dict[str, tuple[str, Any, int, str | None]] = {
     "no messages": (CHAT, {}, 400, None),

@@ -15,8 +15,8 @@ from asurge.server import store as store_module
 from asurge.server.keys import ApiKey, KeyRing
 from asurge.server.schema.chat import Message
 from asurge.server.store import ResponseStore
+from tests.server.chat import WEATHER
 from tests.server.conftest import Running
-from tests.server.test_chat import WEATHER
 
 ASK = "What does math.sqrt do?"
 TOOL: Any = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]

@@ -18,8 +18,8 @@ from asurge.server.api_server import _bound
 from asurge.server.progress import Progress
 from asurge.server.state import STATE
 from tests.idle import settle
+from tests.server.clients import LONG, TEXT, connect, free_port
 from tests.server.conftest import Running
-from tests.server.test_lifecycle import LONG, TEXT, _free_port, anyio_connect
 
 
 def head(path: str, size: int) -> bytes:
@@ -28,13 +28,13 @@ def head(path: str, size: int) -> bytes:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/completions HTTP/1.1\r\nHo"])
 async def test_a_head_that_never_comes(demo: Engine, sent: bytes) -> None:
-    server = ApiServer(demo, port=_free_port(), idle_timeout_s=0.2)
+    server = ApiServer(demo, port=free_port(), idle_timeout_s=0.2)
     listening = anyio.Event()
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partial(server.serve, signals=False, tell=lambda _: listening.set()))
             await listening.wait()
-            reader, writer = await anyio_connect(server.config.port)
+            reader, writer = await connect(server.config.port)
             writer.write(sent)
             assert await reader.read() == b""
             writer.close()
@@ -45,7 +45,7 @@ async def test_a_head_that_never_comes(demo: Engine, sent: bytes) -> None:
 async def test_a_body_that_never_comes(demo: Engine, running: Running, path: str) -> None:
     app = make_app(demo, body_timeout_s=0.1)
     url = await running.start(app, lingering_time=0.05)
-    reader, writer = await anyio_connect(int(url.rsplit(":", 1)[1]))
+    reader, writer = await connect(int(url.rsplit(":", 1)[1]))
     writer.write(head(path, 100) + b'{"prompt": ')
     with anyio.fail_after(5):
         told = await reader.read()  # to the end: the connection is closed

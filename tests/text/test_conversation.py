@@ -15,7 +15,7 @@ from asurge.text import FittedConversation, fit_conversation
 from asurge.text.context import TruncateMode, cut
 from asurge.text.conversation import TextCodec
 from tests.text.families import FAMILIES, tokenizer
-from tests.text.test_excerpt import ASCII, WORDS, Counting, prose
+from tests.text.prose import ASCII, WORDS, Counting, prose
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, Any]

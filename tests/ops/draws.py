@@ -1,0 +1,41 @@
+"""Many draws of one row, and how far they are from a distribution."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asurge.ops.sampling import sample
+
+VOCAB, PADDED, DRAWS = 300, 384, 8192
+draw = jax.jit(sample, static_argnames="vocab_size")
+
+
+def draws(
+    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0, count: int = DRAWS, seed: int = 7
+) -> np.ndarray:
+    """One row drawn at many positions."""
+    return np.asarray(
+        draw(
+            jnp.broadcast_to(row, (count, PADDED)),
+            jnp.full(count, temperature, jnp.float32),
+            jnp.full(count, top_k, jnp.int32),
+            jnp.full(count, top_p, jnp.float32),
+            jnp.full(count, min_p, jnp.float32),
+            jnp.full(count, seed, jnp.uint32),
+            jnp.arange(count, dtype=jnp.int32),
+            vocab_size=VOCAB,
+        )
+    )
+
+
+def chi_square(observed: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
+    """Pearson's statistic with rare outcomes pooled, and its degrees of freedom."""
+    expected = probabilities * len(observed)
+    counts = np.bincount(observed, minlength=len(probabilities)).astype(float)
+    rare = expected < 8
+    expected = np.append(expected[~rare], expected[rare].sum())
+    counts = np.append(counts[~rare], counts[rare].sum())
+    used = expected > 0
+    return float(((counts[used] - expected[used]) ** 2 / expected[used]).sum()), int(used.sum()) - 1
