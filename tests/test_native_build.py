@@ -19,6 +19,7 @@ from asurge.errors import ConfigError
 from asurge.ops import native
 from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
 from tests.checkpoints import write_tiny
+from tests.kernels import SIZES
 
 
 class App:
@@ -164,8 +165,7 @@ async def test_an_engine_serves_without_the_kernels_and_says_why(
     library_at: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     library_at(tmp_path / "none.so")
-    sizes: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, head_dim=32, num_hidden_layers=1)
-    folder = str(write_tiny(tmp_path, **sizes))
+    folder = str(write_tiny(tmp_path, **SIZES, num_hidden_layers=1))
     small: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, max_model_len=64, page_size=32, silent_mode=True)  # fmt: skip
     with caplog.at_level("WARNING", logger="asurge"):
         async with Engine(folder, **small) as engine:

@@ -23,13 +23,12 @@ from asurge.ops import native
 from asurge.ops.packed import LIVE_ROWS
 from asurge.runner import DeviceRunner
 from tests.checkpoints import write_tiny
+from tests.kernels import SIZES, needs_kernels
 from tests.models.forward import forward
 from tests.runner.steps import row, run
 
 Floats = npt.NDArray[np.float32]
-kernels = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
-SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, head_dim=32)
 CASES: dict[str, dict[str, Any]] = {
     "llama, tied": dict(vocab_size=400),
     "qwen3, untied, odd vocabulary": dict(
@@ -91,7 +90,7 @@ def linears(model: Decoder) -> Iterator[Linear | PackedLinear | Int8Linear]:
         yield from (block.attention.qkv_proj, block.attention.o_proj, block.mlp.gate_up_proj, block.mlp.down_proj)
 
 
-@kernels
+@needs_kernels
 @every_case
 def test_the_kernels_give_the_logits_of_plain_jax(
     case: str, folders: dict[str, Path], expected: dict[str, Floats]
@@ -105,7 +104,7 @@ def test_the_kernels_give_the_logits_of_plain_jax(
     assert np.abs(ours - expected[case]).max() < 0.03 * np.abs(expected[case]).max()
 
 
-@pytest.mark.parametrize("chosen", [pytest.param("native", marks=kernels), "xla"])
+@pytest.mark.parametrize("chosen", [pytest.param("native", marks=needs_kernels), "xla"])
 @every_case
 def test_eight_bits_stay_close(case: str, chosen: str, folders: dict[str, Path], expected: dict[str, Floats]) -> None:
     model = load(folders[case])
@@ -156,7 +155,7 @@ def test_without_the_kernels_a_model_says_why(folders: dict[str, Path], monkeypa
 
 @every_case
 @pytest.mark.parametrize("quantization", [None, "int8"])
-@pytest.mark.parametrize("chosen", [pytest.param("native", marks=kernels), "xla"])
+@pytest.mark.parametrize("chosen", [pytest.param("native", marks=needs_kernels), "xla"])
 def test_what_was_converted_is_freed(
     chosen: str, quantization: str | None, case: str, folders: dict[str, Path]
 ) -> None:
@@ -204,7 +203,7 @@ def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[
     return texts
 
 
-@kernels
+@needs_kernels
 @pytest.mark.parametrize(
     ("case", "quantization", "pages_in", "margin"),
     [
@@ -230,7 +229,7 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
     assert compared >= 2 * len(PROMPTS)
 
 
-@kernels
+@needs_kernels
 def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str, Path]) -> None:
     model = load(folders["llama, tied"])
     convert(model, kernels="native", quantization=None)
@@ -241,7 +240,7 @@ def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str
     np.testing.assert_array_equal(found[rows], np.asarray(forward(model)(TOKENS))[rows])
 
 
-@kernels
+@needs_kernels
 def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
     """The hidden states of all their tokens are read, though none but the last is drawn behind."""
     told = []
@@ -264,7 +263,7 @@ DECLINED: dict[str, dict[str, Any]] = {
 }
 
 
-@kernels
+@needs_kernels
 @pytest.mark.parametrize("reason", DECLINED)
 def test_what_the_kernels_cannot_do_is_declined_by_name(reason: str, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, **SIZES | DECLINED[reason])

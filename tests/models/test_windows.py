@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from asurge import Engine, SamplingParams
-from asurge.ops import native
 from asurge.plan import RunnerLimits
 from asurge.runner import runner
 from asurge.runner.layout import PageLayout, layout_for
 from tests.checkpoints import write_tiny
+from tests.kernels import SIZES, needs_kernels
 
-SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, head_dim=32)
 MODELS: dict[str, dict[str, Any]] = {
     "sliding": dict(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=40),
     "chunked": dict(
@@ -28,7 +27,6 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 WINDOWS = {"sliding": (40,), "chunked": (40,), "some sliding": (40, 40, 40, None, None)}
-NEEDS_NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 SETTINGS: dict[str, Any] = dict(
     max_model_len=256, max_num_seqs=4, max_num_batched_tokens=64, page_size=32, silent_mode=True
 )
@@ -39,8 +37,8 @@ PROMPTS = [[5 + (7 * at + index) % 380 for at in range(60 + index)] for index in
 @pytest.mark.parametrize(
     ("kernels", "model"),
     [
-        pytest.param("native", "sliding", marks=NEEDS_NATIVE),
-        pytest.param("native", "some sliding", marks=NEEDS_NATIVE),
+        pytest.param("native", "sliding", marks=needs_kernels),
+        pytest.param("native", "some sliding", marks=needs_kernels),
         *(("xla", model) for model in MODELS),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,23 +63,15 @@ class Paged:
         return jnp.full_like(empty, jnp.nan if empty.dtype == jnp.float32 else 0xFFFF)
 
     def attend(
-        self,
-        spans: Sequence[Span],
-        queries: int,
-        *,
-        window: Window | None = None,
-        softcap: float | None = None,
-        block_tokens: int = 256,
+        self, kernel: Callable[..., jax.Array], spans: Sequence[Span], queries: int, **options: Any
     ) -> list[Array]:
         """Each row's real outputs. Padding queries are checked to be finite."""
         q = np.zeros((len(spans), queries, self.layout.heads, self.layout.head_dim), self.layout.dtype)
         for row, (sequence, start, length) in enumerate(spans):
             q[row, :length] = self.q[sequence][start : start + length]
         sequences, starts, lengths = np.asarray(spans, np.int32).T
-        out = attend(
-            q, self.keys, self.values, self.table[sequences], starts, lengths,
-            scale=self.layout.scale, window=window, softcap=softcap, block_tokens=block_tokens,
-        )  # fmt: skip
+        table = self.table[sequences]
+        out = kernel(q, self.keys, self.values, table, starts, lengths, scale=self.layout.scale, **options)
         found = np.asarray(out).astype(np.float64)
         assert np.isfinite(found).all(), "garbage leaked"
         return [found[row, :length] for row, (_, _, length) in enumerate(spans)]
@@ -112,7 +104,17 @@ def reference(
     return np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def check(paged: Paged, spans: Sequence[Span], queries: int, *, atol: float = 3e-6, **options: Any) -> None:
+def check(
+    paged: Paged,
+    spans: Sequence[Span],
+    queries: int,
+    *,
+    kernel: Callable[..., jax.Array] = attend,
+    atol: float = 3e-6,
+    **options: Any,
+) -> None:
+    """Rows as a kernel gives them, beside the reference."""
     window, softcap = options.get("window"), options.get("softcap")
-    for span, out in zip(spans, paged.attend(spans, queries, **options), strict=True):
-        np.testing.assert_allclose(out, paged.expected(span, window, softcap), atol=atol, err_msg=str(span))
+    for span, out in zip(spans, paged.attend(kernel, spans, queries, **options), strict=True):
+        expected = paged.expected(span, window, softcap)
+        np.testing.assert_allclose(out, expected, atol=atol, err_msg=f"{span} with {options}")

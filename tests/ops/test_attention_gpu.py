@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -13,30 +14,13 @@ import pytest
 from asurge.errors import ConfigError
 from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, choice, choose_attention, gpu
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
-from tests.ops.reference import Layout, Paged, Span
+from tests.ops import reference
+from tests.ops.reference import Layout, Paged
 
 SHAPE = AttentionShape(8, 2, 64, 64, jnp.dtype(jnp.bfloat16))
 
-attend = jax.jit(paged_attention, static_argnames=("scale", "window", "tuning", "interpret"))
-
-
-def check(paged: Paged, spans: list[Span], queries: int, window: Window | None, tuning: Tuning) -> None:
-    q = np.zeros((len(spans), queries, paged.layout.heads, paged.layout.head_dim), paged.layout.dtype)
-    for row, (sequence, start, length) in enumerate(spans):
-        q[row, :length] = paged.q[sequence][start : start + length]
-    sequences, starts, lengths = np.asarray(spans, np.int32).T
-    out = attend(
-        q, paged.keys, paged.values, paged.table[sequences], starts, lengths,
-        scale=paged.layout.scale, window=window, tuning=tuning, interpret=True,
-    )  # fmt: skip
-    found = np.asarray(out)
-    assert np.isfinite(found).all(), "garbage leaked"
-    for row, span in enumerate(spans):
-        np.testing.assert_allclose(
-            found[row, : span[2]], paged.expected(span, window), atol=3e-6, err_msg=f"{span} with {tuning}"
-        )
-
-
+attend = partial(jax.jit(paged_attention, static_argnames=("scale", "window", "tuning", "interpret")), interpret=True)
+check = partial(reference.check, kernel=attend)
 LAYOUT = Layout(head_dim=16, columns=24)
 
 
@@ -46,7 +30,7 @@ def test_decode_split_over_the_context(programs: int, window: Window | None) -> 
     """One part, two, and as many as there are blocks; sequences that end before, on and behind a block's boundary."""
     lengths = [1, 16, 17, 64, 96, 33]
     spans = [(row, n - 1, 1) for row, n in enumerate(lengths)]
-    check(Paged(lengths, LAYOUT), spans, 1, window, Tuning(lanes=1, block_tokens=16, programs=programs))
+    check(Paged(lengths, LAYOUT), spans, 1, window=window, tuning=Tuning(lanes=1, block_tokens=16, programs=programs))
 
 
 @pytest.mark.parametrize("window", [None, Window(5), Window(40), Window(5, chunked=True), Window(40, chunked=True)])
@@ -54,7 +38,7 @@ def test_decode_split_over_the_context(programs: int, window: Window | None) -> 
 def test_prefill_in_tiles(lanes: int, block_tokens: int, window: Window | None) -> None:
     """A tile holds part of a row, or more than all of it; three heads a group never fill one."""
     spans = [(0, 0, 32), (0, 32, 32), (0, 64, 25), (1, 3, 8), (1, 0, 0)]
-    check(Paged([89, 11], LAYOUT), spans, 32, window, Tuning(lanes=lanes, block_tokens=block_tokens))
+    check(Paged([89, 11], LAYOUT), spans, 32, window=window, tuning=Tuning(lanes=lanes, block_tokens=block_tokens))
 
 
 @pytest.mark.parametrize("queries", [1, 8])
@@ -63,7 +47,7 @@ def test_a_row_without_queries_gives_zeros(queries: int) -> None:
     out = attend(
         np.ones((2, queries, 6, 16), np.float32), paged.keys, paged.values, np.zeros((2, 24), np.int32),
         np.asarray([0, 7], np.int32), np.zeros(2, np.int32),
-        scale=1.0, window=Window(3), tuning=Tuning(), interpret=True,
+        scale=1.0, window=Window(3), tuning=Tuning(),
     )  # fmt: skip
     assert not np.asarray(out).any()
 
@@ -72,14 +56,14 @@ def test_pages_that_left_the_window_may_hold_anything() -> None:
     paged = Paged([90], LAYOUT)
     paged.table[0, :20] = 0  # tokens 0 to 79; the window of query 84 begins at 80
     for window in (Window(5), Window(20, chunked=True)):
-        check(paged, [(0, 84, 1), (0, 85, 1)], 1, window, Tuning(block_tokens=16))
-        check(paged, [(0, 84, 6)], 8, window, Tuning(block_tokens=32))
+        check(paged, [(0, 84, 1), (0, 85, 1)], 1, window=window, tuning=Tuning(block_tokens=16))
+        check(paged, [(0, 84, 6)], 8, window=window, tuning=Tuning(block_tokens=32))
 
 
 def test_heads_beyond_a_tile_of_their_own() -> None:
     """Multi-query attention with more query heads than the smallest tile has lanes."""
-    check(Paged([40], Layout(24, 1, 16, 8)), [(0, 39, 1)], 1, None, Tuning(lanes=1))
-    check(Paged([40], Layout(24, 1, 16, 8)), [(0, 30, 10)], 16, None, Tuning(lanes=16))
+    check(Paged([40], Layout(24, 1, 16, 8)), [(0, 39, 1)], 1, window=None, tuning=Tuning(lanes=1))
+    check(Paged([40], Layout(24, 1, 16, 8)), [(0, 30, 10)], 16, window=None, tuning=Tuning(lanes=16))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from asurge.ops import native
 from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
+from tests.kernels import needs_kernels
 
 SUITE = """
 import pathlib, sys, pytest
@@ -21,7 +22,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@needs_kernels
 @needs_compiler
 def test_the_kernels_for_amx_keep_their_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = native.loaded()

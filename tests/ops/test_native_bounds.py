@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from tests.kernels import needs_kernels
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+pytestmark = needs_kernels
 
 SHAPE = AttentionShape(4, 2, 32, 32, jnp.dtype(jnp.bfloat16))
 BACKEND = NativeAttention(SHAPE)

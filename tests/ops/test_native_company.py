@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from tests.kernels import needs_kernels
 from tests.ops.backends import where_promised
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+pytestmark = needs_kernels
 
 PAGE = 96  # spans of the kernel end within pages
 ROWS, PREFILL, COLUMNS = 14, 2, 18

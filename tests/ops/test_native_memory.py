@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asurge.ops import native
 from asurge.ops.attention import AttentionShape, NativeAttention
+from tests.kernels import needs_kernels
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+pytestmark = needs_kernels
 
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE_BYTES = 2 * 32 * 32 * 2

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asurge.ops import native
 from asurge.ops.attention import AttentionShape, NativeAttention, Window
+from tests.kernels import needs_kernels
 from tests.ops.backends import Served
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+pytestmark = needs_kernels
 
 
 def served(

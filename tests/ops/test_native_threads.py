@@ -23,9 +23,10 @@ from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
 from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
+from tests.kernels import needs_kernels
 from tests.ops.backends import where_promised
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+pytestmark = needs_kernels
 
 Product = Callable[[], npt.NDArray[np.float32]]
 

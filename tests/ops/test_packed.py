@@ -19,10 +19,10 @@ from asurge.ops import native
 from asurge.ops.linear import linear, linear_int8, quantize_int8
 from asurge.ops.norm import gate, rms_norm
 from asurge.ops.packed import bit_patterns, interleave, pack, packed_argmax, packed_linear, take_rows
+from tests.kernels import needs_kernels
 
 EPSILON = 1e-5
 Floats = npt.NDArray[np.float32]
-kernels = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 both_widths = pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
 
 
@@ -105,7 +105,7 @@ SHAPES = [(1, 0, 0), (16, 1, 1), (17, 0, 2), (33, 1, 2), (100, 1, 1)]
 """Rows, and which depth and columns."""
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
@@ -123,7 +123,7 @@ def test_a_product_rounds_where_plain_jax_rounds(output: str, norm: bool, bias: 
         layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
 
 
-@kernels
+@needs_kernels
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 100),
@@ -146,14 +146,14 @@ def test_any_shape(rows: int, depth: int, columns: int, output: str, flags: tupl
     layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
 
 
-@kernels
+@needs_kernels
 @both_widths
 def test_inputs_that_a_team_prepares(int8: bool) -> None:
     """More than one thread prepares: all members meet before they multiply."""
     Layer(64, 384, 144, norm=True, residual=True, int8=int8).check()
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize("rows", [5, 11, 16])
 @pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
@@ -166,7 +166,7 @@ def test_few_rows_of_many_columns(output: str, rows: int, int8: bool) -> None:
     layer.check(jnp.float32 if output == "float32" else jnp.bfloat16)
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
 def test_few_live_rows_of_many_columns(output: str, int8: bool) -> None:
@@ -176,7 +176,7 @@ def test_few_live_rows_of_many_columns(output: str, int8: bool) -> None:
     np.testing.assert_array_equal(wide(part)[32:43], wide(whole)[32:43])
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize("rows", [40, 100])
 @pytest.mark.parametrize("which", ["none", "first", "last", "every other", "all"])
@@ -190,7 +190,7 @@ def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
     np.testing.assert_array_equal(wide(part)[matters], wide(whole)[matters])
 
 
-@kernels
+@needs_kernels
 @both_widths
 @settings(max_examples=40, deadline=None)
 @given(counts=st.lists(st.integers(0, 16), min_size=1, max_size=4), columns=st.sampled_from([16, 32, 48, 1024]))
@@ -201,7 +201,7 @@ def test_of_16_rows_only_the_first_matter(counts: list[int], columns: int, int8:
     np.testing.assert_array_equal(wide(part)[matters], wide(whole)[matters])
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
@@ -216,7 +216,7 @@ def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
     assert np.isnan(after[[0, 18, 36]]).all()
 
 
-@kernels
+@needs_kernels
 @pytest.mark.parametrize("depth", [16384, 1 << 16, 1 << 17])
 def test_sums_of_eight_bits_are_exact_at_any_depth(depth: int) -> None:
     """Signs that add up as far as they can, and in part cancel."""
@@ -237,7 +237,7 @@ def argmax(layer: Layer, candidates: int, **options: Any) -> npt.NDArray[np.int3
     return np.asarray(jax.jit(call)(layer.x, weight, scale, norm=layer.norm))
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize(("rows", "columns", "candidates"), [(1, 16, 16), (17, 48, 33), (40, 1008, 1008), (3, 250, 250), (33, 250, 7), (9, 2048, 2041)])  # fmt: skip
 def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, candidates: int, int8: bool) -> None:
@@ -246,7 +246,7 @@ def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, can
     np.testing.assert_array_equal(argmax(layer, candidates), stored.argmax(axis=1))
 
 
-@kernels
+@needs_kernels
 @both_widths
 @pytest.mark.parametrize(("rows", "columns", "candidates"), [(2, 48, 48), (40, 1008, 1000), (9, 2048, 2041)])
 def test_only_allowed_columns_compete(rows: int, columns: int, candidates: int, int8: bool) -> None:
@@ -261,7 +261,7 @@ def test_only_allowed_columns_compete(rows: int, columns: int, candidates: int, 
         np.testing.assert_array_equal(argmax(layer, candidates, allowed=jnp.asarray(words)), expected)
 
 
-@kernels
+@needs_kernels
 @both_widths
 def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
     layer = Layer(20, 64, 640, int8=int8)
@@ -274,7 +274,7 @@ def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
     assert not argmax(layer, 640).any()
 
 
-@kernels
+@needs_kernels
 def test_nan_and_minus_infinity_win_only_against_nothing() -> None:
     layer = Layer(18, 32, 96)
     layer.x = jnp.abs(layer.x)
@@ -288,14 +288,14 @@ def test_nan_and_minus_infinity_win_only_against_nothing() -> None:
     assert (argmax(layer, 77) < 77).all()
 
 
-@kernels
+@needs_kernels
 def test_all_minus_infinity_takes_the_first() -> None:
     layer = Layer(2, 32, 96)
     layer.x, layer.weight = jnp.abs(layer.x), jnp.full_like(layer.weight, -jnp.inf)
     assert not argmax(layer, 96).any()
 
 
-@kernels
+@needs_kernels
 @both_widths
 def test_dead_rows_have_no_largest(int8: bool) -> None:
     layer = Layer(40, 64, 112, norm=True, int8=int8)
@@ -308,7 +308,7 @@ def test_dead_rows_have_no_largest(int8: bool) -> None:
 # Operands that do not fit together: the kernel would read beyond their ends.
 
 
-@kernels
+@needs_kernels
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -326,7 +326,7 @@ def test_operands_of_the_wrong_size_are_refused(name: str, change: Callable[[jax
         layer.kernel().block_until_ready()
 
 
-@kernels
+@needs_kernels
 def test_what_the_kernel_cannot_do_is_refused() -> None:
     layer = Layer(17, 64, 64, gated=True)
     layer.residual = jnp.zeros((17, 32), jnp.bfloat16)
