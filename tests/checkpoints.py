@@ -22,6 +22,11 @@ CONFIG: dict[str, Any] = dict(
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
 
 
+def random_tokens(count: int, seed: int = 5) -> list[int]:
+    """Ordinary tokens of `write_tiny`."""
+    return [int(token) for token in np.random.default_rng(seed).integers(4, 390, count)]
+
+
 def write_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Config, random weights and tokenizer."""
     raw = {**CONFIG, **changes}

@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from asurge.plan import NULL_PAGE, PageTable, PlanRow, Pooling, RunnerLimits, StepPlan, StepResult
 
 VOCAB = 1000
+
+
+def limits(**changes: Any) -> RunnerLimits:
+    """A small pool of small pages, for a few short sequences."""
+    defaults = dict(
+        num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
+    )
+    return RunnerLimits(**(defaults | changes))
 
 
 def next_token(token_ids: Sequence[int]) -> int:

@@ -26,7 +26,7 @@ from asurge.errors import (
 )
 from asurge.pipeline import Generation, Pipeline
 from asurge.scheduler import Request
-from tests.conftest import TINY
+from tests.conftest import PAGE_BYTES, TINY
 from tests.idle import assert_idle, settle
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
@@ -85,8 +85,7 @@ async def test_a_warm_prefix_cache_changes_nothing(tiny: Engine) -> None:
 
 async def test_preemption_changes_nothing(tiny_folder: Path, tiny: Engine) -> None:
     """A pool that holds one long sequence: four at once must take turns."""
-    page = 2 * 2 * 2 * 8 * 8 * 4  # layers, keys and values, heads, page, head size, float32
-    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, enable_prefix_caching=False) as small:
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES, enable_prefix_caching=False) as small:
         prompts = [f"{n} prompts of some length" for n in range(4)]
         params = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
         outputs = await small.generate(prompts, params, use_tqdm=False)

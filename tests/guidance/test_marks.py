@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
 
 from asurge.guidance import Grammars
 from asurge.guidance.grammar import GrammarState
 from asurge.guidance.marks import token_ranges, with_tokens
 from asurge.guided import GuidedDecodingParams
 from asurge.text import Tokenizer
-from tests.text.families import FAMILIES
+from tests.guidance.walks import VOCAB, allowed
+from tests.text.families import tokenizer_with
 
 TOKENS = {"<c>": 7, "</c>": 8, "[T]": 9}
-VOCAB = 512
 
 
 @functools.cache
 def model() -> Tokenizer:
-    core = FAMILIES["byte-level BPE"]()
-    core.add_tokens([AddedToken(mark, special=mark == "[T]", normalized=False) for mark in TOKENS])
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>"))
+    return tokenizer_with({mark: mark == "[T]" for mark in TOKENS})
 
 
 @functools.cache
@@ -40,11 +35,7 @@ def accepts(text: str, **form: object) -> bool:
     """Whether a form allows each token of a text, and then its end."""
     state = start(**form)
     for token in model().encode(text, add_special_tokens=False):
-        mask = np.zeros(VOCAB // 32, np.uint32)
-        if state.is_stopped:
-            return False
-        state.fill(mask)
-        if not mask[token // 32] >> (token % 32) & 1:
+        if state.is_stopped or token not in allowed(state):
             return False
         state.accept(token)
     return state.is_accepting

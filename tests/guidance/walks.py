@@ -25,6 +25,13 @@ def start(family: str = "byte-level BPE", **form: object) -> GrammarState:
     return grammars(family).compile(GuidedDecodingParams(**form)).start()
 
 
+def allowed(state: GrammarState) -> np.ndarray:
+    """Token ids that may come next."""
+    mask = np.zeros(mask_words(VOCAB), np.uint32)
+    state.fill(mask)
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+
+
 def mask_of(constraint: SequenceConstraint) -> np.ndarray:
     """Allowed token ids."""
     masks = np.full((1, mask_words(VOCAB)), 0xFFFFFFFF, np.uint32)

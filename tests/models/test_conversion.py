@@ -22,7 +22,7 @@ from asurge.models.layers import Int8Linear, Linear, PackedLinear
 from asurge.ops import native
 from asurge.ops.packed import LIVE_ROWS
 from asurge.runner import DeviceRunner
-from tests.checkpoints import write_tiny
+from tests.checkpoints import random_tokens, write_tiny
 from tests.kernels import SIZES, needs_kernels
 from tests.models.forward import forward
 from tests.runner.steps import row, run
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layer_interval=2
     ),
 }
-TOKENS = np.random.default_rng(5).integers(4, 390, 40).astype(np.int32)
+TOKENS = np.asarray(random_tokens(40), np.int32)
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -179,7 +179,7 @@ def test_what_was_converted_is_freed(
 
 # Through pages.
 
-PROMPTS = [[int(token) for token in np.random.default_rng(seed).integers(4, 390, 37 - seed)] for seed in range(8)]
+PROMPTS = [random_tokens(37 - seed, seed) for seed in range(8)]
 STEPS = 5
 SMALL: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=32, silent_mode=True)
 

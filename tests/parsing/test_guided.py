@@ -8,8 +8,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
 
 from asurge.guidance import Grammars
 from asurge.guidance.grammar import GrammarState
@@ -18,11 +16,11 @@ from asurge.parsing import TOOL_FORMATS
 from asurge.parsing.formats.base import SPECIAL_TOKENS
 from asurge.text import Tokenizer
 from tests.guidance.schemas import schema
+from tests.guidance.walks import VOCAB, allowed
 from tests.parsing.pieces import calls, content, events, parser
-from tests.text.families import FAMILIES, tokenizer
+from tests.text.families import tokenizer, tokenizer_with
 
 NAMES = sorted(TOOL_FORMATS)
-VOCAB = 512
 BOUNDED = {
     "glm45",
     "glm47",
@@ -44,12 +42,8 @@ MARKS = [
 @functools.cache
 def with_marks() -> Tokenizer:
     """A vocabulary in which all marks are single tokens."""
-    core = FAMILIES["byte-level BPE"]()
     marks = {*SPECIAL_TOKENS, *MARKS, *(mark for fmt in TOOL_FORMATS.values() for mark in fmt.hidden)} - {"<s>", "</s>"}
-    core.add_tokens(
-        [AddedToken(mark, special=mark not in MARKS or mark[0] == "[", normalized=False) for mark in sorted(marks)]
-    )
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>"))
+    return tokenizer_with({mark: mark not in MARKS or mark[0] == "[" for mark in sorted(marks)})
 
 
 def model(kind: str) -> Tokenizer:
@@ -59,12 +53,6 @@ def model(kind: str) -> Tokenizer:
 @functools.cache
 def grammars(kind: str) -> Grammars:
     return Grammars(model(kind), VOCAB, model(kind).eos_token_ids)
-
-
-def allowed(state: GrammarState) -> np.ndarray:
-    mask = np.zeros(VOCAB // 32, np.uint32)
-    state.fill(mask)
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
 def walk(state: GrammarState, kind: str, seed: int, *, begun: str = "", free: bool = False, limit: int = 4000) -> str:

@@ -9,28 +9,24 @@ from contextlib import asynccontextmanager
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
-from asurge.plan import RowSampling, RunnerLimits
+from asurge.plan import RowSampling
 from asurge.scheduler import Request, Scheduler
 from asurge.text import StopMatcher
-from tests.fakes import FakeRunner
+from tests.fakes import VOCAB, FakeRunner, limits
 
-LIMITS = RunnerLimits(
-    num_pages=33,
-    page_size=4,
-    max_num_seqs=4,
-    max_num_batched_tokens=16,
-    max_model_len=64,
-    prefill_quantum=4,
-    vocab_size=1000,
-)
+LIMITS = limits(vocab_size=VOCAB)
 PROMPT = list(range(2, 10))
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token} " for token in tokens)
 
 
 class Spelling:
     """Each token is written as its number and a space."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        return "".join(f"{token} " for token in token_ids)
+        return spelled(token_ids)
 
     def flush(self) -> str:
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from itertools import groupby
 from typing import Any
 
@@ -18,17 +18,13 @@ from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Update
 from tests.fakes import FakeRunner, continuation
-from tests.pipeline.serving import LIMITS, PROMPT, read, serving, submit
+from tests.pipeline.serving import LIMITS, PROMPT, read, serving, spelled, submit
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(f"{token} " for token in tokens)
 
 
 async def test_step_n_plus_1_is_dispatched_before_n_is_read() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from asurge import Engine
 from asurge.errors import DeadlineExceededError, InvalidRequestError
+from tests.checkpoints import random_tokens
 from tests.idle import settle
 from tests.requests.reference import Reference
 
-PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 21)]
+PROMPT = random_tokens(21)
 
 
 def reference_beams(reference: Reference, width: int, length: int, end: int) -> list[tuple[float, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ import pytest
 from asurge import Engine, GuidedDecodingParams, RequestOutput, SamplingParams
 from asurge.errors import InvalidRequestError, RequestFailedError
 from asurge.guidance import SequenceConstraint
-from tests.conftest import TINY
+from tests.conftest import PAGE_BYTES, TINY
 from tests.guidance.schemas import schema
 from tests.idle import settle
 from tests.text.families import tokenizer
@@ -80,9 +80,8 @@ async def test_each_of_n_has_a_form_of_its_own(engine: Engine) -> None:
 
 
 async def test_a_preempted_form_goes_on_where_it_was(tiny_folder: Path, engine: Engine) -> None:
-    page = 2 * 2 * 2 * 8 * 8 * 4  # layers, keys and values, heads, page, head size, float32
     params = [guided(dataclasses.replace(HOT, seed=seed), regex="([a-e]{3}-){15}") for seed in range(4)]
-    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, enable_prefix_caching=False) as small:
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES, enable_prefix_caching=False) as small:
         outputs = await small.generate(["Say it, please:"] * 4, params, use_tqdm=False)
         assert small.statistics().preemptions > 0
     expected = await engine.generate(["Say it, please:"] * 4, params, use_tqdm=False)

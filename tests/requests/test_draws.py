@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from asurge import Engine, RequestOutput, SamplingParams
-from tests.conftest import TINY
+from tests.checkpoints import random_tokens
+from tests.conftest import PAGE_BYTES, TINY
 from tests.requests.reference import Change, Logits, Reference
 
-PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 45)]
+PROMPT = random_tokens(45)
 STEPS = 24
 GREEDY = SamplingParams(max_tokens=STEPS, temperature=0.0, ignore_eos=True)
 
@@ -82,10 +83,9 @@ async def test_everyone_gets_the_same_in_mixed_company(engine: Engine) -> None:
 
 
 async def test_a_preempted_request_counts_its_tokens_anew(tiny_folder: Path, engine: Engine) -> None:
-    page = 2 * 2 * 2 * 8 * 8 * 4  # layers, keys and values, heads, page, head size, float32
     params = dataclasses.replace(GREEDY, max_tokens=60, frequency_penalty=1.0, repetition_penalty=1.3)
     prompts = [[n, *PROMPT[:20]] for n in range(4, 8)]
-    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, enable_prefix_caching=False) as small:
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES, enable_prefix_caching=False) as small:
         outputs = await small.generate(prompts, params, use_tqdm=False)
         assert small.statistics().preemptions > 0
     expected = await engine.generate(prompts, params, use_tqdm=False)

@@ -21,15 +21,15 @@ from asurge.errors import (
 )
 from asurge.models import load_model, resolve_checkpoint
 from asurge.plan import Pooling
-from tests.conftest import TINY
+from tests.checkpoints import random_tokens
+from tests.conftest import PAGE_BYTES, TINY
 from tests.idle import assert_idle, settle
 from tests.models.forward import hidden_states
 
-PROMPT = [int(token) for token in np.random.default_rng(5).integers(4, 390, 45)]
-FULL = [int(token) for token in np.random.default_rng(6).integers(4, 390, 128)]
+PROMPT = random_tokens(45)
+FULL = random_tokens(128, seed=6)
 """As long as the context: four steps."""
 
-PAGE = 2 * 2 * 2 * 8 * 8 * 4  # layers, keys and values, heads, page, head size, float32
 every_pooling = pytest.mark.parametrize("pooling", ["mean", "last"])
 
 
@@ -55,7 +55,7 @@ def whole(tiny_folder: Path) -> Whole:
 @pytest.fixture(scope="module")
 async def small(tiny_folder: Path) -> AsyncIterator[Engine]:
     """Pages for one long sequence."""
-    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE) as engine:
+    async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES) as engine:
         yield engine
 
 

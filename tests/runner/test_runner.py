@@ -13,12 +13,13 @@ from asurge.models import Decoder, load_model
 from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepPlan
 from asurge.runner import DeviceRunner
 from asurge.runner.memory import num_pages
+from tests.checkpoints import random_tokens
 from tests.conftest import TINY
 from tests.fakes import one_table
 from tests.models.forward import forward
 from tests.runner.steps import row, run
 
-PROMPT = [int(token) for token in np.random.default_rng(3).integers(4, 390, 45)]
+PROMPT = random_tokens(45, seed=3)
 STEPS = 12
 
 

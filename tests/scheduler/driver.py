@@ -8,25 +8,16 @@ from typing import Any
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Scheduler, Update
+from tests.fakes import limits
 from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
 
 BOOM = RuntimeError("boom")
-
-
-def limits(**changes: Any) -> RunnerLimits:
-    """A small pool of small pages, for a few short sequences."""
-    defaults = dict(
-        num_pages=33, page_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, prefill_quantum=4
-    )
-    return RunnerLimits(**(defaults | changes))
-
-
 LIMITS = limits()
 
 
 def numbers(size: int = 8, first: int = 2) -> range:
-    """A prompt whose beginning is shared by all prompts with the same first token."""
+    """A prompt; those with the same first token begin alike."""
     return range(first, first + size)
 
 
@@ -44,7 +35,7 @@ class Driver:
 
     @property
     def started(self) -> list[str]:
-        """Who has had a step, in order."""
+        """Who has begun, in order."""
         return list(dict.fromkeys(row.request_id for plan in self.plans for row in plan.prefill))
 
     def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:

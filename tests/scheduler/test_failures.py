@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import continuation, embedding
-from tests.scheduler.driver import BOOM, Driver, limits
+from tests.fakes import continuation, embedding, limits
+from tests.scheduler.driver import BOOM, Driver
 
 
 def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from asurge.config import CacheConfig, EngineConfig, SchedulerConfig
 from asurge.errors import ConfigError
-from tests.scheduler.driver import Driver, limits, numbers
+from tests.fakes import limits
+from tests.scheduler.driver import Driver, numbers
 
 NOT_POSITIVE = (0, -1.0, True, "1", float("inf"), float("nan"))
 LIMITS = limits(num_pages=200, max_num_seqs=2, max_num_batched_tokens=64, max_model_len=256)

@@ -6,8 +6,8 @@ import pytest
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.plan import Pooling, StepResult
 from asurge.scheduler import Scheduler
-from tests.fakes import continuation, embedding
-from tests.scheduler.driver import BOOM, LIMITS, Driver, limits, numbers, request
+from tests.fakes import continuation, embedding, limits
+from tests.scheduler.driver import BOOM, LIMITS, Driver, numbers, request
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_and_only_the_last_one_draws() -> None:

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from asurge.plan import StepPlan
-from tests.fakes import continuation
-from tests.scheduler.driver import Driver, limits
+from tests.fakes import continuation, limits
+from tests.scheduler.driver import Driver
 
 LIMITS = limits(num_pages=64, max_num_seqs=2, windows=(None, 6, 6))
 PROMPT = list(range(2, 35))

@@ -13,8 +13,8 @@ import pytest
 
 from asurge.errors import DeadlineExceededError
 from asurge.server.errors import failure_of
+from tests.server.chat import ASK
 
-ASK: list[Any] = [{"role": "user", "content": "What does math.sqrt do?"}]
 WEATHER: dict[str, Any] = {
     "name": "get_weather",
     "description": "The weather in a city.",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Core
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from asurge.text import Tokenizer
@@ -85,4 +86,15 @@ FAMILIES = {
 
 @cache
 def tokenizer(family: str) -> Tokenizer:
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=FAMILIES[family](), bos_token="<s>", eos_token="</s>"))
+    return _finished(FAMILIES[family]())
+
+
+def tokenizer_with(marks: Mapping[str, bool]) -> Tokenizer:
+    """In which each of these is one token, and special or not."""
+    core = _byte_level()
+    core.add_tokens([AddedToken(mark, special=special, normalized=False) for mark, special in marks.items()])
+    return _finished(core)
+
+
+def _finished(core: Core) -> Tokenizer:
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>"))
