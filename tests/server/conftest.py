@@ -26,7 +26,8 @@ class Running:
         self._runners: list[web.AppRunner] = []
 
     async def start(self, app: web.Application, **settings: Any) -> str:
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, **settings)
+        defaults = dict(handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, **(defaults | settings))
         self._runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

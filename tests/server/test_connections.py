@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
@@ -18,7 +16,7 @@ from asurge.errors import RequestFailedError
 from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.sse import EventStream
 from tests.idle import settle
-from tests.server.clients import LONG, TEXT, connect
+from tests.server.clients import CHAT, LONG, TEXT, connect, post
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
 
@@ -76,20 +74,17 @@ async def test_clients_that_leave_are_counted_and_charged(
     """Quietly: one line in the log of accesses, no traceback."""
     monkeypatch.setattr(attending, "_WATCH_S", 0.02)
     server = ApiServer(demo)
-    runner = web.AppRunner(server.app, handler_cancellation=cancels, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = await running.start(server.app, handler_cancellation=cancels)
     with caplog.at_level("INFO", "asurge.access"):
-        reader, writer = await connect(runner.addresses[0][1])
-        body = json.dumps(LONG).encode()
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        reader, writer = await connect(url)
+        writer.write(post(TEXT, LONG))
         await reader.readuntil(b"data: ")
         writer.transport.abort()
         await settle(demo, left_by_clients=True)
         with anyio.fail_after(5):
             while server.state.active:
                 await anyio.sleep(0.01)
-    await runner.cleanup()
+    await running.stop()
     assert server.state.disconnects == 1
     used = server.keys.anonymous.usage
     assert used.prompt_tokens > 0
@@ -112,11 +107,10 @@ async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("asurge.prompts.render_chat", wait)
-        body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        asked = post(CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
         for _ in range(2 * most):
-            _, writer = await connect(int(url.rsplit(":", 1)[1]))
-            writer.write(head + body)
+            _, writer = await connect(url)
+            writer.write(asked)
             await anyio.sleep(0.05)
             writer.transport.abort()
         await anyio.sleep(0.05)
@@ -131,7 +125,7 @@ async def test_logs_have_one_line_for_a_request(
 ) -> None:
     url = await running.start(make_app(demo))
     with caplog.at_level("INFO", "asurge.access"):
-        reader, writer = await connect(int(url.rsplit(":", 1)[1]))
+        reader, writer = await connect(url)
         writer.write(b"GET /nope%0aINFO:%20forged%1b[31m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await reader.read()
         writer.close()

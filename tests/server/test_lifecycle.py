@@ -30,9 +30,14 @@ from asurge.server import ApiServer, api_server, attending, make_app
 from asurge.server.state import STATE
 from tests.conftest import TINY
 from tests.idle import settle
-from tests.server.clients import LONG, TEXT, connect, free_port
+from tests.server.clients import LONG, TEXT, connect, free_port, post
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
+
+
+def last_code(text: str) -> str:
+    """Of the error that a stream ended with."""
+    return str(json.loads(text.strip().split("\n\n")[-1][6:])["error"]["code"])
 
 
 async def test_it_answers_while_models_load_and_then_serves(tiny_folder: Path, running: Running) -> None:
@@ -86,13 +91,9 @@ async def test_a_client_that_leaves_ends_its_request(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, stream: bool, cancels: bool
 ) -> None:
     monkeypatch.setattr(attending, "_WATCH_S", 0.02)
-    app = make_app(demo)
-    runner = web.AppRunner(app, handler_cancellation=cancels, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reader, writer = await connect(runner.addresses[0][1])
-    body = json.dumps({**LONG, "stream": stream}).encode()
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    url = await running.start(make_app(demo), handler_cancellation=cancels)
+    reader, writer = await connect(url)
+    writer.write(post(TEXT, {**LONG, "stream": stream}))
     with anyio.fail_after(5):
         while not demo.num_running_requests:
             await anyio.sleep(0.005)
@@ -102,7 +103,6 @@ async def test_a_client_that_leaves_ends_its_request(
     before = demo.get_metrics_summary()["total_completed"]
     await settle(demo, left_by_clients=True)
     assert demo.get_metrics_summary()["total_completed"] == before
-    await runner.cleanup()
 
 
 async def test_a_storm_of_disconnects(demo: Engine, running: Running) -> None:
@@ -168,7 +168,7 @@ async def test_what_takes_too_long_is_aborted_and_told(tiny_folder: Path, runnin
         tasks.start_soon(running.stop)
         rest = (await response.read()).decode()
     if "[DONE]" not in rest:
-        assert json.loads(rest.strip().split("\n\n")[-1][6:])["error"]["code"] == "unavailable"
+        assert last_code(rest) == "unavailable"
 
 
 async def test_requests_to_others_engines_are_aborted_and_told_too(demo: Engine, running: Running) -> None:
@@ -181,7 +181,7 @@ async def test_requests_to_others_engines_are_aborted_and_told_too(demo: Engine,
         await response.content.readany()
         tasks.start_soon(running.stop)
         rest = (await response.read()).decode()
-    assert json.loads(rest.strip().split("\n\n")[-1][6:])["error"]["code"] == "unavailable"
+    assert last_code(rest) == "unavailable"
     await settle(demo, left_by_clients=True)
 
 
@@ -244,7 +244,7 @@ async def test_streams_tell_of_failures_and_not_of_success(
         assert "one" in text
         assert "[DONE]" not in text
         assert "secret" not in text
-        assert json.loads(text.strip().split("\n\n")[-1][6:])["error"]["code"] == code
+        assert last_code(text) == code
         assert stream.closed
     monkeypatch.setattr(demo, "stream", lambda *_, **__: Scripted("one", RequestFailedError("x")))
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

@@ -18,12 +18,8 @@ from asurge.server.api_server import _bound
 from asurge.server.progress import Progress
 from asurge.server.state import STATE
 from tests.idle import settle
-from tests.server.clients import LONG, TEXT, connect, free_port
+from tests.server.clients import LONG, TEXT, connect, free_port, head, port_of, post
 from tests.server.conftest import Running
-
-
-def head(path: str, size: int) -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/completions HTTP/1.1\r\nHo"])
@@ -34,7 +30,7 @@ async def test_a_head_that_never_comes(demo: Engine, sent: bytes) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partial(server.serve, signals=False, tell=lambda _: listening.set()))
             await listening.wait()
-            reader, writer = await connect(server.config.port)
+            reader, writer = await connect(f"http://127.0.0.1:{server.config.port}")
             writer.write(sent)
             assert await reader.read() == b""
             writer.close()
@@ -45,7 +41,7 @@ async def test_a_head_that_never_comes(demo: Engine, sent: bytes) -> None:
 async def test_a_body_that_never_comes(demo: Engine, running: Running, path: str) -> None:
     app = make_app(demo, body_timeout_s=0.1)
     url = await running.start(app, lingering_time=0.05)
-    reader, writer = await connect(int(url.rsplit(":", 1)[1]))
+    reader, writer = await connect(url)
     writer.write(head(path, 100) + b'{"prompt": ')
     with anyio.fail_after(5):
         told = await reader.read()  # to the end: the connection is closed
@@ -61,9 +57,8 @@ def stalled(url: str, body: dict[str, Any]) -> socket.socket:
     """A client that asks, and reads nothing."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    sock.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
-    data = json.dumps(body).encode()
-    sock.sendall(head(TEXT, len(data)) + data)
+    sock.connect(("127.0.0.1", port_of(url)))
+    sock.sendall(post(TEXT, body))
     return sock
 
 
