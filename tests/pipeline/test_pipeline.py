@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from asurge.errors import DeadlineExceededError, EngineDeadError, RequestFailedError
-from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
