@@ -46,15 +46,18 @@ async def _embed(
     running: Running, request_id: str, prompt: Prompt, params: EmbeddingParams, options: RequestOptions
 ) -> EmbeddingOutput:
     pipeline, intake = running()
-    admitted = await intake.prepare_embedding(request_id, prompt, params, pipeline.clock, options)
+    with intake.arriving(request_id) as arrival:
+        admitted = await intake.prepare_embedding(request_id, prompt, params, pipeline.clock, options)
     running()  # it may have stopped meanwhile
     generation = admitted.generation
     pipeline.submit(generation, admitted.requests)
+    if arrival.aborted:
+        pipeline.cancel(generation)
     try:
         await generation.wait_output()
     finally:
         if not generation.finished:
-            pipeline.abort(request_id)
+            pipeline.cancel(generation)
     return _output(generation, params)
 
 

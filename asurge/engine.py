@@ -163,18 +163,21 @@ class Engine(EngineStatus):
             EngineNotRunningError: the engine has not started or has stopped.
             EngineDeadError: it has failed.
         """
-        self._running()
+        pipeline, _ = self._running()
         name = request_id or f"req-{secrets.token_hex(8)}"
 
         async def submit(whole: bool) -> Generation:
             pipeline, intake = self._running()
             params = self._params(name, prompt, sampling_params)
-            admitted = await intake.prepare(name, prompt, params, pipeline.clock, options, whole=whole)
+            with intake.arriving(name) as arrival:
+                admitted = await intake.prepare(name, prompt, params, pipeline.clock, options, whole=whole)
             pipeline, _ = self._running()
             pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
+            if arrival.aborted:
+                pipeline.cancel(admitted.generation)
             return admitted.generation
 
-        return TokenStream(name, submit, self.abort_request)
+        return TokenStream(name, submit, pipeline.cancel)
 
     async def generate(
         self,
@@ -314,7 +317,8 @@ class Engine(EngineStatus):
 
     def abort_request(self, request_id: str) -> bool:
         """End a request now and free its pages; its stream finishes with reason ``abort``. False if unknown."""
-        return self._pipeline is not None and self._pipeline.abort(request_id)
+        arriving = self._intake is not None and self._intake.abort(request_id)
+        return (self._pipeline is not None and self._pipeline.abort(request_id)) or arriving
 
     def set_sampling_params_callback(self, callback: ParamsCallback | None) -> None:
         """Let a function see the parameters of each request, with ``{"request_id", "prompt", "engine"}``, before it is

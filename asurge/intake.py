@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
@@ -39,6 +41,14 @@ class Admission:
     constraints: Sequence[SequenceConstraint] = ()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Arrival:
+    """A request that is being prepared."""
+
+    request_id: str
+    aborted: bool = False
+
+
 class Intake:
     """Prepares requests. Everything refused here is refused before any device work.
 
@@ -55,6 +65,8 @@ class Intake:
         self._prompts = Prompts(config, parts.tokenizer, limits.max_model_len, parts.vocab_size)
         self._threads = CapacityLimiter(_THREADS)
         self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self.end_token_ids)
+        self._serial = itertools.count()
+        self._arrivals: set[Arrival] = set()
         self.started_s = time.monotonic()
 
     async def render(
@@ -76,6 +88,23 @@ class Intake:
     async def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         """See `Prompts.fit`."""
         return await self._threaded(lambda: self._prompts.fit(prompt, params))
+
+    @contextmanager
+    def arriving(self, request_id: str) -> Iterator[Arrival]:
+        """Around what prepares a request, so that `abort` finds it: who prepares it looks afterwards whether it still wants it."""
+        arrival = Arrival(request_id)
+        self._arrivals.add(arrival)
+        try:
+            yield arrival
+        finally:
+            self._arrivals.discard(arrival)
+
+    def abort(self, request_id: str) -> bool:
+        """Mark what is being prepared under a name; False if there is nothing."""
+        found = [one for one in self._arrivals if one.request_id == request_id]
+        for one in found:
+            one.aborted = True
+        return bool(found)
 
     async def prepare(
         self,
@@ -105,12 +134,11 @@ class Intake:
         count = params.best_of or params.n
         # Which of more completions than are wanted are the likeliest is known at their ends only.
         kind: OutputKind = "final" if whole or count > params.n else params.output_kind
-        names = [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
         constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count)
         shaping = self._shaping(params, masked=bool(constraints))
         requests = [
             Request(
-                request_id=name,
+                sequence_id=self._sequence_id(request_id),
                 prompt_token_ids=list(fitted.token_ids),
                 max_tokens=fitted.max_tokens,
                 sampling=_sampling(params, shaping, index),
@@ -119,7 +147,7 @@ class Intake:
                 streamed=kind != "final",
                 **_request_options(options, arrival_s),
             )
-            for index, name in enumerate(names)
+            for index in range(count)
         ]
         generation = self._generation(request_id, requests, prompt, params, fitted, kind, clock)
         return Admission(generation, requests, constraints)
@@ -142,7 +170,7 @@ class Intake:
             )
         fitted = await self._off_loop(_length(prompt), lambda: self._prompts.fit_alone(prompt, params))
         request = Request(
-            request_id=request_id,
+            sequence_id=self._sequence_id(request_id),
             prompt_token_ids=list(fitted.token_ids),
             max_tokens=0,
             sampling=RowSampling(),
@@ -150,8 +178,13 @@ class Intake:
             **_request_options(options, arrival_s),
         )
         facts = self.facts(prompt, SamplingParams(), fitted)
-        generation = Generation(request_id, facts, [Choice(request_id)], arrival_s=arrival_s, clock=clock)
+        generation = Generation(request_id, facts, [Choice(request.sequence_id)], arrival_s=arrival_s, clock=clock)
         return Admission(generation, [request])
+
+    def _sequence_id(self, request_id: str) -> str:
+        """What the engine knows a sequence by. Ids of requests may be used again: what is still said of a sequence that has
+        ended must not meet another."""
+        return f"{request_id}/{next(self._serial)}"
 
     async def _off_loop(self, length: int, work: Callable[[], T]) -> T:
         """Long prompts and lists take a worker thread."""
@@ -232,7 +265,7 @@ class Intake:
             )
         stops, told = params.stop_strings, _told(params)
         return Choice(
-            request.request_id,
+            request.sequence_id,
             index,
             detokenizer=detokenizer,
             stops=StopMatcher(stops, params.include_stop_str_in_output) if stops else None,

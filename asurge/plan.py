@@ -105,7 +105,7 @@ class PlanRow:
     """The share of one sequence in a step.
 
     Attributes:
-        request_id: whose row this is.
+        sequence_id: whose row this is.
         epoch: how often the sequence had been preempted when planned; results of an older epoch still count.
         slot: the device slot that holds the sequence's last sampled token.
         start: position of the first new token; all before it are in the pages.
@@ -123,7 +123,7 @@ class PlanRow:
         pooled: of a chunk of a prompt to be embedded: so many of its last tokens, whose hidden states are summed.
     """
 
-    request_id: str
+    sequence_id: str
     epoch: int
     slot: int
     start: int

@@ -24,12 +24,12 @@ class TokenStream:
     dropping it, or cancelling the task that waits on it aborts the request and frees its pages.
     """
 
-    def __init__(self, request_id: str, submit: Submit, abort: Callable[[str], object]) -> None:
+    def __init__(self, request_id: str, submit: Submit, cancel: Callable[[Generation], object]) -> None:
         self.request_id = request_id
-        self._submit, self._abort = submit, abort
+        self._submit, self._cancel = submit, cancel
         self._generation: Generation | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._over = self._whole = False
+        self._over = self._whole = self._read = False
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -57,7 +57,7 @@ class TokenStream:
         except BaseException:
             self._close()
             raise
-        self._over = output.finished
+        self._over, self._read = self._over or output.finished, True
         return output
 
     async def __aenter__(self) -> Self:
@@ -82,6 +82,8 @@ class TokenStream:
         """
         last: RequestOutput | None = None
         self._whole = True
+        if self._generation is not None and not self._read:
+            self._generation.take_whole()
         async for output in self:
             last = output
         if last is None:
@@ -92,20 +94,22 @@ class TokenStream:
         if self._generation is None:
             self._loop = asyncio.get_running_loop()
             self._generation = await self._submit(self._whole)
+            if self._over:  # closed by another task meanwhile
+                self._cancel(self._generation)
         return self._generation
 
     def _close(self) -> None:
         if not self._over:
             self._over = True
             if self._generation is not None:
-                self._abort(self.request_id)
+                self._cancel(self._generation)
 
     def __del__(self) -> None:
         # `break` in an `async for` drops the stream without closing it; the collector may run on any thread.
         if not self._over and self._generation is not None and self._loop is not None:
             self._over = True
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._abort, self.request_id)
+                self._loop.call_soon_threadsafe(self._cancel, self._generation)
 
 
 async def finish_all(

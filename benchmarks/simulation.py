@@ -90,7 +90,7 @@ class Outcome:
 
     def percentile(self, group: Callable[[Request], bool], share: float) -> float:
         """Of the times to the first token."""
-        waits = [self.first_token_s[one.request_id] - one.arrival_s for one in self.requests if group(one)]
+        waits = [self.first_token_s[one.sequence_id] - one.arrival_s for one in self.requests if group(one)]
         return float(np.percentile(waits, share))
 
     @property
@@ -125,7 +125,7 @@ def simulate(
     scheduler = Scheduler(device.limits, config, cache, max_queued_requests=len(requests))
     arrivals, flying = deque(requests), deque[tuple[float, StepPlan]]()
     first, end, served = dict[str, float](), dict[str, float](), defaultdict[str, float](float)
-    tenants = {one.request_id: one.tenant for one in requests}
+    tenants = {one.sequence_id: one.tenant for one in requests}
     last_arrival = requests[-1].arrival_s
     now, steps, began = 0.0, 0, time.perf_counter()
     while arrivals or scheduler.has_work or flying:
@@ -143,11 +143,11 @@ def simulate(
         tokens = np.full((len(plan.rows), 1), 7, np.int32)
         if now <= last_arrival:
             for row in plan.rows:
-                served[tenants[row.request_id]] += row.num_tokens
+                served[tenants[row.sequence_id]] += row.num_tokens
         for update in scheduler.apply(StepResult(plan, tokens)):
-            first.setdefault(update.request_id, now)
+            first.setdefault(update.sequence_id, now)
             if update.finish_reason is not None:
-                end[update.request_id] = now
+                end[update.sequence_id] = now
     assert len(end) == len(requests), "a request was lost"
     return Outcome(list(requests), first, end, scheduler.statistics(), time.perf_counter() - began, steps, dict(served))
 
@@ -268,7 +268,7 @@ def draw(found: dict[str, dict[str, Outcome]], path: Path) -> None:
         scenario = SCENARIOS[name]
         for style, (policy, outcome) in zip(("--", "-"), outcomes.items(), strict=True):
             for color, (group, belongs) in enumerate(scenario.groups.items()):
-                waits = sorted(outcome.first_token_s[one.request_id] - one.arrival_s for one in outcome.requests if belongs(one))  # fmt: skip
+                waits = sorted(outcome.first_token_s[one.sequence_id] - one.arrival_s for one in outcome.requests if belongs(one))  # fmt: skip
                 panel.plot(np.maximum(waits, 1e-3), np.linspace(0, 1, len(waits)), style, color=f"C{color}", label=f"{group}, {policy}")  # fmt: skip
         panel.set(title=scenario.title, xscale="log", xlabel="seconds to the first token", ylabel="share of requests")
         panel.grid(alpha=0.3)

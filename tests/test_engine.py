@@ -25,7 +25,7 @@ from asurge.errors import (
     PromptTooLongError,
 )
 from asurge.pipeline import Generation, Pipeline
-from asurge.scheduler import Request
+from asurge.scheduler import Request, Scheduler
 from tests.conftest import PAGE_BYTES, TINY
 from tests.idle import assert_idle, settle
 
@@ -230,6 +230,54 @@ async def test_duplicate_ids_are_refused_while_the_first_runs(tiny: Engine) -> N
             await anext(tiny.stream("two", params, request_id="same"))
         assert not (await anext(first)).finished  # untouched
     assert (await tiny.stream("three", GREEDY, request_id="same").wait_finished()).finished
+
+
+async def test_what_is_said_of_one_request_does_not_meet_a_later_one_of_its_name(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, add = list[str](), Scheduler.add
+
+    def noted(scheduler: Scheduler, request: Request) -> None:
+        names.append(request.sequence_id)
+        add(scheduler, request)
+
+    monkeypatch.setattr(Scheduler, "add", noted)
+    for _ in range(2):
+        await tiny.stream("x", dataclasses.replace(GREEDY, n=2, temperature=1.0), request_id="same").wait_finished()
+    assert len(set(names)) == len(names) == 4
+
+
+async def test_closing_a_stream_leaves_a_later_one_of_its_name_alone(tiny: Engine) -> None:
+    unread = tiny.stream("one", GREEDY, request_id="same")
+    await anext(unread)
+    await collect(tiny, "as long, and begun later")
+    async with tiny.stream("two", GREEDY, request_id="same") as later:
+        await unread.aclose()
+        assert (await later.wait_finished()).finish_reason == "length"
+
+
+@pytest.mark.parametrize("how", ["aclose", "abort_request"])
+async def test_a_stream_may_be_ended_while_its_prompt_is_prepared(tiny: Engine, how: str) -> None:
+    stream = tiny.stream("word " * 2000, GREEDY, request_id="early")  # long enough for a worker thread
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    if how == "aclose":
+        await stream.aclose()
+    else:
+        assert tiny.abort_request("early")
+    output = await reading
+    assert (output.finished, output.finish_reason) == (True, "abort")
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    await settle(tiny)
+
+
+async def test_a_stream_that_was_only_entered_can_be_taken_whole(tiny: Engine) -> None:
+    params = dataclasses.replace(GREEDY, output_kind="delta")
+    async with tiny.stream("whole", params) as stream:
+        await collect(tiny, "begun later")
+        output = await stream.wait_finished()
+    assert len(output.outputs[0].token_ids) == GREEDY.max_tokens
 
 
 async def test_lists_of_the_wrong_length_are_refused(tiny: Engine) -> None:

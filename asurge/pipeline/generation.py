@@ -92,6 +92,10 @@ class Generation:
             raise self.error
         return self._snapshot()
 
+    def take_whole(self) -> None:
+        """From now on nothing is told before the end, and then all."""
+        self._kind = "final"
+
     def _ready(self) -> bool:
         has_news = self._kind != "final" and any([choice.has_news for choice in self.choices])
         return has_news or self.finished

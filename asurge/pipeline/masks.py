@@ -23,31 +23,31 @@ class Masks:
         self._words = mask_words(vocab_size)
         self._constraints: dict[str, SequenceConstraint] = {}
 
-    def add(self, request_id: str, constraint: SequenceConstraint) -> None:
-        self._constraints[request_id] = constraint
+    def add(self, sequence_id: str, constraint: SequenceConstraint) -> None:
+        self._constraints[sequence_id] = constraint
 
-    def discard(self, request_id: str) -> None:
-        self._constraints.pop(request_id, None)
+    def discard(self, sequence_id: str) -> None:
+        self._constraints.pop(sequence_id, None)
 
     def wanted(self, plan: StepPlan) -> bool:
         """Whether any row of a plan draws under a mask."""
-        return any(row.samples and row.request_id in self._constraints for row in plan.rows)
+        return any(row.samples and row.sequence_id in self._constraints for row in plan.rows)
 
     def accept(self, updates: Iterable[Update]) -> dict[str, Exception]:
         """Take in what requests drew; returns the failures by request id."""
         failed: dict[str, Exception] = {}
         for update in updates:
-            constraint = self._constraints.get(update.request_id)
+            constraint = self._constraints.get(update.sequence_id)
             if constraint is not None and update.token_ids:
                 try:
                     constraint.accept(update.token_ids)
                 except Exception as error:  # a grammar that breaks must fail its own request only
-                    failed[update.request_id] = error
+                    failed[update.sequence_id] = error
         return failed
 
-    def finished(self, request_id: str) -> bool:
+    def finished(self, sequence_id: str) -> bool:
         """Whether nothing may follow what a request has drawn."""
-        constraint = self._constraints.get(request_id)
+        constraint = self._constraints.get(sequence_id)
         return constraint is not None and constraint.finished
 
     def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, Exception]]:
@@ -56,10 +56,10 @@ class Masks:
         rows = {
             index: constraint
             for index, row in enumerate(plan.rows)
-            if row.samples and (constraint := self._constraints.get(row.request_id)) is not None
+            if row.samples and (constraint := self._constraints.get(row.sequence_id)) is not None
         }
         filled = masks[list(rows)]
         failed = fill_masks(list(rows.values()), filled)
         masks[list(rows)] = filled
         owners = list(rows)
-        return masks, {plan.rows[owners[at]].request_id: error for at, error in failed.items()}
+        return masks, {plan.rows[owners[at]].sequence_id: error for at, error in failed.items()}

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from math import inf
+from typing import Any
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -22,6 +25,7 @@ from asurge.errors import AsurgeError, DeadlineExceededError, EngineDeadError, R
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
 from asurge.pipeline.choice import Choice
+from asurge.pipeline.device import DeviceThreads
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks
 from asurge.pipeline.observer import RequestObserver, Stage, StepObserver
@@ -49,6 +53,13 @@ class PipelineStatistics:
     latency_sum_s: float = 0.0
     ttft_sum_s: float = 0.0
 
+    def count_completed(self, generation: Generation) -> None:
+        """Add a request that ended well."""
+        self.completed += 1
+        self.latency_sum_s += generation.last_token_s - generation.arrival_s
+        if generation.first_token_s is not None:
+            self.ttft_sum_s += generation.first_token_s - generation.arrival_s
+
 
 class Pipeline:
     """Runs requests through a scheduler and a runner. Everything but `run` is synchronous and instant."""
@@ -68,7 +79,7 @@ class Pipeline:
         self.observer: StepObserver | None = None
         self.request_observers: list[RequestObserver] = []
         self._scheduler, self._runner = scheduler, runner
-        self._depth, self._step_timeout_s = depth, step_timeout_s
+        self._depth = depth
         self._pacer = pacer or Pacer()
         self._generations: dict[str, Generation] = {}
         self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
@@ -77,8 +88,7 @@ class Pipeline:
         self._new_deadline = anyio.Event()
         self._totals = PipelineStatistics()
         self._wake = anyio.Event()
-        # Device calls have threads of their own: they must never queue behind a host's other thread work.
-        self._dispatching, self._reading = CapacityLimiter(1), CapacityLimiter(1)
+        self._threads = DeviceThreads(step_timeout_s)
 
     def submit(
         self, generation: Generation, requests: Sequence[Request], constraints: Sequence[SequenceConstraint | None] = ()
@@ -90,7 +100,7 @@ class Pipeline:
             EngineDeadError: the pipeline has failed.
         """
         if self.failure is not None:
-            raise self.failure
+            raise _copied(self.failure)
         if generation.request_id in self._generations:
             raise duplicate(generation.request_id)
         for index, request in enumerate(requests):
@@ -98,14 +108,14 @@ class Pipeline:
                 self._scheduler.add(request)
             except AsurgeError:
                 for added in requests[:index]:
-                    self._scheduler.finish(added.request_id, "abort")
+                    self._scheduler.finish(added.sequence_id)
                 raise
         self._generations[generation.request_id] = generation
         for choice in generation.choices:
             self._choices[choice.sequence_id] = choice, generation
         for request, constraint in zip(requests, constraints, strict=False):
             if constraint is not None:
-                self._masks.add(request.request_id, constraint)
+                self._masks.add(request.sequence_id, constraint)
         if requests[0].deadline_s is not None:
             self._new_deadline.set()
             self._new_deadline = anyio.Event()
@@ -114,19 +124,23 @@ class Pipeline:
     def abort(self, request_id: str) -> bool:
         """End a request in any state and free its pages; False if it is not here (any more)."""
         generation = self._generations.get(request_id)
-        if generation is None:
+        return generation is not None and self.cancel(generation)
+
+    def cancel(self, generation: Generation) -> bool:
+        """`abort` of this one: another request may have its id by now."""
+        if self._generations.get(generation.request_id) is not generation:
             return False
         for choice in generation.choices:
             if not choice.finished:
-                self._scheduler.finish(choice.sequence_id, "abort")
+                self._scheduler.finish(choice.sequence_id)
                 self._end(choice, generation, "abort")
         self._wake.set()
         return True
 
     def abort_all(self) -> None:
         """End every request with finish reason ``abort``."""
-        for request_id in list(self._generations):
-            self.abort(request_id)
+        for generation in list(self._generations.values()):
+            self.cancel(generation)
 
     def statistics(self) -> PipelineStatistics:
         return dataclasses.replace(self._totals)
@@ -136,23 +150,38 @@ class Pipeline:
         so that it cannot cancel the application that embeds the engine."""
         try:
             await self._serve()
-        except Exception as error:
-            cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-            self.failure = EngineDeadError(f"the engine failed ({cause!r}): restart it")
-            self.failure.__cause__ = cause
-            for generation in list(self._generations.values()):
-                self._drop(generation, self.failure)
+        except BaseExceptionGroup:
+            if self.failure is None:
+                raise
 
     async def _serve(self) -> None:
         plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)
         handles_in, handles = anyio.create_memory_object_stream[StepHandle](self._depth)
         updates_in, updates = anyio.create_memory_object_stream[_News](self._depth)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._expire, name="asurge.expire")
-            tasks.start_soon(self._schedule, plans_in, name="asurge.schedule")
-            tasks.start_soon(self._model_step, plans, handles_in, name="asurge.model_step")
-            tasks.start_soon(self._collect, handles, updates_in, name="asurge.collect")
-            tasks.start_soon(self._detokenize, updates, name="asurge.detokenize")
+            for name, work in (
+                ("expire", self._expire()),
+                ("schedule", self._schedule(plans_in)),
+                ("model_step", self._model_step(plans, handles_in)),
+                ("collect", self._collect(handles, updates_in)),
+                ("detokenize", self._detokenize(updates)),
+            ):
+                tasks.start_soon(self._watch, work, name=f"asurge.{name}")
+
+    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        """One of the coroutines. What it fails with is told at once: another may hang in the device, and the group waits for it."""
+        try:
+            await work
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # panics of libraries in Rust are no Exceptions
+            if self.failure is None:
+                self.failure = EngineDeadError(f"the engine failed ({error!r}): restart it")
+                self.failure.__cause__ = error
+            for generation in list(self._generations.values()):
+                with suppress(BaseException):  # of a scheduler that is broken
+                    self._drop(generation, _copied(self.failure))
+            raise
 
     async def _expire(self) -> None:
         """Fail requests whose deadline passes, whatever state they are in; waits for nothing else."""
@@ -193,7 +222,7 @@ class Pipeline:
     ) -> None:
         async with plans, handles:
             async for plan in plans:
-                handle = await to_thread.run_sync(self._dispatch, plan, limiter=self._dispatching)
+                handle = await self._threads.dispatch(partial(self._dispatch, plan))
                 if plan.draws_apart:
                     await self._draw(plan, handle)
                 await handles.send(handle)
@@ -222,15 +251,14 @@ class Pipeline:
             self._saw("draw", plan, begin_s)
             return failed
 
-        self._fail_all(await to_thread.run_sync(fill_and_draw, limiter=self._dispatching))
+        self._fail_all(await self._threads.dispatch(fill_and_draw))
 
     async def _collect(
         self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[_News]
     ) -> None:
         async with handles, updates:
             async for handle in handles:
-                with anyio.fail_after(self._step_timeout_s):
-                    result = await to_thread.run_sync(handle.wait, abandon_on_cancel=True, limiter=self._reading)
+                result = await self._threads.read(handle.wait)
                 self._totals.steps += result.plan.draws
                 self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
@@ -257,7 +285,7 @@ class Pipeline:
                 self._saw("deliver", plan, begin_s)
 
     def _deliver(self, update: Update) -> None:
-        choice, generation = self._choices.get(update.request_id, (None, None))
+        choice, generation = self._choices.get(update.sequence_id, (None, None))
         if choice is None or generation is None:  # aborted since
             return
         self._totals.generated_tokens += len(update.token_ids)
@@ -270,7 +298,9 @@ class Pipeline:
                 observer.gained(len(update.token_ids), since_s)
         try:
             matched = choice.extend(update, now)
-        except Exception as error:  # a tokenizer that cannot decode must fail this request only
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a tokenizer that cannot decode, or panics, must fail this request only
             self._fail(generation, error)
             return
         if update.finish_reason == "error":
@@ -279,12 +309,12 @@ class Pipeline:
             self._stop(choice, generation, matched)
         elif update.finish_reason is not None:
             self._end(choice, generation, update.finish_reason, update.stop_reason)
-        elif self._masks.finished(update.request_id):
+        elif self._masks.finished(update.sequence_id):
             self._stop(choice, generation)
 
     def _stop(self, choice: Choice, generation: Generation, stop_reason: str | None = None) -> None:
         """End a sequence that the scheduler does not know the end of."""
-        self._scheduler.finish(choice.sequence_id, "stop")
+        self._scheduler.finish(choice.sequence_id)
         self._wake.set()
         self._end(choice, generation, "stop", stop_reason)
 
@@ -302,13 +332,13 @@ class Pipeline:
         self._drop(generation, error)
 
     def _drop(self, generation: Generation, error: AsurgeError) -> None:
+        generation.fail(error)
         for choice in generation.choices:
-            self._scheduler.finish(choice.sequence_id, "error")
+            self._scheduler.finish(choice.sequence_id)
             self._forget(choice)
         self._wake.set()
         del self._generations[generation.request_id]
         self._totals.failed += 1
-        generation.fail(error)
         for observer in self.request_observers:
             observer.ended(generation, "error")
 
@@ -326,10 +356,12 @@ class Pipeline:
         del self._generations[generation.request_id]
         for observer in self.request_observers:
             observer.ended(generation, reason)
-        if reason == "abort":
-            return
-        totals = self._totals
-        totals.completed += 1
-        totals.latency_sum_s += generation.last_token_s - generation.arrival_s
-        if generation.first_token_s is not None:
-            totals.ttft_sum_s += generation.first_token_s - generation.arrival_s
+        if reason != "abort":
+            self._totals.count_completed(generation)
+
+
+def _copied(failure: EngineDeadError) -> EngineDeadError:
+    """One for each who is told: a traceback grows wherever its exception is raised."""
+    copied = EngineDeadError(str(failure))
+    copied.__cause__ = failure.__cause__
+    return copied

@@ -100,8 +100,8 @@ class Scheduler:
             EngineOverloadedError: the queue is full.
             InvalidRequestError: its prompt can never run here.
         """
-        if request.request_id in self._sequences:
-            raise duplicate(request.request_id)
+        if request.sequence_id in self._sequences:
+            raise duplicate(request.sequence_id)
         if len(self._waiting) >= self._max_queued:
             raise EngineOverloadedError(
                 f"{len(self._waiting)} requests wait already (max_queued_requests={self._max_queued}): try later",
@@ -114,15 +114,15 @@ class Scheduler:
         by_priority = self.config.policy == "priority"
         sequence = Sequence(request, self._next_arrival, self._longest, by_priority=by_priority)
         self._next_arrival += 1
-        self._sequences[request.request_id] = sequence
+        self._sequences[request.sequence_id] = sequence
         self._tenants.enter(request.tenant)
         self._waiting.add(sequence)
         if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (request.deadline_s, request.request_id, sequence.arrival))
+            heapq.heappush(self._deadlines, (request.deadline_s, request.sequence_id, sequence.arrival))
 
-    def finish(self, request_id: str, reason: FinishReason) -> bool:
-        """End a request in any state and free what it holds; False if it is unknown or has ended."""
-        sequence = self._sequences.get(request_id)
+    def finish(self, sequence_id: str) -> bool:
+        """End a sequence in any state and free what it holds; False if it is unknown or has ended."""
+        sequence = self._sequences.get(sequence_id)
         if sequence is None:
             return False
         self._end(sequence)
@@ -132,8 +132,8 @@ class Scheduler:
     def next_deadline_s(self) -> float | None:
         """The earliest deadline of a request that has not ended."""
         while self._deadlines:
-            deadline, request_id, arrival = self._deadlines[0]
-            sequence = self._sequences.get(request_id)
+            deadline, sequence_id, arrival = self._deadlines[0]
+            sequence = self._sequences.get(sequence_id)
             if sequence is not None and sequence.arrival == arrival:
                 return deadline
             heapq.heappop(self._deadlines)
@@ -143,9 +143,9 @@ class Scheduler:
         """End every request whose deadline has passed, in any state, and free what it holds; returns their ids."""
         expired = []
         while (deadline := self.next_deadline_s) is not None and deadline <= now:
-            _, request_id, _ = heapq.heappop(self._deadlines)
-            self._end(self._sequences[request_id])
-            expired.append(request_id)
+            _, sequence_id, _ = heapq.heappop(self._deadlines)
+            self._end(self._sequences[sequence_id])
+            expired.append(sequence_id)
         return expired
 
     def plan(self, max_draws: int = 1, max_prompt_tokens: int | None = None) -> StepPlan | None:
@@ -227,7 +227,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.phase = Phase.ENDED
         self._tenants.leave(sequence.request.tenant)
-        del self._sequences[sequence.request_id]
+        del self._sequences[sequence.sequence_id]
 
     def apply(self, result: StepResult) -> list[Update]:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
@@ -251,12 +251,12 @@ class Scheduler:
                     update = dataclasses.replace(update, logprobs=logprobs, prompt_logprobs=scores)
                 updates.append(update)
             elif scores is not None:
-                updates.append(Update(sequence.request_id, (), None, None, sequence.cached, prompt_logprobs=scores))
+                updates.append(Update(sequence.sequence_id, (), None, None, sequence.cached, prompt_logprobs=scores))
             elif sums is not None and row.epoch == sequence.epoch:
                 embedding = sequence.pool(row, sums)
                 if embedding is not None:
                     self._end(sequence)
-                    updates.append(Update(sequence.request_id, (), "stop", None, sequence.cached, embedding=embedding))
+                    updates.append(Update(sequence.sequence_id, (), "stop", None, sequence.cached, embedding=embedding))
         return updates
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> Update:
@@ -277,7 +277,7 @@ class Scheduler:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
             self._cache.register(sequence)
-        return Update(request.request_id, taken, reason, stop_reason, sequence.cached)
+        return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached)
 
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
         """Fail the requests of a failed step, and have everybody who depends on what it was to write start over.
@@ -286,7 +286,7 @@ class Scheduler:
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
             if sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
                 self._end(sequence)
-                updates.append(Update(sequence.request_id, (), "error", None, sequence.cached, error))
+                updates.append(Update(sequence.sequence_id, (), "error", None, sequence.cached, error))
         if result.state_lost:
             self._first_valid_step = self._next_step
             self._pool.forget_all()

@@ -19,7 +19,7 @@ class Update:
     ``embedding``, float32 ``[hidden]``, is what was pooled, not normalised.
     """
 
-    request_id: str
+    sequence_id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     stop_reason: int | None

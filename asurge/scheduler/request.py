@@ -19,9 +19,11 @@ NO_PAGES = Tables(0, [], [])
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine admits. ``stop_token_ids`` holds the model's end tokens too, unless they are ignored.
+    """What the engine admits: a sequence to be generated, of which one request of a user may have several.
 
     Attributes:
+        sequence_id: unlike any other sequence's, also after its end.
+        stop_token_ids: with the model's end tokens, unless they are ignored.
         cache_salt: requests with different ones share no pages.
         prompt_logprobs: asks for those of all prompt tokens behind the first.
         pooling: asks for the embedding of the prompt, and for no token: ``max_tokens`` is 0.
@@ -31,7 +33,7 @@ class Request:
         arrival_s, deadline_s: on the caller's clock; behind its deadline a request fails.
     """
 
-    request_id: str
+    sequence_id: str
     prompt_token_ids: ImmutableSequence[int]
     max_tokens: int
     sampling: RowSampling
@@ -103,8 +105,8 @@ class Sequence:
         self.registered = 0  # columns whose pages were made findable
 
     @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    def sequence_id(self) -> str:
+        return self.request.sequence_id
 
     @property
     def known(self) -> int:
@@ -185,7 +187,7 @@ class Sequence:
         self.pending += draws
         self.in_slot |= draws > 0
         return PlanRow(
-            request_id=self.request_id,
+            sequence_id=self.sequence_id,
             epoch=self.epoch,
             slot=self.slot,
             start=start,

@@ -20,8 +20,8 @@ def run(name: str, seed: int = 0, load: float = 1.0) -> dict[str, Outcome]:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_request_ends_and_everything_comes_back(name: str) -> None:
     for outcome in run(name).values():
-        assert outcome.end_s.keys() == outcome.first_token_s.keys() == {one.request_id for one in outcome.requests}
-        assert all(outcome.first_token_s[one.request_id] > one.arrival_s for one in outcome.requests)
+        assert outcome.end_s.keys() == outcome.first_token_s.keys() == {one.sequence_id for one in outcome.requests}
+        assert all(outcome.first_token_s[one.sequence_id] > one.arrival_s for one in outcome.requests)
         statistics = outcome.statistics
         assert (statistics.running, statistics.waiting, statistics.in_flight_steps) == (0, 0, 0)
         assert statistics.pages_available == statistics.pages_total

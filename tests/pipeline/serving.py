@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline.choice import Detokenizer
 from asurge.plan import RowSampling
 from asurge.scheduler import Request, Scheduler
 from asurge.text import StopMatcher
@@ -56,9 +57,10 @@ def submit(
     stop: tuple[str, ...] = (),
     prompt: Sequence[int] = PROMPT,
     output_kind: OutputKind = "cumulative",
+    detokenizer: Detokenizer | None = None,
 ) -> Generation:
     request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
-    choice = Choice(name, detokenizer=Spelling(), stops=StopMatcher(stop) if stop else None)
+    choice = Choice(name, detokenizer=detokenizer or Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(
         name,
         PromptFacts(None, list(prompt)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +18,7 @@ from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Update
 from tests.fakes import FakeRunner, continuation
-from tests.pipeline.serving import LIMITS, PROMPT, read, serving, spelled, submit
+from tests.pipeline.serving import LIMITS, PROMPT, Spelling, read, serving, spelled, submit
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -213,6 +214,74 @@ async def test_the_watchdog_notices_a_hung_step() -> None:
     async with serving(runner, step_timeout_s=0.01) as (pipeline, _, _runner):
         with pytest.raises(EngineDeadError, match="TimeoutError"):
             await read(submit(pipeline))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_the_watchdog_notices_a_hung_dispatch(first: int) -> None:
+    """Of the first step, or of the second while what the first one brings does not come either."""
+    hangs = threading.Event()
+
+    def hang(plan: StepPlan, result: StepResult) -> StepResult:
+        if plan.step_id >= first:
+            hangs.wait(30)
+        return result
+
+    runner = FakeRunner(LIMITS, on_dispatch=hang)
+    runner.hold()
+    async with serving(runner, step_timeout_s=0.05) as (pipeline, _, _runner):
+        try:
+            with pytest.raises(EngineDeadError, match=r"step_timeout_s=0\.05"):
+                await read(submit(pipeline))
+            assert pipeline.failure is not None
+        finally:
+            hangs.set()
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise when they panic is no Exception either."""
+
+
+async def test_a_panic_of_a_tokenizer_fails_its_request_only() -> None:
+    class Panicking(Spelling):
+        def push(self, token_ids: Sequence[int]) -> str:
+            raise Panic("in Rust")
+
+    async with serving() as (pipeline, scheduler, _):
+        good = submit(pipeline, "good")
+        bad = submit(pipeline, "bad", detokenizer=Panicking())
+        with pytest.raises(RequestFailedError, match="in Rust"):
+            await read(bad)
+        assert (await read(good)).outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()
+
+
+async def test_a_panic_anywhere_else_is_told_to_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object) -> None:
+        raise Panic("in Rust")
+
+    async with serving() as (pipeline, scheduler, _):
+        monkeypatch.setattr(scheduler, "plan", panic)
+        monkeypatch.setattr(scheduler, "finish", panic)
+        generations = [submit(pipeline, name) for name in "ab"]
+        failures = []
+        for generation in generations:
+            with pytest.raises(EngineDeadError, match="in Rust") as caught:
+                await read(generation)
+            failures.append(caught.value)
+        for name in "cd":
+            with pytest.raises(EngineDeadError) as caught:
+                submit(pipeline, name)
+            failures.append(caught.value)
+        assert len(set(map(id, [*failures, pipeline.failure]))) == 5  # tracebacks do not grow with the refused
+
+
+async def test_a_request_is_not_cancelled_for_another_of_its_name() -> None:
+    async with serving() as (pipeline, _, _runner):
+        before = submit(pipeline)
+        await read(before)
+        after = submit(pipeline)
+        assert not pipeline.cancel(before)
+        assert (await read(after)).outputs[0].token_ids == continuation(PROMPT, 6)
 
 
 async def test_a_deadline_passes_while_the_device_is_busy() -> None:

@@ -49,7 +49,7 @@ class TracingDevice(PagedDevice):
             steps = sum(token >= 0 for token in drawn)
             written = [int(before[row.slot]), *drawn[: steps - 1]]
             if not self._trace(row, written):
-                spoiled.add(row.request_id)
+                spoiled.add(row.sequence_id)
         self.read_garbage[plan.step_id] = spoiled
         return result
 

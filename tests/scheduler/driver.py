@@ -36,7 +36,7 @@ class Driver:
     @property
     def started(self) -> list[str]:
         """Who has begun, in order."""
-        return list(dict.fromkeys(row.request_id for plan in self.plans for row in plan.prefill))
+        return list(dict.fromkeys(row.sequence_id for plan in self.plans for row in plan.prefill))
 
     def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:
         self.scheduler.add(request(name, prompt, max_tokens, **treated))
@@ -59,7 +59,7 @@ class Driver:
         updates = self.scheduler.apply(result)
         self.scheduler.check()
         if result.error is None:
-            counted = {update.request_id for update in updates}
+            counted = {update.sequence_id for update in updates}
             assert not counted & self.device.read_garbage[result.plan.step_id]
         return updates
 
@@ -71,7 +71,7 @@ class Driver:
         texts: dict[str, list[int]] = {}
         while self.scheduler.has_work:
             for update in self.step():
-                texts.setdefault(update.request_id, []).extend(update.token_ids)
+                texts.setdefault(update.sequence_id, []).extend(update.token_ids)
         self.assert_empty()
         return texts
 

@@ -56,7 +56,7 @@ class History:
         return name
 
     def abort(self, name: str) -> None:
-        assert self.scheduler.finish(name, "abort") == (name in self.live)
+        assert self.scheduler.finish(name) == (name in self.live)
         self.live.pop(name, None)
         self.scheduler.check()
 
@@ -97,9 +97,9 @@ class History:
         if not self.flying:
             return False
         result = self.flying.popleft()
-        members = {row.request_id for row in result.plan.rows}
+        members = {row.sequence_id for row in result.plan.rows}
         for update in self.scheduler.apply(result):
-            name = update.request_id
+            name = update.sequence_id
             assert name in members
             assert (update.error is not None) == (update.finish_reason == "error")
             assert update.error is result.error
@@ -124,7 +124,7 @@ class History:
 
     def _check_text(self, request: Request, update: Update) -> None:
         """A text is the reference's beginning, and all of it when it has ended."""
-        text, prompt = self.texts[request.request_id], list(request.prompt_token_ids)
+        text, prompt = self.texts[request.sequence_id], list(request.prompt_token_ids)
         count = min(request.max_tokens, self.limits.longest - len(prompt))
         expected = continuation(prompt, count, request.stop_token_ids)
         assert text == expected[: len(text)]

@@ -12,7 +12,7 @@ def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None
     driver = Driver(limits(max_num_batched_tokens=64))
     driver.add("a", range(2, 11))
     plan = driver.plan()
-    driver.scheduler.finish("a", "abort")
+    driver.scheduler.finish("a")
     assert driver.apply(driver.fail(plan)) == []
     driver.add("b", range(2, 11))
     assert driver.run_out() == {"b": continuation(range(2, 11), 4)}
@@ -42,8 +42,8 @@ def test_what_was_computed_from_a_failed_steps_pages_is_forgotten_too() -> None:
     assert follower.prefill[0].start == 4
     spoiled = driver.device.execute(follower)
     assert driver.device.read_garbage[follower.step_id] == {"b"}
-    assert [update.request_id for update in driver.apply(failed)] == ["a"]
-    driver.scheduler.finish("b", "abort")
+    assert [update.sequence_id for update in driver.apply(failed)] == ["a"]
+    driver.scheduler.finish("b")
     assert driver.apply(spoiled) == []
     driver.add("c", range(2, 7), max_tokens=1)  # writes the failed page anew: what hung on it must not come back
     driver.run_out()
@@ -59,11 +59,11 @@ def test_a_failed_step_spares_those_that_only_share_an_older_prefix() -> None:
     failed = driver.fail(driver.plan())
     driver.add("c", range(2, 11))
     later = driver.plan()
-    assert [(row.request_id, row.start) for row in later.prefill] == [("c", 8)]
+    assert [(row.sequence_id, row.start) for row in later.prefill] == [("c", 8)]
     result = driver.device.execute(later)
-    assert [update.request_id for update in driver.apply(failed)] == ["b"]
+    assert [update.sequence_id for update in driver.apply(failed)] == ["b"]
     (update,) = driver.apply(result)
-    assert (update.request_id, list(update.token_ids)) == ("c", continuation(range(2, 11), 1))
+    assert (update.sequence_id, list(update.token_ids)) == ("c", continuation(range(2, 11), 1))
     assert driver.scheduler.statistics().preemptions == 0
 
 
@@ -96,11 +96,11 @@ def test_a_sequence_set_back_may_take_pages_from_a_younger_one_that_was_to_draw(
     driver.add("old", range(2, 26), max_tokens=2)
     driver.add("young", range(500, 504), max_tokens=12)
     results += [driver.execute() for _ in range(3)]
-    assert [update.request_id for update in driver.apply(results[0])] == ["a"]
+    assert [update.sequence_id for update in driver.apply(results[0])] == ["a"]
     texts: dict[str, list[int]] = {}
     for result in results[1:]:
         for update in driver.apply(result):
-            texts.setdefault(update.request_id, []).extend(update.token_ids)
+            texts.setdefault(update.sequence_id, []).extend(update.token_ids)
     assert list(texts) == ["young"]
     for name, text in driver.run_out().items():
         texts.setdefault(name, []).extend(text)
@@ -115,14 +115,14 @@ def test_a_lost_state_fails_one_steps_requests_and_sets_all_others_back_once(rep
     first = driver.plan()
     driver.add("b", range(50, 58))
     second = driver.plan()
-    assert [(row.request_id, row.num_tokens) for row in second.rows] == [("a", 1), ("b", 4)]
+    assert [(row.sequence_id, row.num_tokens) for row in second.rows] == [("a", 1), ("b", 4)]
     third = driver.plan()
     lost = driver.fail(first, state_lost=True)
     if reported == "as errors":
         behind = [driver.fail(plan, state_lost=True) for plan in (second, third)]
     else:
         behind = [driver.device.execute(plan) for plan in (second, third)]
-    assert [(update.request_id, update.error) for update in driver.apply(lost)] == [("a", BOOM)]
+    assert [(update.sequence_id, update.error) for update in driver.apply(lost)] == [("a", BOOM)]
     fresh = driver.execute()  # planned after the loss was known: it counts
     preemptions = driver.scheduler.statistics().preemptions
     for result in behind:

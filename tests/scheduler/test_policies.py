@@ -46,7 +46,7 @@ def test_a_higher_priority_takes_the_slot_of_the_lowest_running() -> None:
     driver.step()
     driver.add("urgent", priority=0)
     driver.step()
-    assert [row.request_id for row in driver.plans[-1].rows] == ["middle", "urgent"]
+    assert [row.sequence_id for row in driver.plans[-1].rows] == ["middle", "urgent"]
     assert driver.scheduler.statistics().preemptions == 1
     driver.run_out()
 
@@ -132,7 +132,7 @@ def test_a_long_prompt_leaves_room_for_short_ones_beside_it() -> None:
     for _ in range(3):
         driver.step()
     first, _, third = driver.plans
-    assert {row.request_id: row.num_tokens for row in first.prefill} == {"long": 16, "short": 16}
+    assert {row.sequence_id: row.num_tokens for row in first.prefill} == {"long": 16, "short": 16}
     assert [row.num_tokens for row in third.prefill] == [60], "nobody else has a prompt: all that the decode row leaves"
 
 
@@ -156,7 +156,7 @@ def test_deadlines_end_requests_in_every_state() -> None:
 def test_an_id_used_again_has_its_own_deadline() -> None:
     driver = Driver(LIMITS)
     driver.add("a", deadline_s=1.0)
-    driver.scheduler.finish("a", "abort")
+    driver.scheduler.finish("a")
     driver.add("a", deadline_s=5.0)
     assert driver.scheduler.next_deadline_s == 5.0
     assert driver.scheduler.expire(2.0) == []

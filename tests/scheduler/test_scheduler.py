@@ -72,9 +72,9 @@ def test_decode_rows_come_before_chunks_and_share_the_budget() -> None:
     driver.step()
     driver.add("b", numbers(30, 100))
     plan = driver.plan()
-    assert [row.request_id for row in plan.decode] == ["a"]
+    assert [row.sequence_id for row in plan.decode] == ["a"]
     # 15 tokens are left: three quanta of four.
-    assert [(row.request_id, row.num_tokens) for row in plan.prefill] == [("b", 12)]
+    assert [(row.sequence_id, row.num_tokens) for row in plan.prefill] == [("b", 12)]
 
 
 @pytest.mark.parametrize(("bound", "chunks"), [(1, [4, 4, 4]), (4, [4, 4, 4]), (11, [8, 8, 8]), (100, [12, 12, 12])])
@@ -101,7 +101,7 @@ def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None
     found = []
     for _ in range(3):
         plan = driver.plan(1, 4)
-        found.append([(row.request_id, row.num_tokens) for row in plan.prefill])
+        found.append([(row.sequence_id, row.num_tokens) for row in plan.prefill])
         driver.step(plan)
     assert found == [[("b", 12)], [("b", 2), ("c", 8)], [("c", 4)]]  # from where b is read, it counts
 
@@ -170,12 +170,12 @@ def test_cancelling_frees_everything_in_every_phase(phase: str) -> None:
     steps = {"queued": 0, "prefilling": 1, "decoding": 3, "finishing": 4}[phase]
     for _ in range(steps):
         flying.append(driver.execute())
-    assert driver.scheduler.finish("a", "abort")
+    assert driver.scheduler.finish("a")
     driver.assert_empty()  # at once, although steps are in flight
     for result in flying:
         assert driver.apply(result) == []
     driver.assert_empty()
-    assert not driver.scheduler.finish("a", "abort")
+    assert not driver.scheduler.finish("a")
 
 
 def test_a_failed_step_fails_its_requests_and_spares_the_others() -> None:
@@ -184,7 +184,7 @@ def test_a_failed_step_fails_its_requests_and_spares_the_others() -> None:
     plan = driver.plan()
     driver.add("b", numbers(8, 70))
     updates = driver.apply(driver.fail(plan))
-    assert [(update.request_id, update.finish_reason, update.error) for update in updates] == [("a", "error", BOOM)]
+    assert [(update.sequence_id, update.finish_reason, update.error) for update in updates] == [("a", "error", BOOM)]
     assert driver.run_out() == {"b": continuation(numbers(8, 70), 4)}
 
 
@@ -239,9 +239,9 @@ def test_a_preempted_sequence_is_not_admitted_before_its_draws_arrive() -> None:
     flying = []
     while not driver.scheduler.statistics().preemptions:
         flying.append(driver.execute())
-    assert any(row.request_id == "b" for result in flying for row in result.plan.rows)
+    assert any(row.sequence_id == "b" for result in flying for row in result.plan.rows)
     assert (driver.scheduler.num_running, driver.scheduler.num_waiting) == (1, 1)
-    driver.scheduler.finish("a", "abort")  # pages and a slot are free now
+    driver.scheduler.finish("a")  # pages and a slot are free now
     assert driver.scheduler.plan() is None
     tokens = [token for result in flying for update in driver.apply(result) for token in update.token_ids]
     (row,) = driver.plan().prefill

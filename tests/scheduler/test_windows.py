@@ -48,10 +48,10 @@ def test_any_history_gives_the_windowed_reference(window: int) -> None:
                 prompt = [*range(2, rng.choice([3, 12, 20])), rng.randrange(2, 900)]
                 request = Request(f"r{turn}", prompt, rng.randint(1, 24), RowSampling())
                 scheduler.add(request)
-                live[request.request_id], texts[request.request_id] = request, []
+                live[request.sequence_id], texts[request.sequence_id] = request, []
             elif chance < 0.22 and live:
                 name = rng.choice(sorted(live))
-                scheduler.finish(name, "abort")
+                scheduler.finish(name)
                 del live[name]
             elif chance < 0.65 and len(flying) < 3 and (plan := scheduler.plan(rng.randint(1, 3))) is not None:
                 flying.append(device.execute(plan))
@@ -75,7 +75,7 @@ def apply(
     scheduler: Scheduler, result: StepResult, live: dict[str, Request], texts: dict[str, list[int]], window: int
 ) -> None:
     for update in scheduler.apply(result):
-        name = update.request_id
+        name = update.sequence_id
         texts[name].extend(update.token_ids)
         request = live[name]
         assert texts[name] == continuation(request.prompt_token_ids, len(texts[name]), window=window)
