@@ -83,7 +83,10 @@ def _likely(frame: Sequence[Message], turns: Sequence[Sequence[Message]], share:
 
 
 def _text(message: Message) -> str:
+    """A message's content as one string, whether it was given as one or in parts, which rendering has seen to be texts."""
     content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
     return content if isinstance(content, str) else ""
 
 

@@ -57,6 +57,14 @@ async def test_one_huge_message_is_cut_within_its_template(engine: Engine) -> No
     assert output.num_truncated_tokens > 0
 
 
+async def test_text_in_parts_is_cut_like_a_string(engine: Engine) -> None:
+    parts = [{"type": "text", "text": LONG[:200]}, {"type": "text", "text": LONG[200:]}]
+    whole = await engine.chat([{"role": "user", "content": LONG}], PARAMS)
+    output = await engine.chat([{"role": "user", "content": parts}], PARAMS)
+    assert output.num_truncated_tokens > 0
+    assert (output.prompt, output.outputs) == (whole.prompt, whole.outputs)
+
+
 async def test_strict_engines_refuse_long_conversations(strict: Engine) -> None:
     with pytest.raises(PromptTooLongError):
         await strict.chat(talk(30), PARAMS)

@@ -79,6 +79,22 @@ def test_a_template_that_does_not_fit_is_told_as_it_is() -> None:
     assert (text, dropped) == ("<sys><>ASK", 6)
 
 
+def test_text_in_parts_is_cut_like_a_string() -> None:
+    for content in ("", "a question " * 3):
+        talk = [message("system", "be brief"), message("user", content), message("tool", "result " * 5)]
+        parts = [{**one, "content": [{"type": "text", "text": text} for text in one["content"]]} for one in talk]
+        for room in range(8, 80):
+            found = fit_conversation(
+                parts, lambda some: render([as_string(one) for one in some]), Letters(), room, "left"
+            )
+            assert Letters().decode(found.token_ids) == fit(talk, room)[0]
+
+
+def as_string(given: Message) -> Message:
+    content = given["content"]
+    return {**given, "content": content if isinstance(content, str) else "".join(part["text"] for part in content)}
+
+
 MESSAGES = st.lists(st.builds(message, st.sampled_from(ROLES), st.text("abc", max_size=9)), min_size=1, max_size=12)
 
 
