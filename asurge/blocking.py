@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -30,10 +32,12 @@ T = TypeVar("T")
 
 
 class BlockingStream:
-    """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request."""
+    """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request; being
+    interrupted (Ctrl-C) while it waits does not, and loses nothing."""
 
     def __init__(self, portal: BlockingPortal, stream: TokenStream) -> None:
         self._portal, self._stream = portal, stream
+        self._coming: Future[RequestOutput | None] | None = None
 
     @property
     def request_id(self) -> str:
@@ -43,18 +47,26 @@ class BlockingStream:
         return self
 
     def __next__(self) -> RequestOutput:
-        output = self._portal.call(self._next)
+        coming = self._coming or self._portal.start_task_soon(_next, self._stream)
+        self._coming = coming
+        try:
+            output = coming.result()
+        except Exception:
+            self._coming = None
+            raise
+        self._coming = None  # not before: whoever is interrupted above asks again
         if output is None:
             raise StopIteration
         return output
 
-    async def _next(self) -> RequestOutput | None:
-        # StopAsyncIteration cannot cross the portal: a future refuses to carry it.
-        return await anext(self._stream, None)
-
     def close(self) -> None:
         """End the request if it still runs."""
         self._portal.call(self._stream.aclose)
+        self._coming = None
+
+    def __del__(self) -> None:
+        if self._coming is not None:
+            self._coming.cancel()  # it holds the stream, which would end the request when it is dropped
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +75,30 @@ class BlockingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _next(stream: TokenStream) -> RequestOutput | None:
+    # StopAsyncIteration cannot cross the portal: a future refuses to carry it.
+    return await anext(stream, None)
+
+
+def _call(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> T:
+    """Do what takes its time. If the wait for it is interrupted (Ctrl-C) it is cancelled, and has ended when this returns."""
+    ended = threading.Event()
+
+    async def do() -> T:
+        try:
+            return await work()
+        finally:
+            ended.set()
+
+    future = portal.start_task_soon(do)
+    try:
+        return future.result()
+    except BaseException:
+        if future.cancel():
+            ended.wait()
+        raise
 
 
 class Engine:
@@ -82,22 +118,21 @@ class Engine:
         """Start the loop and the engine; see `asurge.Engine.initiate`."""
         self._open = self._stack.enter_context(start_blocking_portal("asyncio"))
         try:
-            self._open.call(self._engine.initiate)
+            _call(self._open, self._engine.initiate)
         except BaseException:
-            self._open = None
-            self._stack.close()
+            self.terminate()  # one that was interrupted may have started all the same
             raise
 
     def terminate(self) -> None:
         """Stop the engine and its loop. Safe to call twice."""
-        portal, self._open = self._open, None
-        if portal is not None:
-            portal.call(self._engine.terminate)
+        if self._open is not None:
+            self._open.call(self._engine.terminate)
+            self._open = None
             self._stack.close()
 
     def update_model_weights(self, model: str) -> None:
         """See `asurge.Engine.update_model_weights`."""
-        self._portal.call(self._engine.update_model_weights, model)
+        _call(self._portal, lambda: self._engine.update_model_weights(model))
 
     def __enter__(self) -> Self:
         self.initiate()
@@ -136,7 +171,7 @@ class Engine:
                 prompts, sampling_params, request_id=request_id, use_tqdm=use_tqdm, **options
             )
 
-        return self._portal.call(generate)
+        return _call(self._portal, generate)
 
     def beam_search(self, prompt: Prompt, **options: Any) -> RequestOutput:
         """See `asurge.Engine.beam_search`, whose options are taken by name."""
@@ -144,7 +179,7 @@ class Engine:
         async def beam_search() -> RequestOutput:
             return await self._engine.beam_search(prompt, **options)
 
-        return self._portal.call(beam_search)
+        return _call(self._portal, beam_search)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[EmbeddingOutput]:
         """See `asurge.Engine.embed`, whose options are taken by name."""
@@ -152,7 +187,7 @@ class Engine:
         async def embed() -> list[EmbeddingOutput]:
             return await self._engine.embed(prompts, **options)
 
-        return self._portal.call(embed)
+        return _call(self._portal, embed)
 
     @overload
     def chat(
@@ -187,8 +222,10 @@ class Engine:
         async def chat() -> TokenStream:
             return await self._engine.chat(messages, sampling_params, stream=True, **options)
 
-        tokens = self._portal.call(chat)
-        return BlockingStream(self._portal, tokens) if stream else self._portal.call(tokens.wait_finished)
+        async def answer() -> RequestOutput:
+            return await (await chat()).wait_finished()
+
+        return BlockingStream(self._portal, _call(self._portal, chat)) if stream else _call(self._portal, answer)
 
     def abort_request(self, request_id: str) -> bool:
         """See `asurge.Engine.abort_request`."""
