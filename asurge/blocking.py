@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from asurge import engine as asynchronous
 from asurge.config import EngineConfig
-from asurge.errors import EngineNotRunningError
+from asurge.errors import EngineNotRunningError, EngineStateError
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import RequestOptions, SamplingParams
 from asurge.prompts import Prompt
@@ -116,6 +116,8 @@ class Engine:
 
     def initiate(self) -> None:
         """Start the loop and the engine; see `asurge.Engine.initiate`."""
+        if self._open is not None:
+            raise EngineStateError(f"this engine is {self._engine.state}: make a new one to start another")
         self._open = self._stack.enter_context(start_blocking_portal("asyncio"))
         try:
             _call(self._open, self._engine.initiate)

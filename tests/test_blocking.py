@@ -17,7 +17,7 @@ from asurge import SamplingParams
 from asurge.assembly import Parts, assemble
 from asurge.blocking import Engine
 from asurge.config import EngineConfig
-from asurge.errors import EngineNotRunningError, InvalidRequestError
+from asurge.errors import EngineNotRunningError, EngineStateError, InvalidRequestError
 from asurge.params import OutputKind
 from asurge.plan import StepHandle, StepPlan
 from tests.conftest import TINY
@@ -167,6 +167,12 @@ def test_not_started_and_stopped() -> None:
     with pytest.raises(EngineNotRunningError):
         engine.generate("x")
     engine.terminate()
+
+
+def test_a_second_start_is_refused_and_changes_nothing(engine: Engine) -> None:
+    with pytest.raises(EngineStateError, match="is running"):
+        engine.initiate()
+    assert engine.generate("hello", GREEDY, use_tqdm=False)[0].finished
 
 
 def test_a_failed_start_leaves_nothing_running() -> None:
