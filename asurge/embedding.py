@@ -28,8 +28,9 @@ async def embed_all(
     params: EmbeddingParams,
     options: RequestOptions,
     on_done: Callable[[], object],
+    at_most: int,
 ) -> list[EmbeddingOutput]:
-    """Embed all prompts together; in their order.
+    """Embed all prompts together, ``at_most`` so many at a time; in their order.
 
     Raises:
         AsurgeError: of the first that was refused, ended or failed. The others are aborted.
@@ -39,7 +40,7 @@ async def embed_all(
         partial(_embed, running, name or f"embd-{secrets.token_hex(8)}", prompt, params, options)
         for name, prompt in zip(request_ids, prompts, strict=True)
     ]
-    return await do_all(works, on_done)
+    return await do_all(works, on_done, at_most)
 
 
 async def _embed(

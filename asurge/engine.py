@@ -191,11 +191,12 @@ class Engine(EngineStatus):
         """Complete all prompts together; outputs come in the order of the prompts.
 
         Nobody reads these as they grow, so steps may be as long as they are most efficient (see
-        `SchedulerConfig.max_mixed_step_s`).
+        `SchedulerConfig.max_mixed_step_s`). Of more prompts than the queue holds, those behind wait here, and their deadlines
+        count from when they enter it.
 
         Raises:
             InvalidRequestError: a prompt or parameter is refused, or the lists differ in length.
-            EngineOverloadedError: too many requests wait.
+            EngineOverloadedError: too many requests of others wait.
             DeadlineExceededError: one did not finish within its deadline.
             RequestFailedError, EngineDeadError: a step or the engine failed. The others are aborted.
         """
@@ -207,7 +208,7 @@ class Engine(EngineStatus):
             for prompt, one, name in zip(batch, params, names, strict=True)
         ]
         with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
-            return await finish_all(streams, bar.update)
+            return await finish_all(streams, bar.update, _together(params, self.config.max_queued_requests))
 
     async def beam_search(
         self,
@@ -257,7 +258,8 @@ class Engine(EngineStatus):
         batch = _batch(prompts)
         names = _ids_of_each(request_id, len(batch))
         with tqdm(total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm, leave=False) as bar:
-            return await embed_all(self._running, batch, names, wish, options, bar.update)
+            at_most = self.config.max_queued_requests
+            return await embed_all(self._running, batch, names, wish, options, bar.update, at_most)
 
     @overload
     async def chat(
@@ -349,6 +351,13 @@ def _params_of_each(
             param="sampling_params",
         )
     return given
+
+
+def _together(params: Sequence[SamplingParams | None], most: int) -> int:
+    """How many requests of a batch may be on their way, if it is not to fill a queue of ``most`` places by itself. Each of a
+    request's completions takes one."""
+    places = [1 if one is None else one.best_of or one.n for one in params]
+    return len(places) if sum(places) <= most else max(most // max(places), 1)
 
 
 def _ids_of_each(given: str | Sequence[str] | None, count: int) -> Sequence[str | None]:

@@ -113,28 +113,38 @@ class TokenStream:
 
 
 async def finish_all(
-    streams: Sequence[TokenStream], on_done: Callable[[], object] = lambda: None
+    streams: Sequence[TokenStream], on_done: Callable[[], object] = lambda: None, at_most: int | None = None
 ) -> list[RequestOutput]:
     """Read all streams to their ends together; their last outputs, in their order.
+
+    Args:
+        at_most: so many are admitted and not finished at a time; None: all.
 
     Raises:
         AsurgeError: of the first that was refused or failed. The others are aborted.
     """
-    return await do_all([stream.wait_finished for stream in streams], on_done)
+    return await do_all([stream.wait_finished for stream in streams], on_done, at_most)
 
 
-async def do_all(works: Sequence[Callable[[], Awaitable[T]]], on_done: Callable[[], object] = lambda: None) -> list[T]:
-    """Do all together; what they return, in their order. The first failure is raised, and the others are cancelled."""
+async def do_all(
+    works: Sequence[Callable[[], Awaitable[T]]],
+    on_done: Callable[[], object] = lambda: None,
+    at_most: int | None = None,
+) -> list[T]:
+    """Do all together, or ``at_most`` so many at a time; what they return, in their order. The first failure is raised, and
+    the others are cancelled."""
     found: dict[int, T] = {}
+    left = iter(range(len(works)))
 
-    async def do(index: int) -> None:
-        found[index] = await works[index]()
-        on_done()
+    async def do_one_after_another() -> None:
+        for index in left:
+            found[index] = await works[index]()
+            on_done()
 
     try:
         async with anyio.create_task_group() as tasks:
-            for index in range(len(works)):
-                tasks.start_soon(do, index)
+            for _ in range(len(works) if at_most is None else min(at_most, len(works))):
+                tasks.start_soon(do_one_after_another)
     except ExceptionGroup as group:
         raise group.exceptions[0] from group.exceptions[0].__cause__
     return [found[index] for index in range(len(works))]

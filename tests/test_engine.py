@@ -59,6 +59,19 @@ async def test_generate_keeps_the_order_and_equals_streaming(tiny: Engine) -> No
     await settle(tiny)
 
 
+async def test_a_batch_may_have_more_prompts_than_the_queue_has_places(tiny_folder: Path, tiny: Engine) -> None:
+    prompts = [f"Prompt number {n}" for n in range(12)]
+    async with Engine(str(tiny_folder), **TINY, max_queued_requests=3) as small:
+        outputs = await small.generate(prompts, GREEDY, use_tqdm=False)
+        pairs = await small.generate(prompts, dataclasses.replace(GREEDY, n=2), use_tqdm=False)
+        vectors = await small.embed(prompts, use_tqdm=False)
+        await settle(small)
+    expected = await tiny.generate(prompts, GREEDY, use_tqdm=False)
+    assert [one.outputs for one in outputs] == [one.outputs for one in expected]
+    assert [one.get_text() for one in pairs] == [one.get_text() for one in expected]
+    assert [one.prompt for one in vectors] == prompts
+
+
 async def test_text_and_token_ids_are_the_same_prompt(tiny: Engine) -> None:
     (by_text,) = await tiny.generate("Schöne Grüße", GREEDY, use_tqdm=False)
     (by_ids,) = await tiny.generate(by_text.prompt_token_ids, GREEDY, use_tqdm=False)
