@@ -23,7 +23,7 @@ from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pacer, Pipeline
 from asurge.plan import Pooling
-from asurge.prompts import Prompt, RenderedChat
+from asurge.prompts import Prompt, integer, is_list
 from asurge.status import EngineStatus
 from asurge.stream import TokenStream, finish_all
 
@@ -335,7 +335,8 @@ class Engine(EngineStatus):
 
 
 def _batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    one = isinstance(prompts, str | RenderedChat) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    """One prompt, or several; what is neither is one, which intake refuses."""
+    one = not is_list(prompts) or integer(next(iter(prompts), None)) is not None  # type: ignore[arg-type]
     return [prompts] if one else list(prompts)  # type: ignore[arg-type,list-item]
 
 

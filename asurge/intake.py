@@ -20,7 +20,7 @@ from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
-from asurge.prompts import Prompt, Prompts, RenderedChat, check_tokens
+from asurge.prompts import Prompt, Prompts, RenderedChat, check_prompt, check_tokens
 from asurge.scheduler import Request
 from asurge.text import BLOCKING_CHARACTERS, FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
 from asurge.threads import run_in_thread
@@ -288,7 +288,12 @@ class Intake:
 
 
 def _length(prompt: Prompt) -> int:
-    """How much of a prompt is left to prepare: a conversation was tokenised when it was rendered."""
+    """How much of a prompt is left to prepare: a conversation was tokenised when it was rendered.
+
+    Raises:
+        InvalidRequestError: it is no prompt.
+    """
+    check_prompt(prompt)
     return 0 if isinstance(prompt, RenderedChat) else len(prompt)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any, SupportsIndex, cast
 
 from asurge.config import EngineConfig
 from asurge.errors import InvalidRequestError, PromptTooLongError
+from asurge.guided import shown
 from asurge.params import EmbeddingParams, SamplingParams, all_natural
 from asurge.text import (
     CHARACTERS_PER_TOKEN,
@@ -34,6 +35,7 @@ class RenderedChat:
 
 
 Prompt = str | Sequence[int] | RenderedChat
+_NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
 
 
 class Prompts:
@@ -83,7 +85,7 @@ class Prompts:
 
         Raises:
             PromptTooLongError: it does not fit, and the settings forbid what would make it.
-            InvalidRequestError: it is empty, not Unicode, or holds what is no token.
+            InvalidRequestError: it is no prompt, empty, not Unicode, or holds what is no token.
         """
         config = self._config
         ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len - 1)
@@ -118,6 +120,7 @@ class Prompts:
         beyond = self._max_model_len + 1  # with so many a prompt is cut or refused, and with more in the same way
         wanted = None if most is None else room if most == -1 else min(most, beyond)
         left_out = 0
+        check_prompt(prompt)
         if isinstance(prompt, RenderedChat):
             ids: Sequence[int] = prompt.conversation.token_ids
         elif not isinstance(prompt, str):
@@ -155,6 +158,27 @@ class Prompts:
         )
 
 
+def check_prompt(prompt: object) -> None:
+    """Raises:
+    InvalidRequestError: it is neither a text, nor a conversation, nor a list of anything.
+    """
+    if not isinstance(prompt, str | RenderedChat) and not is_list(prompt):
+        raise InvalidRequestError(
+            f"prompt={shown(prompt)} must be a text (bytes have to be decoded) or a list of token ids", param="prompt"
+        )
+
+
+def is_list(value: object) -> bool:
+    """Whether something holds others in an order, as lists and arrays do; texts, bytes and mappings are meant as a whole."""
+    if isinstance(value, _NO_LISTS) or not isinstance(value, Collection):
+        return False
+    try:
+        len(value)
+    except TypeError:  # an array without axes
+        return False
+    return True
+
+
 def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[int]:
     """Token ids as Python's integers. At the speed of C where they are already, and nothing is wrong: there may be a million.
 
@@ -166,7 +190,7 @@ def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[i
         return ids
     found = []
     for given in ids:
-        token = _integer(given)
+        token = integer(given)
         if token is None or not 0 <= token < vocab_size:
             raise InvalidRequestError(
                 f"{param} holds the token id {given!r}: ids must be integers in [0, {vocab_size})", param=param
@@ -175,7 +199,7 @@ def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[i
     return found
 
 
-def _integer(value: object) -> int | None:
+def integer(value: object) -> int | None:
     """Python's integer of any that is one, as numpy's are; whether something is true is none."""
     try:
         return None if isinstance(value, bool) else operator.index(cast("SupportsIndex", value))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asurge import Engine, RequestOutput, SamplingParams
@@ -77,6 +78,22 @@ async def test_text_and_token_ids_are_the_same_prompt(tiny: Engine) -> None:
     (by_ids,) = await tiny.generate(by_text.prompt_token_ids, GREEDY, use_tqdm=False)
     assert by_ids.outputs == by_text.outputs
     assert by_ids.prompt is None
+
+
+async def test_an_array_of_token_ids_is_a_prompt_as_a_list_is(tiny: Engine) -> None:
+    (expected,) = await tiny.generate([5, 6, 7], GREEDY, use_tqdm=False)
+    array = np.array([5, 6, 7])
+    for prompts, count in (
+        (array, 1),
+        (list(array), 1),
+        ([array], 1),
+        ([array, [5, 6, 7]], 2),
+        (np.stack([array] * 2), 2),
+    ):
+        outputs = await tiny.generate(prompts, GREEDY, use_tqdm=False)
+        assert [one.outputs for one in outputs] == [expected.outputs] * count
+        assert len(await tiny.embed(prompts, use_tqdm=False)) == count
+    assert (await collect(tiny, array))[-1].outputs == expected.outputs
 
 
 async def test_a_seed_draws_the_same_in_any_company(tiny: Engine) -> None:
@@ -229,10 +246,23 @@ def test_max_new_tokens_is_an_alias() -> None:
     assert SamplingParams(max_new_tokens=7).max_tokens == 7
 
 
-@pytest.mark.parametrize("prompt", ["", "\ud800", [], [400], [-1], [True], ["a"], [2**70]])
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "\ud800", [], [400], [-1], [True], ["a"], [2**70], b"abc", None, 5, {5: 6}, {5}, np.array(5), np.array([5.0])],
+)
 async def test_bad_prompts_are_refused(tiny: Engine, prompt: Any) -> None:
     with pytest.raises(InvalidRequestError, match="prompt"):
         await anext(tiny.stream(prompt, GREEDY))
+    with pytest.raises(InvalidRequestError, match="prompt"):
+        await tiny.beam_search(prompt)
+    assert_idle(tiny.statistics())
+
+
+@pytest.mark.parametrize("prompts", [b"abc", None, [None], [b"abc"], {"a": "b"}, (text for text in "ab"), 0.5])
+async def test_what_is_neither_a_prompt_nor_a_list_is_refused(tiny: Engine, prompts: Any) -> None:
+    for work in (tiny.generate, tiny.embed):
+        with pytest.raises(InvalidRequestError, match="must be a text"):
+            await work(prompts, use_tqdm=False)
     assert_idle(tiny.statistics())
 
 
