@@ -26,6 +26,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class AsurgeError(Exception):
     """Base of all errors raised by asurge."""
@@ -85,6 +87,12 @@ class EngineNotRunningError(EngineStateError):
 
 class EngineDeadError(EngineStateError):
     """The engine failed and serves no more; the cause is chained."""
+
+    def again(self) -> Self:
+        """The same news for somebody else. An exception that is raised again and again keeps the frames of all who got it."""
+        fresh = type(self)(*self.args)
+        fresh.__cause__ = self.__cause__
+        return fresh
 
 
 class EngineOverloadedError(AsurgeError):

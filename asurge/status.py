@@ -126,5 +126,5 @@ class EngineStatus:
             hint = "make a new one" if self._state == "stopped" else "use `async with engine`, or await initiate()"
             raise EngineNotRunningError(f"the engine is not running ({self._state}): {hint}")
         if self._pipeline.failure is not None:
-            raise self._pipeline.failure
+            raise self._pipeline.failure.again()
         return self._pipeline, self._intake

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from asurge.errors import (
     ChatTemplateError,
     ConfigError,
     DuplicateRequestError,
+    EngineDeadError,
     EngineNotRunningError,
     EngineStateError,
     InvalidRequestError,
@@ -415,6 +417,18 @@ async def test_what_runs_in_plain_xla_is_told_with_its_reason(tiny: Engine) -> N
 async def test_plain_xla_by_choice_is_no_fallback(tiny_folder: Path) -> None:
     async with Engine(str(tiny_folder), **{**TINY, "kernels": "xla", "max_num_seqs": 2}) as engine:
         assert engine.fallbacks == ()
+
+
+async def test_a_failure_is_told_again_and_again_without_growing(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = EngineDeadError("the engine failed")
+    failure.__cause__ = ValueError("why")
+    monkeypatch.setattr(tiny._pipeline, "failure", failure)
+    for _ in range(3):
+        with pytest.raises(EngineDeadError, match="the engine failed") as told:
+            tiny.stream("hello")
+        assert told.value.__cause__ is failure.__cause__
+        assert failure.__traceback__ is None
+        assert len(traceback.extract_tb(told.value.__traceback__)) == 3
 
 
 async def test_figures(tiny: Engine) -> None:
