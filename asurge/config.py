@@ -87,7 +87,8 @@ class EngineConfig:
             ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
         max_num_seqs: sequences running at once (device slots).
-        max_num_batched_tokens: token budget of one step; None chooses by platform.
+        max_num_batched_tokens: token budget of one step; None chooses by platform. Raised where it would not hold a token of each
+            sequence and ``min_input_pad`` of a prompt beside them.
         min_input_pad: prefill chunks are padded to a multiple of this many tokens; None chooses by kernels.
         page_size: tokens in a KV page.
         hbm_utilization: share of accelerator memory that weights and KV pages may take.

@@ -57,7 +57,7 @@ class Lattice:
     def __init__(
         self, max_num_seqs: int, max_num_batched_tokens: int, quantum: int, *, skips_padding: bool = False
     ) -> None:
-        most = -(-max_num_batched_tokens // quantum)
+        most = max_num_batched_tokens // quantum
         if skips_padding:
             shapes = {StepShape(2), StepShape(max(max_num_seqs, 2)), StepShape(max(max_num_seqs, 2), most, quantum)}
         else:

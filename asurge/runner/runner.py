@@ -141,7 +141,8 @@ class DeviceRunner:
             num_pages=0,
             page_size=config.page_size,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(budget, quantum),
+            # Beside a full house of rows that decode there is always room for some of a prompt.
+            max_num_batched_tokens=max(budget, quantum + config.max_num_seqs),
             max_model_len=max_model_len,
             prefill_quantum=quantum,
             max_draws=max_draws,
@@ -163,7 +164,7 @@ class DeviceRunner:
         self._spec = StepSpec(rebuild, attention, layout, tables, most_rows, most_tokens, max_draws)
         self.drawer = Drawer(DrawSpec(rebuild, shape.vocab_size, config.max_num_seqs, tuple(logits_processors)))
         self._scorer = Scorer(rebuild, shape.vocab_size)
-        chunks = -(-self._limits.max_num_batched_tokens // quantum)
+        chunks = self._limits.max_num_batched_tokens // quantum
         self._pooler = Pooler(rebuild, most_tokens, min(config.max_num_seqs, chunks))
         self._pages, self._last_token = self._fresh_state()
         self.generation, self._spoilt = 0, -1

@@ -18,6 +18,7 @@ from tests.conftest import TINY
 from tests.fakes import one_table
 from tests.models.forward import forward
 from tests.runner.steps import row, run
+from tests.scheduler.driver import Driver
 
 PROMPT = random_tokens(45, seed=3)
 STEPS = 12
@@ -143,6 +144,19 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     assert steps[1].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
     assert runner.generation == generation
+
+
+def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model: Decoder) -> None:
+    runner = DeviceRunner(model, EngineConfig(**{**TINY, "min_input_pad": 32}), max_model_len=128)
+    driver = Driver(runner.limits)
+    for count in range(4):
+        driver.add(str(count), range(10, 45), max_tokens=20)
+        plan = driver.plan()
+        assert ([one.request_id for one in plan.prefill], len(plan.decode)) == ([str(count)], count)
+        assert runner.dispatch(plan).wait().error is None
+        driver.step(plan)
+        while driver.scheduler.statistics().waiting or any(not one.draws_next for one in driver.scheduler._running):
+            driver.step()
 
 
 def test_page_counts() -> None:
