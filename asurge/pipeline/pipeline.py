@@ -100,7 +100,7 @@ class Pipeline:
             EngineDeadError: the pipeline has failed.
         """
         if self.failure is not None:
-            raise _copied(self.failure)
+            raise self.failure.again()
         if generation.request_id in self._generations:
             raise duplicate(generation.request_id)
         for index, request in enumerate(requests):
@@ -180,7 +180,7 @@ class Pipeline:
                 self.failure.__cause__ = error
             for generation in list(self._generations.values()):
                 with suppress(BaseException):  # of a scheduler that is broken
-                    self._drop(generation, _copied(self.failure))
+                    self._drop(generation, self.failure.again())
             raise
 
     async def _expire(self) -> None:
@@ -358,10 +358,3 @@ class Pipeline:
             observer.ended(generation, reason)
         if reason != "abort":
             self._totals.count_completed(generation)
-
-
-def _copied(failure: EngineDeadError) -> EngineDeadError:
-    """One for each who is told: a traceback grows wherever its exception is raised."""
-    copied = EngineDeadError(str(failure))
-    copied.__cause__ = failure.__cause__
-    return copied
