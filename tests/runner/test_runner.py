@@ -152,7 +152,7 @@ def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model:
     for count in range(4):
         driver.add(str(count), range(10, 45), max_tokens=20)
         plan = driver.plan()
-        assert ([one.request_id for one in plan.prefill], len(plan.decode)) == ([str(count)], count)
+        assert ([one.sequence_id for one in plan.prefill], len(plan.decode)) == ([str(count)], count)
         assert runner.dispatch(plan).wait().error is None
         driver.step(plan)
         while driver.scheduler.statistics().waiting or any(not one.draws_next for one in driver.scheduler._running):
