@@ -15,7 +15,7 @@ from msgspec import UNSET
 from asurge.outputs import CompletionOutput, Logprob, RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
-from asurge.server.choices import ChoiceReaders, call_id
+from asurge.server.choices import ChoiceReaders
 from asurge.server.conversation import Conversation, conversation_of
 from asurge.server.exchange import Exchange, read, told_reason
 from asurge.server.schema.chat import (
@@ -100,7 +100,7 @@ class ChatAnswer:
                     reasoning += text
                 case ToolCallStart():
                     function = OutFunction(name=event.name, arguments="")
-                    calls.append(OutToolCall(id=call_id(event), type="function", function=function))
+                    calls.append(OutToolCall(id=self._readers.call_id(event), type="function", function=function))
                 case ToolCallArguments():
                     calls[-1].function.arguments += event.text
         if content or not calls:
@@ -176,7 +176,9 @@ class ChatAnswer:
                 return Delta(reasoning_content=text)
             case ToolCallStart():
                 function = OutFunction(name=event.name, arguments="")
-                call = OutToolCall(index=event.index, id=call_id(event), type="function", function=function)
+                call = OutToolCall(
+                    index=event.index, id=self._readers.call_id(event), type="function", function=function
+                )
             case ToolCallArguments():
                 function = OutFunction(arguments=event.text)
                 call = OutToolCall(index=event.index, function=function)

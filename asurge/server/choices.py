@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from asurge.outputs import CompletionOutput, RequestOutput
 from asurge.parsing import Content, Event, OutputParser, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.conversation import Conversation
@@ -33,6 +31,11 @@ class ChoiceReaders:
         may hold the end of the reasoning, and a request's answer must not depend on them. Blocks."""
         encode = self._served.engine.tokenizer.encode
         return sum(len(encode(reader.reasoning, add_special_tokens=False)) for reader in self._readers.values())
+
+    def call_id(self, event: ToolCallStart) -> str:
+        """The id under which a call is told, and comes back."""
+        assert self._talk.tool_format is not None
+        return event.call_id or self._talk.tool_format.call_id()
 
     def has_begun(self, one: CompletionOutput) -> bool:
         """Whether something of a completion was read already."""
@@ -94,7 +97,3 @@ class ChoiceReader:
 
     def finish_reason(self, one: CompletionOutput) -> str | None:
         return self._called if self._calls and one.finish_reason == "stop" else one.finish_reason
-
-
-def call_id(event: ToolCallStart) -> str:
-    return event.call_id or f"call_{secrets.token_hex(12)}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
-from asurge.server.choices import call_id
 
 _PARTS = {
     "message": ("output_text", "response.output_text"),
@@ -18,9 +17,14 @@ _PARTS = {
 
 
 class Items:
-    """One answer's items: a stretch of reasoning, a message, a call. The same events make the whole and the stream."""
+    """One answer's items: a stretch of reasoning, a message, a call. The same events make the whole and the stream.
 
-    def __init__(self) -> None:
+    Args:
+        call_id: the id of a call.
+    """
+
+    def __init__(self, call_id: Callable[[ToolCallStart], str]) -> None:
+        self._call_id = call_id
         self.items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._key = ""
@@ -36,7 +40,7 @@ class Items:
                 case Reasoning(text):
                     data += self._text("reasoning", text)
                 case ToolCallStart():
-                    item = {"type": "function_call", "id": _id("fc"), "call_id": call_id(event), "name": event.name, "arguments": "", "status": "in_progress"}  # fmt: skip
+                    item = {"type": "function_call", "id": _id("fc"), "call_id": self._call_id(event), "name": event.name, "arguments": "", "status": "in_progress"}  # fmt: skip
                     data += self._begin(f"call {event.index}", item)
                 case ToolCallArguments(text=text):
                     if self._open is not None:

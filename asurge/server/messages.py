@@ -14,7 +14,7 @@ from asurge.outputs import RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
 from asurge.server.attending import threaded
-from asurge.server.choices import ChoiceReaders, call_id
+from asurge.server.choices import ChoiceReaders
 from asurge.server.conversation import Conversation, conversation_of, conversation_tokens
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
@@ -180,7 +180,7 @@ class MessagesAnswer:
                     else:
                         blocks.append(ThinkingBlock(thinking=text))
                 case ToolCallStart():
-                    blocks.append(ToolUseBlock(id=call_id(event), name=event.name, input={}))
+                    blocks.append(ToolUseBlock(id=self._readers.call_id(event), name=event.name, input={}))
                     arguments[len(blocks) - 1] = ""
                 case ToolCallArguments(text=text):
                     arguments[max(arguments)] += text
@@ -236,7 +236,7 @@ class MessagesAnswer:
                     data.append(self._opened("thinking", {"type": "thinking", "thinking": "", "signature": ""}))
                     delta = {"type": "thinking_delta", "thinking": text}
                 case ToolCallStart():
-                    begun = {"type": "tool_use", "id": call_id(event), "name": event.name, "input": {}}
+                    begun = {"type": "tool_use", "id": self._readers.call_id(event), "name": event.name, "input": {}}
                     data.append(self._opened(f"call {event.index}", begun))
                     continue
                 case ToolCallArguments(text=text):

@@ -178,7 +178,8 @@ class ResponseAnswer:
         exchange: Exchange,
     ) -> None:
         self._store, self._key = exchange.request.app[STORE], exchange.key
-        self._own, self._readers, self._items = own, ChoiceReaders(talk, served), Items()
+        self._own, self._readers = own, ChoiceReaders(talk, served)
+        self._items = Items(self._readers.call_id)
         names = (
             "instructions",
             "temperature",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import anthropic
@@ -118,6 +119,30 @@ async def test_tokens_of_reasoning_are_counted_apart(
         assert response.usage is not None
         told = response.usage.output_tokens_details.reasoning_tokens
         assert told == usages[0].completion_tokens_details.reasoning_tokens
+
+
+@pytest.mark.parametrize("tool_format", ["mistral", "mistral_v11"])
+async def test_mistrals_templates_take_their_ids_back(
+    demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, tool_format: str
+) -> None:
+    """They refuse conversations with ids of another length."""
+    url = await running.start(make_app(demo, tool_format=tool_format))
+
+    async def chat(*_: Any, **__: Any) -> Scripted:
+        return Scripted(f"{MISTRAL[:-1]}, {MISTRAL[13:]}")
+
+    monkeypatch.setattr(demo, "chat", chat)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        answer = await client.chat.completions.create(model="demo", messages=ASK, tools=[WEATHER])  # type: ignore[list-item]
+        response = await client.responses.create(model="demo", input="x", tools=[{"type": "function", **WEATHER["function"]}])  # type: ignore[dict-item,list-item]  # fmt: skip
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as claude:
+        tool: Any = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}  # type: ignore[index]
+        message = await claude.messages.create(model="demo", max_tokens=9, messages=ASK, tools=[tool])
+    ids = [one.id for one in answer.choices[0].message.tool_calls or ()]
+    ids += [one.call_id for one in response.output if one.type == "function_call"]
+    ids += [one.id for one in message.content if one.type == "tool_use"]
+    assert len(set(ids)) == 6
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", one) for one in ids), ids
 
 
 async def test_reasoning_is_known_by_the_tokens_for_it(demo: Engine) -> None:

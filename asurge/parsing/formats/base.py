@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -54,6 +55,10 @@ class ToolFormat(abc.ABC):
         """A grammar, in llguidance's dialect of Lark, of one call of one of the tools, or if ``parallel`` of one or more.
         Marks are literals in it: `asurge.guidance` knows which are special tokens. None where the format cannot write the
         tools' names."""
+
+    def call_id(self) -> str:
+        """An id for a call without one, as the family's chat templates take it when the call comes back."""
+        return f"call_{secrets.token_hex(12)}"
 
 
 class MarkedFormat(ToolFormat):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import string
 from typing import Any, ClassVar
 
 from asurge.parsing.events import Output
@@ -181,6 +183,9 @@ class Mistral(ObjectFormat):
     opening, closing = "[TOOL_CALLS][", "]"
     between: ClassVar[str | None] = ", "
 
+    def call_id(self) -> str:
+        return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))  # templates refuse conversations with others
+
     def objects(self, reader: Reader, out: Output) -> Wait[None]:
         if (yield from reader.peek()) == "{":
             yield from super().objects(reader, out)
@@ -208,3 +213,4 @@ class MistralNamed(Mistral):
 
 
 _MISTRAL_NAME = re.compile(r"[^\s\[\]{}\"]*")
+_ALPHANUMERIC = string.ascii_letters + string.digits
