@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from asurge.text import render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
+_DEVELOPER = re.compile("[\"']developer[\"']")
 MAX_TOOLS = 128
 _WHOLE_CHARACTERS, _WHOLE_PER_TOKEN = 1 << 20, 8
 """What takes about a second to tokenise; more only where the context holds it."""
@@ -90,7 +93,7 @@ def conversation_of(asked: ChatCompletionRequest, served: Served, config: Server
     if asked.skip_special_tokens is None and any(one.needs_special_tokens for one in formats):
         own["skip_special_tokens"] = False
     return Conversation(
-        messages=[template_message(message) for message in asked.messages],
+        messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
         tools=tools if choice != "none" else None,
         params=asked.params(form, **own),
         template_kwargs=kwargs,
@@ -100,16 +103,53 @@ def conversation_of(asked: ChatCompletionRequest, served: Served, config: Server
     )
 
 
-def template_message(message: Message) -> dict[str, Any]:
-    """A message as the engine's chat takes it: calls in their one form, with arguments as objects."""
+def template_messages(messages: Sequence[Message], template: str | None) -> list[dict[str, Any]]:
+    """Messages as the engine's chat takes them, for a template. Most know one system message, at the beginning: of what
+    else is said in that place, they leave out some and refuse the rest.
+
+    Raises:
+        InvalidRequestError: one has no text.
+    """
+    knows_developers = _DEVELOPER.search(template or "") is not None
+    found = [_template_message(at, message, knows_developers) for at, message in enumerate(messages)]
+    rules = list(itertools.takewhile(lambda one: one["role"] in ("system", "developer"), found))
+    if len(rules) < 2:
+        return found
+    return [
+        {**rules[0], "content": "\n\n".join(one["content"] for one in rules if one["content"])},
+        *found[len(rules) :],
+    ]
+
+
+def _template_message(at: int, message: Message, knows_developers: bool) -> dict[str, Any]:
+    """A message with calls in their one form, with arguments as objects."""
     found: dict[str, Any] = msgspec.to_builtins(message)
+    found["content"] = _text(at, message)
     if found["role"] == "function":
         found["role"] = "tool"
+    if found["role"] == "developer" and not knows_developers:
+        found["role"] = "system"
     if (call := found.pop("function_call")) is not None:
         found["tool_calls"] = [{"type": "function", "function": call}]
     for call in found["tool_calls"] or ():
         call["function"]["arguments"] = _object(call["function"]["arguments"])
     return found
+
+
+def _text(at: int, message: Message) -> str | None:
+    """A message's content as one text. What is wrong is told with the place in the request."""
+    where, content = f"messages[{at}]", message.content
+    if isinstance(content, str):
+        return content
+    for nth, part in enumerate(content or ()):
+        if part.type != "text" or part.text is None:
+            raise InvalidRequestError(
+                f'{where}.content[{nth}] must be {{"type": "text", "text": ...}}: other parts are not supported',
+                param=f"{where}.content[{nth}]",
+            )
+    if content is None and not ((message.tool_calls or message.function_call) and message.role == "assistant"):
+        raise InvalidRequestError(f"{where} has no content", param=f"{where}.content")
+    return None if content is None else "".join(part.text or "" for part in content)
 
 
 def _object(arguments: str | Mapping[str, Any] | None) -> Any:
@@ -208,7 +248,7 @@ def conversation_tokens(
 ) -> list[int]:
     """A conversation as the engine would be asked, whole. Blocks; raises as `all_tokens` does."""
     listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
-    given = [template_message(message) for message in messages]
+    given = template_messages(messages, served.engine.tokenizer.chat_template)
     rendered = render_chat(served.engine.tokenizer, given, tools=listed, template_kwargs=template_kwargs)
     return all_tokens(served, rendered, "messages", special=False)
 

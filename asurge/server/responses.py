@@ -57,9 +57,11 @@ async def create(request: web.Request) -> web.StreamResponse:
             before = kept.conversation
             request[BODY_BYTES] += kept.size  # it is prepared with what the body holds
         own = await exchange.prepared(lambda: _as_chat(asked, before))
-        talk = await exchange.prepared(lambda: conversation_of(own, served, exchange.state.config))
+        told = own
         if asked.instructions is not None:  # of this turn alone: not part of what is kept
-            talk.messages.insert(0, {"role": "system", "content": asked.instructions})
+            rules = Message(role="system", content=asked.instructions)
+            told = msgspec.structs.replace(own, messages=[rules, *own.messages])
+        talk = await exchange.prepared(lambda: conversation_of(told, served, exchange.state.config))
         answer = ResponseAnswer(asked, own, talk, served, exchange)
         response = await converse(exchange, own, served, talk, answer)
         if not own.streams:
