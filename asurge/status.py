@@ -7,6 +7,7 @@ from typing import Literal
 
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
+from asurge.constraints import _thinking_tokens
 from asurge.errors import EngineDeadError, EngineNotRunningError
 from asurge.intake import Intake
 from asurge.pipeline import Pipeline, RequestObserver, StepObserver
@@ -64,6 +65,15 @@ class EngineStatus:
             EngineNotRunningError: the engine has not started.
         """
         return self._started().tokenizer
+
+    @property
+    def bounds_reasoning(self) -> bool:
+        """Whether the model has tokens around its reasoning, as `SamplingParams.thinking_budget` needs them.
+
+        Raises:
+            EngineNotRunningError: the engine has not started.
+        """
+        return _thinking_tokens(self._started().tokenizer) is not None
 
     @property
     def num_pending_requests(self) -> int:

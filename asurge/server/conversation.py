@@ -65,16 +65,24 @@ class Conversation:
         )
 
 
-def conversation_of(asked: ChatCompletionRequest, served: Served, config: ServerConfig) -> Conversation:
-    """Raises:
-    ApiError, InvalidRequestError: the request asks for what is not there, or for what does not go together.
+def conversation_of(
+    asked: ChatCompletionRequest, served: Served, config: ServerConfig, switches: Mapping[str, Any] | None = None
+) -> Conversation:
+    """What a request asks of a model.
+
+    Args:
+        switches: what the endpoint itself tells the chat template.
+
+    Raises:
+        ApiError, InvalidRequestError: the request asks for what is not there, or for what does not go together.
     """
     asked.check()
     if asked.chat_template is not None:
         raise ApiError("chat_template is not taken from requests", param="chat_template")
     if asked.echo:
         raise ApiError("echo is for /v1/completions", param="echo")
-    kwargs = _template_kwargs(asked, config)
+    asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
+    kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
     tools, choice = _tools(asked)
     tool_format = served.tool_format if tools else None
     form: dict[str, Any] = {}
@@ -253,13 +261,11 @@ def conversation_tokens(
     return all_tokens(served, rendered, "messages", special=False)
 
 
-def _template_kwargs(asked: ChatCompletionRequest, config: ServerConfig) -> dict[str, Any]:
-    kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
-    if asked.reasoning_effort is not None:
-        kwargs.setdefault("reasoning_effort", asked.reasoning_effort)
-        if asked.reasoning_effort == "none":
-            kwargs.setdefault("enable_thinking", False)
-    return kwargs
+def effort_switches(effort: str | None) -> dict[str, Any]:
+    """What chat templates are told of the effort of reasoning."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def _top_logprobs(count: int | None) -> int:

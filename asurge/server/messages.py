@@ -15,7 +15,7 @@ from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCal
 from asurge.server.answer import converse
 from asurge.server.attending import threaded
 from asurge.server.choices import ChoiceReaders
-from asurge.server.conversation import Conversation, conversation_of, conversation_tokens
+from asurge.server.conversation import Conversation, conversation_of, conversation_tokens, effort_switches
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
 from asurge.server.schema.chat import (
@@ -34,6 +34,7 @@ from asurge.server.schema.messages import (
     MessagesRequest,
     MessagesResponse,
     MessagesUsage,
+    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -53,8 +54,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     asked = await read(request, MessagesRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
-        own = await exchange.prepared(lambda: _as_chat(asked))
-        talk = await exchange.prepared(lambda: conversation_of(own, served, exchange.state.config))
+        own, config = await exchange.prepared(lambda: _as_chat(asked, served)), exchange.state.config
+        talk = await exchange.prepared(lambda: conversation_of(own, served, config, _switches(asked)))
         answer = MessagesAnswer(asked, talk, served, request[REQUEST_ID])
         return await converse(exchange, own, served, talk, answer)
 
@@ -65,7 +66,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[STATE].find(asked.model)
 
     def count() -> int:
-        return len(conversation_tokens(served, _conversation(asked), _tools(asked)))
+        return len(conversation_tokens(served, _conversation(asked), _tools(asked), _switches(asked)))
 
     return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
 
@@ -73,7 +74,7 @@ async def count_tokens(request: web.Request) -> web.Response:
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────
 
 
-def _as_chat(asked: MessagesRequest) -> ChatCompletionRequest:
+def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
     """The same request in OpenAI's terms."""
     choice, given = asked.tool_choice, asked.thinking
     names: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
@@ -96,11 +97,16 @@ def _as_chat(asked: MessagesRequest) -> ChatCompletionRequest:
     )
     if asked.output_config is not None and (form := asked.output_config.format) is not None:
         found.response_format = ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.schema))
-    if asked.output_config is not None and (effort := asked.output_config.effort) is not None:
-        found.reasoning_effort = effort
-    if given is not None and given.type != "adaptive":
-        found.chat_template_kwargs = {"enable_thinking": given.type == "enabled"}
-        found.thinking_budget = given.budget_tokens if given.type == "enabled" else None
+    if given is not None and given.type == "enabled" and served.engine.bounds_reasoning:
+        found.thinking_budget = given.budget_tokens
+    return found
+
+
+def _switches(asked: CountMessagesRequest) -> dict[str, Any]:
+    """What the chat template is told of reasoning."""
+    found = effort_switches(None if asked.output_config is None else asked.output_config.effort)
+    if asked.thinking is not None and asked.thinking.type != "adaptive":
+        found["enable_thinking"] = asked.thinking.type == "enabled"
     return found
 
 
@@ -145,6 +151,9 @@ def _messages(message: TurnMessage) -> list[Message]:
             case ToolResultBlock(content=content):
                 text = content if isinstance(content, str) else "".join(one.text for one in content)
                 found.append(Message(role="tool", tool_call_id=block.tool_use_id, content=text))
+    if turn.content is None and not turn.tool_calls and not found:
+        reasons = any(isinstance(block, ThinkingBlock | RedactedThinkingBlock) for block in message.content)
+        turn.content = "" if reasons else None  # an answer may end within its reasoning
     if turn.content is not None or turn.tool_calls or not found:
         found.append(turn)
     return found

@@ -10,10 +10,12 @@ import aiohttp
 import pytest
 
 from asurge import Engine, SamplingParams
+from asurge.server import make_app
 from asurge.server.conversation import template_messages
 from asurge.server.schema.chat import Message
 from tests.server.chat import ASK
 from tests.server.clients import CHAT
+from tests.server.conftest import Running
 from tests.server.scripted import Scripted
 
 
@@ -75,3 +77,44 @@ async def test_what_is_wrong_keeps_its_place(http: aiohttp.ClientSession) -> Non
     rules, image = {"role": "system", "content": "Be brief."}, {"type": "image_url", "image_url": {"url": "x"}}
     async with http.post(CHAT, json={"messages": [rules, rules, {"role": "user", "content": [image]}]}) as response:
         assert (response.status, (await response.json())["error"]["param"]) == (400, "messages[2].content[0]")
+
+
+REASON = {"type": "enabled", "budget_tokens": 1024}
+
+
+async def test_anthropics_thinking_is_switched_and_bounded(http: aiohttp.ClientSession, heard: Heard) -> None:
+    for thinking, switches, budget in (
+        (REASON, {"enable_thinking": True}, 1024),
+        ({"type": "disabled"}, {"enable_thinking": False}, None),
+        ({"type": "adaptive"}, {}, None),
+    ):
+        await post(http, "/v1/messages", max_tokens=4, messages=ASK, thinking=thinking)
+        assert (heard.template_kwargs, heard.params.thinking_budget) == (switches, budget)
+
+
+async def test_thinking_needs_no_marks_of_the_model(tiny: Engine, running: Running) -> None:
+    url = await running.start(make_app(tiny))
+    assert not tiny.bounds_reasoning
+    async with aiohttp.ClientSession(url) as http:
+        await post(http, "/v1/messages", max_tokens=4, messages=ASK, thinking=REASON)
+
+
+@pytest.mark.parametrize("kind", ["enabled", "disabled"])
+async def test_what_requests_may_set_does_not_bind_the_server(demo: Engine, running: Running, heard: Heard, kind: str) -> None:  # fmt: skip
+    url = await running.start(make_app(demo, template_kwargs=("mine",)))
+    async with aiohttp.ClientSession(url) as http:
+        await post(http, "/v1/messages", max_tokens=4, messages=ASK, thinking={"type": kind})
+    assert heard.template_kwargs == {"enable_thinking": kind == "enabled"}
+
+
+@pytest.mark.parametrize("block", [{"type": "thinking", "thinking": "Hm."}, {"type": "redacted_thinking", "data": "x"}])
+async def test_a_turn_of_reasoning_alone_comes_back(http: aiohttp.ClientSession, block: dict[str, str]) -> None:
+    said = [*ASK, {"role": "assistant", "content": [block]}, {"role": "user", "content": "Go on."}]
+    await post(http, "/v1/messages", max_tokens=4, messages=said)
+
+
+@pytest.mark.parametrize("given", [{"thinking": REASON}, {"thinking": {"type": "disabled"}}, {"output_config": {"effort": "low"}}])  # fmt: skip
+async def test_counted_is_what_is_asked(http: aiohttp.ClientSession, given: dict[str, Any]) -> None:
+    counted = await post(http, "/v1/messages/count_tokens", messages=ASK, **given)
+    usage = (await post(http, "/v1/messages", max_tokens=1, messages=ASK, **given))["usage"]
+    assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]

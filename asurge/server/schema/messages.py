@@ -100,6 +100,7 @@ class CountMessagesRequest(msgspec.Struct, kw_only=True):
     tools: list[MessagesTool] | None = None
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesRequest(CountMessagesRequest, kw_only=True):
@@ -111,7 +112,6 @@ class MessagesRequest(CountMessagesRequest, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] | None = None
-    output_config: OutputConfig | None = None
 
 
 class CountMessagesResponse(msgspec.Struct, kw_only=True):
