@@ -84,9 +84,11 @@ def conversation_of(
     asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
     kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
     tools, choice = _tools(asked)
+    if choice == "none":  # the model is not told of them
+        tools = None
     tool_format = served.tool_format if tools else None
     form: dict[str, Any] = {}
-    if tools and choice not in ("auto", "none"):
+    if tools and choice != "auto":
         tool_format = tool_format or TOOL_FORMATS[_FALLBACK_FORMAT]
         form = _forced(tool_format, tools, choice, parallel=asked.parallel_tool_calls is not False)
     elif tools and tool_format is not None:
@@ -102,10 +104,10 @@ def conversation_of(
         own["skip_special_tokens"] = False
     return Conversation(
         messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
-        tools=tools if choice != "none" else None,
+        tools=tools,
         params=asked.params(form, **own),
         template_kwargs=kwargs,
-        tool_format=tool_format if choice != "none" else None,
+        tool_format=tool_format,
         reasoning_format=served.reasoning_format,
         parallel=asked.parallel_tool_calls is not False,
     )

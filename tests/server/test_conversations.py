@@ -10,10 +10,11 @@ import aiohttp
 import pytest
 
 from asurge import Engine, SamplingParams
+from asurge.guided import GuidedDecodingParams
 from asurge.server import make_app
 from asurge.server.conversation import template_messages
 from asurge.server.schema.chat import Message
-from tests.server.chat import ASK
+from tests.server.chat import ASK, WEATHER
 from tests.server.clients import CHAT
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
@@ -77,6 +78,18 @@ async def test_what_is_wrong_keeps_its_place(http: aiohttp.ClientSession) -> Non
     rules, image = {"role": "system", "content": "Be brief."}, {"type": "image_url", "image_url": {"url": "x"}}
     async with http.post(CHAT, json={"messages": [rules, rules, {"role": "user", "content": [image]}]}) as response:
         assert (response.status, (await response.json())["error"]["param"]) == (400, "messages[2].content[0]")
+
+
+async def test_tools_that_are_not_told_bind_nothing(demo: Engine, running: Running, heard: Heard) -> None:
+    url = await running.start(make_app(demo, tool_format="mistral"))
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    form = {"type": "json_object"}
+    async with aiohttp.ClientSession(url) as http:
+        await post(http, CHAT, messages=ASK, tools=[strict], tool_choice="none", response_format=form)
+        assert heard.params.guided_decoding == GuidedDecodingParams(json_object=True)
+        assert heard.params.skip_special_tokens
+        async with http.post(CHAT, json={"messages": ASK, "tools": [strict], "response_format": form}) as response:
+            assert (response.status, (await response.json())["error"]["param"]) == (400, "tool_choice")
 
 
 REASON = {"type": "enabled", "budget_tokens": 1024}
