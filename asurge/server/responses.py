@@ -181,7 +181,7 @@ class ResponseAnswer:
     ) -> None:
         self._store, self._key = exchange.request.app[STORE], exchange.key
         self._own, self._readers = own, ChoiceReaders(talk, served)
-        self._items = Items(self._readers.call_id)
+        self._items, self._begun = Items(self._readers.call_id), False
         names = (
             "instructions",
             "temperature",
@@ -210,13 +210,8 @@ class ResponseAnswer:
 
     async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
         """The answer's beginning, its items as they come, its end."""
-        begun = False
         async for output in exchange.outputs(tokens):
-            data: list[bytes] = []
-            if not begun:
-                begun = True
-                data += [self._event("response.created"), self._event("response.in_progress")]
-            data += self._take(output)
+            data = self._begin() + self._take(output)
             if output.finished:
                 reasoning = await exchange.written(self._readers.reasoning_tokens, much=self._readers.reasoned_much)
                 data += self._items.close(_status(output))
@@ -226,11 +221,18 @@ class ResponseAnswer:
                 await events.send(b"".join(data))
 
     def failed(self, error: BaseException) -> bytes:
-        """The last event of an answer that failed."""
-        failure = failure_of(error)
+        """The last event of an answer that failed; behind the first ones, which clients wait for before any other."""
+        begun, failure = self._begin(), failure_of(error)
         self._response.status, self._response.output = "failed", self._items.items
         self._response.error = {"code": failure.code or "server_error", "message": failure.message}
-        return self._event("response.failed")
+        return b"".join((*begun, self._event("response.failed")))
+
+    def _begin(self) -> list[bytes]:
+        """The first events of a stream, once."""
+        if self._begun:
+            return []
+        self._begun = True
+        return [self._event("response.created"), self._event("response.in_progress")]
 
     def _take(self, output: RequestOutput) -> list[bytes]:
         """Take news in; returns the events that tell of them."""

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from asurge import Engine
+from asurge.errors import DeadlineExceededError
 from asurge.server import ApiServer
 from asurge.server import store as store_module
 from asurge.server.keys import ApiKey, KeyRing
@@ -17,6 +18,7 @@ from asurge.server.schema.chat import Message
 from asurge.server.store import ResponseStore
 from tests.server.chat import WEATHER
 from tests.server.conftest import Running
+from tests.server.scripted import Scripted
 
 ASK = "What does math.sqrt do?"
 TOOL: Any = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
@@ -117,6 +119,24 @@ async def test_nobody_reads_what_others_keep(demo: Engine, running: Running) -> 
         for call in (other.responses.retrieve(answer.id), other.responses.delete(answer.id), create(other, previous_response_id=answer.id)):  # fmt: skip
             with pytest.raises(openai.NotFoundError):
                 await call
+
+
+@pytest.mark.parametrize("said", [[], ["Yes."]])
+async def test_a_failure_comes_behind_the_beginning(
+    demo: Engine, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """The client takes no other event first."""
+
+    async def chat(*_: Any, **__: Any) -> Scripted:
+        return Scripted(*said, DeadlineExceededError("late"))
+
+    monkeypatch.setattr(demo, "chat", chat)
+    async with client.responses.stream(model="demo", input=ASK) as stream:
+        events = [event async for event in stream]
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert events[0].response.status == "in_progress"  # type: ignore[union-attr]
+    assert (events[-1].type, events[-1].response.status) == ("response.failed", "failed")  # type: ignore[union-attr,comparison-overlap]
+    assert [event.sequence_number for event in events] == [*range(len(events))]
 
 
 def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
