@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +24,7 @@ from asurge.server.schema.chat import (
     Message,
     NamedFunction,
     NamedTool,
+    Part,
     Tool,
     ToolCall,
 )
@@ -43,6 +44,7 @@ from asurge.server.state import Served
 from asurge.server.store import STORE
 from asurge.stream import TokenStream
 
+_REFERENCE = "item_reference"
 _TEXTS = ("input_text", "output_text", "text")
 
 
@@ -56,7 +58,11 @@ async def create(request: web.Request) -> web.StreamResponse:
             kept = request.app[STORE].get(asked.previous_response_id, exchange.key)
             before = kept.conversation
             request[BODY_BYTES] += kept.size  # it is prepared with what the body holds
-        own = await exchange.prepared(lambda: _as_chat(asked, before))
+        known: Mapping[str, Item] = {}
+        if not isinstance(asked.input, str) and any(item.type == _REFERENCE for item in asked.input):
+            known = request.app[STORE].items(exchange.key)
+            request[BODY_BYTES] += request.app[STORE].size(exchange.key)
+        own = await exchange.prepared(lambda: _as_chat(asked, before, known))
         told = own
         if asked.instructions is not None:  # of this turn alone: not part of what is kept
             rules = Message(role="system", content=asked.instructions)
@@ -84,8 +90,12 @@ async def delete(request: web.Request) -> web.Response:
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────
 
 
-def _as_chat(asked: ResponsesRequest, before: Sequence[Message]) -> ChatCompletionRequest:
-    """The same request in terms of chat, behind the conversation before it."""
+def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[str, Item]) -> ChatCompletionRequest:
+    """The same request in terms of chat, behind the conversation before it.
+
+    Args:
+        known: items that may be named by their ids.
+    """
     for name in ("background", "conversation", "prompt"):
         if getattr(asked, name):
             raise ApiError(f"{name} is not supported: leave it out", param=name)
@@ -93,7 +103,7 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message]) -> ChatCompleti
     if isinstance(asked.input, str):
         messages.append(Message(role="user", content=asked.input))
     else:
-        messages += _messages(asked.input)
+        messages += _messages(_resolved(asked.input, known))
     choice: Any = asked.tool_choice
     if isinstance(choice, ResponsesToolChoice):
         if choice.type != "function" or choice.name is None:
@@ -129,7 +139,30 @@ def _format(asked: ResponsesRequest) -> ResponseFormat | None:
     return ResponseFormat(type=form.type, json_schema=schema)
 
 
-def _messages(items: list[Item]) -> list[Message]:
+def _resolved(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
+    """Items, with those in place of which there is an id.
+
+    Raises:
+        ApiError: an id is not known, or comes twice.
+    """
+    found, named = list[Item](), set[str]()
+    for at, item in enumerate(items):
+        if item.type == _REFERENCE:
+            where, name = f"input[{at}].id", item.id or ""
+            kept = known.get(name)
+            if kept is None:
+                raise ApiError(f"{where}: no item {name[:100]!r} is kept: send the item itself", param=where)
+            if name in named:
+                raise ApiError(f"{where}: the item {name!r} comes twice: send it once", param=where)
+            named.add(name)
+            found.append(kept)
+        else:
+            found.append(item)
+    return found
+
+
+def _messages(items: Sequence[Item]) -> list[Message]:
+    """What was said: a text and the calls beside it are one turn, as models write them."""
     found: list[Message] = []
     for at, item in enumerate(items):
         where = f"input[{at}]"
@@ -137,15 +170,20 @@ def _messages(items: list[Item]) -> list[Message]:
             case "message":
                 if item.role is None:
                     raise ApiError(f"{where}.role is missing", param=f"{where}.role")
-                found.append(Message(role=item.role, content=_text(item.content, f"{where}.content")))
+                text = _text(item.content, f"{where}.content")
+                if item.role == "assistant" and found and found[-1].tool_calls:
+                    _add_text(found[-1], text)
+                else:
+                    found.append(Message(role=item.role, content=text))
             case "function_call":
                 call = ToolCall(
                     id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments or "{}")
                 )
-                if found and found[-1].role == "assistant" and found[-1].tool_calls:
-                    found[-1].tool_calls.append(call)
-                else:
-                    found.append(Message(role="assistant", tool_calls=[call]))
+                if not found or found[-1].role != "assistant":
+                    found.append(Message(role="assistant"))
+                if found[-1].tool_calls is None:
+                    found[-1].tool_calls = []
+                found[-1].tool_calls.append(call)
             case "function_call_output":
                 text = _text(item.output, f"{where}.output")
                 found.append(Message(role="tool", tool_call_id=item.call_id, content=text))
@@ -154,6 +192,12 @@ def _messages(items: list[Item]) -> list[Message]:
             case _:
                 raise ApiError(f"{where}: items of type {item.type[:50]!r} are not supported", param=f"{where}.type")
     return found
+
+
+def _add_text(turn: Message, text: str) -> None:
+    parts = turn.content if isinstance(turn.content, list) else [Part(type="text", text=turn.content or "")]
+    parts.append(Part(type="text", text=text))
+    turn.content = parts
 
 
 def _text(content: str | list[InputText] | None, where: str) -> str:
@@ -242,9 +286,9 @@ class ResponseAnswer:
     def keep(self) -> None:
         """Keep the finished answer, if that is wanted."""
         if self._response.store:
-            said = _messages(msgspec.convert(self._response.output, list[Item]))
+            items = msgspec.convert(self._response.output, list[Item])
             body = msgspec.json.encode(self._response)
-            self._store.put(self._response.id, body, [*self._own.messages, *said], self._key)
+            self._store.put(self._response.id, body, [*self._own.messages, *_messages(items)], self._key, items)
 
     def _end(self, output: RequestOutput, reasoning: int) -> Response:
         """The finished answer."""

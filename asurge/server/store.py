@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from aiohttp import web
@@ -11,16 +11,22 @@ from aiohttp import web
 from asurge.server.errors import ApiError
 from asurge.server.keys import ApiKey
 from asurge.server.schema.chat import Message
+from asurge.server.schema.responses import Item
 
 STORED_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer that is kept, with the conversation up to and with it."""
+    """An answer that is kept, with the conversation up to and with it.
+
+    Attributes:
+        items: those of the answer, by their ids.
+    """
 
     body: bytes
     conversation: tuple[Message, ...]
+    items: Mapping[str, Item]
     size: int
 
 
@@ -29,6 +35,7 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.kept: dict[str, Stored] = {}
+        self.items: dict[str, Item] = {}
         self.size = 0
 
     def __len__(self) -> int:
@@ -36,10 +43,14 @@ class _Shelf:
 
     def put(self, name: str, stored: Stored) -> None:
         self.kept[name] = stored
+        self.items |= stored.items
         self.size += stored.size
 
     def take(self, name: str) -> None:
-        self.size -= self.kept.pop(name).size
+        stored = self.kept.pop(name)
+        self.size -= stored.size
+        for item in stored.items:
+            del self.items[item]
 
 
 class ResponseStore:
@@ -50,9 +61,12 @@ class ResponseStore:
         self._most = most
         self._shelves: dict[str, _Shelf] = {}
 
-    def put(self, name: str, body: bytes, conversation: list[Message], owner: ApiKey) -> None:
-        size = len(body) + len(msgspec.json.encode(conversation))
-        self._shelves.setdefault(owner.name, _Shelf()).put(name, Stored(body, tuple(conversation), size))
+    def put(
+        self, name: str, body: bytes, conversation: list[Message], owner: ApiKey, items: Sequence[Item] = ()
+    ) -> None:
+        known = {item.id: item for item in items if item.id is not None}
+        size = len(body) + len(msgspec.json.encode(conversation)) + len(msgspec.json.encode(items))
+        self._shelves.setdefault(owner.name, _Shelf()).put(name, Stored(body, tuple(conversation), known, size))
         self._shrink(len, self._most)
         self._shrink(lambda shelf: shelf.size, STORED_BYTES)
 
@@ -66,6 +80,16 @@ class ResponseStore:
                 "there is no such response: it was not stored, or is forgotten", status=404, code="not_found"
             )
         return shelf.kept[name]
+
+    def items(self, owner: ApiKey) -> Mapping[str, Item]:
+        """All items of answers that are kept for a key, by their ids."""
+        shelf = self._shelves.get(owner.name)
+        return {} if shelf is None else shelf.items
+
+    def size(self, owner: ApiKey) -> int:
+        """How many bytes are kept for a key."""
+        shelf = self._shelves.get(owner.name)
+        return 0 if shelf is None else shelf.size
 
     def delete(self, name: str, owner: ApiKey) -> None:
         """Raises:

@@ -11,7 +11,7 @@ import pytest
 
 from asurge import Engine, SamplingParams
 from asurge.guided import GuidedDecodingParams
-from asurge.server import make_app
+from asurge.server import ApiServer, make_app
 from asurge.server.conversation import template_messages
 from asurge.server.schema.chat import Message
 from tests.server.chat import ASK, WEATHER
@@ -22,11 +22,12 @@ from tests.server.scripted import Scripted
 
 @dataclasses.dataclass
 class Heard:
-    """What the engine was asked last."""
+    """What the engine was asked last, and what it answers."""
 
     messages: Sequence[Any] = ()
     params: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     template_kwargs: Any = None
+    answer: str = "Yes."
 
     @property
     def said(self) -> list[tuple[str, str | None]]:
@@ -40,7 +41,7 @@ def heard(demo: Engine, monkeypatch: pytest.MonkeyPatch) -> Heard:
 
     async def chat(messages: Any, params: SamplingParams, *, template_kwargs: Any, **_: Any) -> Scripted:
         found.messages, found.params, found.template_kwargs = messages, params, template_kwargs
-        return Scripted("Yes.")
+        return Scripted(found.answer)
 
     monkeypatch.setattr(demo, "chat", chat)
     return found
@@ -90,6 +91,61 @@ async def test_tools_that_are_not_told_bind_nothing(demo: Engine, running: Runni
         assert heard.params.skip_special_tokens
         async with http.post(CHAT, json={"messages": ASK, "tools": [strict], "response_format": form}) as response:
             assert (response.status, (await response.json())["error"]["param"]) == (400, "tool_choice")
+
+
+async def test_a_text_and_its_calls_are_one_turn(demo: Engine, running: Running, heard: Heard) -> None:
+    url = await running.start(make_app(demo, tool_format="hermes"))
+    heard.answer = 'Let me see. <tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+    tool = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
+    async with aiohttp.ClientSession(url) as http:
+        kept = await post(http, "/v1/responses", input="Well?", tools=[tool])
+        call = kept["output"][1]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+        wanted = [("user", "Well?"), ("assistant", "Let me see. "), ("tool", "sunny")]
+        await post(http, "/v1/responses", input=[result], previous_response_id=kept["id"])
+        assert heard.said == wanted
+        assert heard.messages[1]["tool_calls"][0]["id"] == call["call_id"]
+        await post(http, "/v1/responses", input=[{"role": "user", "content": "Well?"}, *kept["output"], result])
+        assert heard.said == wanted
+        more = {"role": "assistant", "content": "Soon."}
+        await post(http, "/v1/responses", input=[{"role": "user", "content": "Well?"}, *kept["output"], more, result])
+    assert heard.said == [("user", "Well?"), ("assistant", "Let me see. Soon."), ("tool", "sunny")]
+
+
+async def test_what_was_said_is_named_by_its_id(demo: Engine, running: Running, heard: Heard) -> None:
+    url = await running.start(make_app(demo, tool_format="hermes"))
+    heard.answer = '<think>Hm.</think>Let me see. <tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+    tool, said = {"type": "function", **WEATHER["function"]}, {"role": "user", "content": "Well?"}  # type: ignore[dict-item]
+    async with aiohttp.ClientSession(url) as http:
+        kept = await post(http, "/v1/responses", input="Well?", tools=[tool])
+        assert [item["type"] for item in kept["output"]] == ["reasoning", "message", "function_call"]
+        named = [{"type": "item_reference", "id": item["id"]} for item in kept["output"]]
+        result = {"type": "function_call_output", "call_id": kept["output"][2]["call_id"], "output": "sunny"}
+        await post(http, "/v1/responses", input=[said, *named, result])
+        assert heard.said == [("user", "Well?"), ("assistant", "Let me see. "), ("tool", "sunny")]
+        assert heard.messages[1]["tool_calls"][0]["id"] == result["call_id"]
+        forgotten = await post(http, "/v1/responses", input="Well?", store=False)
+        for wrong in (
+            named[0],
+            {"type": "item_reference", "id": forgotten["output"][0]["id"]},
+            {"type": "item_reference"},
+        ):
+            async with http.post("/v1/responses", json={"input": [named[0], wrong]}) as response:
+                assert (response.status, (await response.json())["error"]["param"]) == (400, "input[1].id")
+        await http.delete(f"/v1/responses/{kept['id']}")
+        async with http.post("/v1/responses", json={"input": [named[0]]}) as response:
+            assert response.status == 400
+
+
+async def test_nobody_names_what_others_keep(demo: Engine, running: Running, heard: Heard) -> None:
+    url = await running.start(ApiServer(demo, require_api_key=True, api_keys=["sk-first-key", "sk-other-key"]).app)
+    first, other = ({"Authorization": f"Bearer sk-{name}-key"} for name in ("first", "other"))
+    async with aiohttp.ClientSession(url, headers=first) as http:
+        kept = await post(http, "/v1/responses", input="Well?")
+        named = {"input": [{"type": "item_reference", "id": kept["output"][0]["id"]}]}
+        for headers, status in ((first, 200), (other, 400)):
+            async with http.post("/v1/responses", json=named, headers=headers) as response:
+                assert response.status == status
 
 
 REASON = {"type": "enabled", "budget_tokens": 1024}

@@ -17,9 +17,11 @@ class InputText(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Item(msgspec.Struct, kw_only=True):
-    """Something that happened in a conversation: a message (without a type, too), a call, what it brought, reasoning."""
+    """Something that happened in a conversation: a message (without a type, too), a call, what it brought, reasoning, or
+    the id of such a thing that an answer held."""
 
     type: str = "message"
+    id: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[InputText] | None = None
     call_id: str | None = None
