@@ -83,8 +83,9 @@ async def _pause(request: web.Request) -> web.Response:
 
 async def _resume(request: web.Request) -> web.Response:
     """Take requests again."""
-    request.app[STATE].pause(False)
-    return reply(orjson.dumps({"paused": False, "active": request.app[STATE].active}))
+    state = request.app[STATE]
+    state.pause(False)
+    return reply(orjson.dumps({"paused": state.is_paused, "active": state.active}))  # weights may be changing
 
 
 async def _drain(request: web.Request) -> web.Response:
@@ -97,14 +98,11 @@ async def _weights(request: web.Request) -> web.Response:
     """Go on with the weights of another checkpoint of the same shape. Waits until the requests under way have ended;
     those that come meanwhile are refused."""
     asked, state = await read(request, WeightsRequest), request.app[STATE]
-    served, was_paused = state.find(asked.model), state.is_paused
-    state.pause(True)
-    try:
+    served = state.find(asked.model)
+    with state.held():
         if not await state.idle(asked.timeout_s):
             raise ApiError("requests under way took too long", status=409, code="busy")
         await served.engine.update_model_weights(asked.checkpoint)
-    finally:
-        state.pause(was_paused)
     return reply(orjson.dumps({"model": served.name, "checkpoint": asked.checkpoint}))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import anyio
@@ -100,7 +101,7 @@ class ServerState:
         self.started_s = time.time()
         self.disconnects = 0
         self.settled = anyio.Event()
-        self._stopping, self._paused = False, False
+        self._stopping, self._paused, self._holds = False, False, 0
         self._active: set[UnderWay] = set()
         self._idle = anyio.Event()
 
@@ -151,7 +152,7 @@ class ServerState:
     @property
     def is_ready(self) -> bool:
         """Whether every model answers."""
-        return not (self._stopping or self._paused) and all(
+        return not (self._stopping or self.is_paused) and all(
             one.engine.is_running and one.error is None for one in self.models.values()
         )
 
@@ -175,7 +176,7 @@ class ServerState:
         """
         if self._stopping:
             raise cancelled(self.config.drain_timeout_s)
-        if self._paused:
+        if self.is_paused:
             raise ApiError(
                 "the server is paused",
                 status=503,
@@ -198,9 +199,19 @@ class ServerState:
         """Refuse further requests, or take them again; those under way go on."""
         self._paused = paused
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Refuse further requests for a while, which others may do at the same time, and whatever `pause` says."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
     @property
     def is_paused(self) -> bool:
-        return self._paused
+        """Whether further requests are refused, for now."""
+        return self._paused or self._holds > 0
 
     async def drain(self) -> bool:
         """Take no more requests and wait for those under way; False if they took too long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import aiohttp
+import anyio
 import pytest
 
 from asurge import Engine, SamplingParams
@@ -13,6 +14,7 @@ from asurge.server import make_app
 from tests.checkpoints import write_tiny
 from tests.conftest import TINY
 from tests.idle import settle
+from tests.server.clients import TEXT
 from tests.server.conftest import Running
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it jumps again."
@@ -52,3 +54,81 @@ async def test_weights_change_under_a_running_engine(tmp_path: Path, tiny_folder
                     assert response.status == status, await response.text()
         assert await said(engine) == before
         assert engine.get_metrics_summary()["compilations"] == 0
+
+
+ADMIN = {"Authorization": "Bearer sk-admin-key"}
+
+
+class Updates:
+    """Stands in for `Engine.update_model_weights`: each takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = dict[str, anyio.Event](), dict[str, anyio.Event]()
+        for name in ("first", "other"):
+            self.begun[name], self.go[name] = anyio.Event(), anyio.Event()
+
+    async def update(self, name: str) -> None:
+        self.begun[name].set()
+        await self.go[name].wait()
+
+
+async def taken(http: aiohttp.ClientSession) -> bool:
+    """Whether the server takes requests."""
+    async with http.post(TEXT, json={"prompt": "a", "max_tokens": 1}) as response:
+        assert response.status in (200, 503)
+        return response.status == 200
+
+
+async def test_updates_at_once_pause_as_long_as_the_last(
+    demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = Updates()
+    monkeypatch.setattr(demo, "update_model_weights", updates.update)
+    url = await running.start(make_app({"a": demo, "b": demo}, admin_key="sk-admin-key"))
+    with anyio.fail_after(20):
+        async with aiohttp.ClientSession(url) as http:
+
+            async def update(name: str) -> None:
+                async with http.post("/admin/weights", json={"checkpoint": name}, headers=ADMIN) as response:
+                    assert response.status == 200
+                ended[name].set()
+
+            ended = {name: anyio.Event() for name in updates.go}
+            async with anyio.create_task_group() as tasks:
+                for name in updates.go:
+                    tasks.start_soon(update, name)
+                    await updates.begun[name].wait()
+                for name in updates.go:
+                    assert not await taken(http)
+                    updates.go[name].set()
+                    await ended[name].wait()
+            assert await taken(http)
+
+
+async def test_a_pause_outlasts_an_update(demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = await running.start(make_app(demo, admin_key="sk-admin-key"))
+    with anyio.fail_after(20):
+        async with aiohttp.ClientSession(url) as http:
+
+            async def told(path: str) -> bool:
+                async with http.post(path, headers=ADMIN) as response:
+                    return bool((await response.json())["paused"])
+
+            async def update() -> None:
+                async with http.post("/admin/weights", json={"checkpoint": "first"}, headers=ADMIN) as response:
+                    assert response.status == 200
+
+            for before, meanwhile, after in (([], ["/admin/pause"], False), (["/admin/pause"], ["/admin/resume"], True), ([], [], True)):  # fmt: skip
+                updates = Updates()
+                monkeypatch.setattr(demo, "update_model_weights", updates.update)
+                for path in before:
+                    assert await told(path)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(update)
+                    await updates.begun["first"].wait()
+                    for path in meanwhile:
+                        assert await told(path)
+                    assert not await taken(http)
+                    updates.go["first"].set()
+                assert await taken(http) == after
+                await told("/admin/resume")
