@@ -20,6 +20,7 @@ from asurge.errors import ConfigError
 from asurge.server.app import make_app
 from asurge.server.attending import only
 from asurge.server.config import ServerConfig
+from asurge.server.heads import Runner
 from asurge.server.keys import KeyRing
 from asurge.server.state import STATE, ServerState
 
@@ -112,7 +113,7 @@ class ApiServer:
         # Before models load, which takes longer than a wrong address is worth.
         sock = _bound(host, port, self.config.write_timeout_s)
         # Cancelling handlers of clients that are gone frees their pages at once.
-        runner = web.AppRunner(
+        runner = Runner(
             self.app,
             handler_cancellation=True,
             access_log=None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,7 @@ from asurge.errors import RequestFailedError
 from asurge.server import ApiServer, ServerConfig, attending, make_app
 from asurge.server.sse import EventStream
 from tests.idle import settle
-from tests.server.clients import CHAT, LONG, TEXT, connect, post
+from tests.server.clients import CHAT, LONG, TEXT, connect, free_port, post
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted
 
@@ -131,3 +133,28 @@ async def test_logs_have_one_line_for_a_request(
         writer.close()
     (record,) = caplog.records
     assert record.getMessage().isprintable()
+
+
+@pytest.mark.parametrize("sent", [b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-secret\x01\r\n\r\n", b"GET /v1/models?api_key=sk-secret HTTP/9\r\n\r\n", b"GET /sk-secret HTTP/1.1\r\nX-Key: " + b"sk-secret" * 2_000 + b"\r\n\r\n"])  # fmt: skip
+async def test_heads_that_cannot_be_read_are_not_quoted(
+    demo: Engine, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = ApiServer(demo, port=free_port())
+    listening = anyio.Event()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(server.serve, signals=False, tell=lambda _: listening.set()))
+            await listening.wait()
+            with caplog.at_level("DEBUG"):
+                reader, writer = await connect(f"http://127.0.0.1:{server.config.port}")
+                writer.write(sent)
+                told = await reader.read()  # to the end: the connection is closed
+            writer.close()
+            tasks.cancel_scope.cancel()
+    top, body = told.split(b"\r\n\r\n", 1)
+    assert top.split(b" ")[1] == b"400"
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    (record,) = (one for one in caplog.records if one.name in ("asurge.server", "aiohttp.server"))
+    assert "127.0.0.1" in record.getMessage()
+    assert "secret" not in caplog.text
+    assert b"secret" not in told

@@ -1,0 +1,50 @@
+"""Requests whose head cannot be read: aiohttp quotes them in its log, with a traceback, and in its answer; they may hold
+keys."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from asurge.server.errors import Failure
+
+_log = logging.getLogger("asurge.server")
+
+
+class Runner(web.AppRunner):
+    """aiohttp's, with answers of our own to heads that cannot be read."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Handler(self, loop=self._loop, **self._kwargs)
+
+
+class _Handler(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        _log.warning("a request from %s cannot be read: %s", request.remote, type(exc).__name__)
+        failure = Failure("the request is not valid HTTP", status, "invalid_request_error", "invalid_http")
+        response = web.Response(body=failure.openai(), status=status, content_type="application/json")
+        response.force_close()
+        return response
