@@ -47,15 +47,21 @@ def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(found, Mapping) or not isinstance(found.get("$ref"), str):
             break
         path = found["$ref"].split("/")
-        found = schema.get(path[1], {}).get(path[2], {}) if len(path) == 3 and path[0] == "#" else {}
+        found = _mapping(schema.get(path[1])).get(path[2]) if len(path) == 3 and path[0] == "#" else {}
+    return _mapping(found)
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    """Part of a schema that is to be an object; of anything else nothing is known."""
     return found if isinstance(found, Mapping) else {}
 
 
 def parameters(schema: Mapping[str, Any]) -> list[Parameter]:
     """The parameters of a tool, in the schema's order."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    known: Mapping[str, Any] = _resolved(schema).get("properties") or {}
-    required: Sequence[str] = _resolved(schema).get("required") or ()
+    resolved = _resolved(schema)
+    known, listed = _mapping(resolved.get("properties")), resolved.get("required")
+    required = [one for one in listed if isinstance(one, str)] if isinstance(listed, list | tuple) else []
     names = [*known, *(name for name in required if name not in known)]
     return [
         Parameter(name, {**shared, **one} if isinstance(one := known.get(name, {}), Mapping) else {}, name in required)
@@ -86,7 +92,7 @@ def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = ""
     """An expression of a string without quotes that fits a schema, and of the mark that ends it, with text before."""
     schema = _resolved(schema)
     options = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if options is not None:
+    if isinstance(options, list | tuple) and options:
         choices = " | ".join(lark.text(one) for one in options)
         return f"({choices}) {lark.text(before + end)}"
     low, high = schema.get("minLength", 0), schema.get("maxLength", "")

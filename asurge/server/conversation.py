@@ -185,11 +185,23 @@ def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, s
         return None, "none"
     if len(tools) > MAX_TOOLS:
         raise ApiError(f"tools has {len(tools)} entries: at most {MAX_TOOLS} are allowed", param="tools")
+    for at, tool in enumerate(tools):
+        _check_schema(tool.function.parameters or {}, f"tools[{at}].function.parameters")
     named = choice.function if isinstance(choice, NamedTool) else choice
     if isinstance(named, NamedFunction) and all(tool.function.name != named.name for tool in tools):
         raise ApiError(f"tool_choice names {named.name[:100]!r}, which is not among tools", param="tool_choice")
     listed: list[dict[str, Any]] = msgspec.to_builtins(tools)
     return listed, "auto" if named is None else named
+
+
+def _check_schema(schema: Mapping[str, Any], where: str) -> None:
+    """Refuse what says nothing of a tool's parameters, whoever reads it: a grammar, a parser or a template."""
+    for name in ("properties", "$defs", "definitions"):
+        if not isinstance(schema.get(name) or {}, Mapping):
+            raise ApiError(f"{where}: {name} must be an object", param=where, code="invalid_value")
+    required = schema.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+        raise ApiError(f"{where}: required must be a list of names", param=where, code="invalid_value")
 
 
 def _forced(

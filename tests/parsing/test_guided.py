@@ -168,3 +168,25 @@ def test_tools_without_parameters_and_with_odd_ones() -> None:
         assert grammar is not None
         for kind in ("marks are text", "marks are tokens"):
             grammars(kind).compile(GuidedDecodingParams(grammar=grammar))
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "properties in a list": {"type": "object", "properties": ["a"]},
+    "a number of required parameters": {"type": "object", "properties": {"a": {"type": "string"}}, "required": 5},
+    "required parameters without names": {"type": "object", "properties": {"a": {"type": "string"}}, "required": [5, ["a"]]},
+    "definitions in a list": {"$ref": "#/$defs/x", "$defs": []},
+    "a definition that is none": {"$ref": "#/$defs/x", "$defs": {"x": 5}},
+    "parameters that are none": {"type": "object", "properties": {"a": 5, "b": {"$ref": "#/$defs/x"}}, "$defs": 5},
+    "one of what is no list": {"type": "object", "properties": {"a": {"type": "string", "enum": 5}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_that_say_nothing_are_no_failures(name: str, case: str) -> None:
+    """Neither where a grammar is written, nor where a call is read."""
+    given = [{"type": "function", "function": {"name": "f", "parameters": ODD[case]}}]
+    assert TOOL_FORMATS[name].grammar(given, parallel=False)
+    text = "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
+    if name == "qwen3_coder":
+        assert calls(events(parser(name, tools=given), [text])) == [("f", {"a": "x"})]
