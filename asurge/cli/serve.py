@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         help="what requests may hand to the chat template; may be repeated",
     )
     add_engine_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, model=None)  # so that one that was given is not mistaken for the default
 
 
 def _add_network_options(group: Any) -> None:
@@ -124,7 +124,7 @@ def run(given: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from error
     engines = _engines(given)
     first = next(iter(engines))
-    aliases = dict.fromkeys(given.served_model_name, first)
+    aliases = {name: first for name in given.served_model_name if name != first}
     server = ApiServer(engines, require_api_key=bool(keys), api_keys=keys, aliases=aliases, **settings)
     console = Console(stderr=True, highlight=False)
     # What is there when models are ready stays. The collector would look through it all now and then, 175 ms in which no
@@ -137,13 +137,15 @@ def _engines(given: argparse.Namespace) -> dict[str, Engine]:
     """Engines by the names they are served under.
 
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two have one name, or models are given in two ways.
     """
     from asurge.engine import Engine
 
     settings = engine_settings(given)
+    if given.models and "model" in settings:
+        raise ConfigError(f"models are named as arguments, and by model={settings['model']!r}: use one of the two")
     engines: dict[str, Engine] = {}
-    for text in given.models or [settings["model"]]:
+    for text in given.models or [settings.get("model", "demo")]:
         name, equals, model = text.partition("=")
         engine = Engine(**{**settings, "model": model if equals else text})
         name = name if equals else engine.name
@@ -168,17 +170,22 @@ def _keys(given: argparse.Namespace) -> dict[str, dict[str, str]]:
     """All keys, with their labels.
 
     Raises:
-        ConfigError: the file cannot be read, or holds none.
+        ConfigError: the file cannot be read; it, or the environment's variable, holds none.
     """
     keys: dict[str, dict[str, str]] = {key: {} for key in given.api_key}
-    keys |= {key.strip(): {} for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()}
+    if (variable := os.environ.get(KEYS_VARIABLE)) is not None:
+        named = [key.strip() for key in variable.split(",") if key.strip()]
+        if not named:  # a server that was to need keys must not be open
+            raise ConfigError(f"{KEYS_VARIABLE} holds no key: add one, or leave it out")
+        keys |= {key: {} for key in named}
     if given.api_key_file is not None:
         try:
-            lines = given.api_key_file.read_text().splitlines()
-        except OSError as error:
-            raise ConfigError(f"api_key_file={str(given.api_key_file)!r} cannot be read: {error.strerror}") from error
+            lines = given.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"api_key_file={str(given.api_key_file)!r} cannot be read: {why}") from error
         listed = [line.strip().partition(" ") for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not listed:  # a server that was to need keys must not be open
+        if not listed:
             raise ConfigError(f"api_key_file={str(given.api_key_file)!r} holds no key: add one, or leave it out")
         keys |= {key: {"label": label.strip()} for key, _, label in listed}
     return keys

@@ -336,3 +336,18 @@ def test_a_file_without_keys_opens_nothing(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "keys").write_text("# none yet\n\n")
     assert main(["serve", "--api-key-file", str(tmp_path / "keys"), "--port", "0"]) == 2
     assert "holds no key" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys").write_bytes(b"sk-abcdefgh m\xfcller\n")
+    assert main(["serve", "--api-key-file", str(tmp_path / "keys"), "--port", "0"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["", ",", " , "])
+def test_an_environment_without_keys_opens_nothing(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASURGE_API_KEYS", value)
+    assert main(["serve", "/nowhere", "--port", "0"]) == 2
+    assert "ASURGE_API_KEYS holds no key" in capsys.readouterr().err

@@ -383,6 +383,9 @@ async def test_the_command_serves_until_it_is_told_to_stop(tiny_folder: Path, tm
         (["--api-key", "short"], "API key"),
         (["--port", "99999"], "port=99999"),
         (["a=demo", "a=demo"], "two models"),
+        (["demo", "--model", "/nowhere"], "model='/nowhere'"),
+        (["demo", "--set", "model=/nowhere"], "model='/nowhere'"),
+        (["a=demo", "b=demo", "--served-model-name", "b"], "'b'"),
         (["--tool-call-parser", "nope"], "tool_format='nope'"),
         (["/nowhere/at/all", "--port", "0"], "/nowhere/at/all"),
     ],
@@ -392,6 +395,21 @@ def test_the_command_tells_what_is_wrong(
 ) -> None:
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--served-model-name", "demo", "--served-model-name", "gpt"], ["demo", "gpt"]),
+        (["--model", "demo"], ["demo"]),
+        (["a=demo", "--served-model-name", "a"], ["a"]),
+    ],
+)
+def test_the_command_names_its_models(arguments: list[str], names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = list[str]()
+    monkeypatch.setattr(ApiServer, "fire", lambda self, **_: served.extend((*self.state.models, *self.state.aliases)))
+    assert main(["serve", *arguments]) == 0
+    assert served == names
 
 
 async def test_readiness_is_told_once(demo: Engine) -> None:
