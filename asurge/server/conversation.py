@@ -79,8 +79,18 @@ def conversation_of(
     asked.check()
     if asked.chat_template is not None:
         raise ApiError("chat_template is not taken from requests", param="chat_template")
+    for name, value, default in (
+        ("add_generation_prompt", asked.add_generation_prompt, True),
+        ("continue_final_message", asked.continue_final_message, False),
+    ):
+        if value not in (None, default):
+            raise ApiError(f"{name}={value} is not supported: an answer is a message of its own", param=name)
     if asked.echo:
         raise ApiError("echo is for /v1/completions", param="echo")
+    if asked.streams and asked.prompt_logprobs is not None:
+        raise ApiError(
+            "prompt_logprobs cannot be streamed: leave out stream or prompt_logprobs", param="prompt_logprobs"
+        )
     asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
     kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
     tools, choice = _tools(asked)

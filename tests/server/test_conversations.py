@@ -187,3 +187,8 @@ async def test_counted_is_what_is_asked(http: aiohttp.ClientSession, given: dict
     counted = await post(http, "/v1/messages/count_tokens", messages=ASK, **given)
     usage = (await post(http, "/v1/messages", max_tokens=1, messages=ASK, **given))["usage"]
     assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+
+async def test_what_is_said_of_the_prompt_may_be_the_default(http: aiohttp.ClientSession, heard: Heard) -> None:
+    await post(http, CHAT, messages=ASK, add_generation_prompt=True, continue_final_message=False)
+    assert heard.template_kwargs == {}

@@ -91,6 +91,8 @@ class ChatCompletionRequest(Sampling, kw_only=True):
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     echo: bool | None = None
 
     @property
