@@ -10,7 +10,7 @@ from aiohttp import web
 from asurge.outputs import RequestOutput
 from asurge.server.attending import attended
 from asurge.server.conversation import Conversation
-from asurge.server.exchange import Exchange, check_logprob_count, reply
+from asurge.server.exchange import Exchange, reply, with_bounded_logprobs
 from asurge.server.schema.chat import ChatCompletionRequest
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
@@ -38,13 +38,14 @@ async def converse(
     exchange: Exchange, asked: ChatCompletionRequest, served: Served, talk: Conversation, answer: Answer
 ) -> web.StreamResponse:
     """Ask the engine, and answer the client."""
-    check_logprob_count(talk.params, [served.engine.max_model_len], served, exchange.state.config)
+    sizes, config = [served.engine.max_model_len], exchange.state.config
+    params = await exchange.prepared(lambda: with_bounded_logprobs(talk.params, sizes, served, config))
     options = exchange.options(asked)
     tokens = await attended(
         exchange.request,
         lambda: served.engine.chat(
             talk.messages,
-            talk.params,
+            params,
             tools=talk.tools,
             stream=True,
             template_kwargs=talk.template_kwargs,

@@ -20,7 +20,7 @@ from asurge.server.attending import attended
 from asurge.server.chat import prompt_logprobs_of
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
-from asurge.server.exchange import Exchange, check_logprob_count, read, reply, told_reason
+from asurge.server.exchange import Exchange, read, reply, told_reason, with_bounded_logprobs
 from asurge.server.schema.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from asurge.server.schema.sampling import Usage
 from asurge.server.sse import EventStream
@@ -39,7 +39,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await exchange.prepared(lambda: prompts_of("prompt", asked.prompt, exchange.state.config))
         _check_choices(asked, len(prompts), exchange.state.config)
         params = await exchange.prepared(lambda: _params(asked))
-        check_logprob_count(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
+        params = with_bounded_logprobs(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(asked)
         exchange.charges_drawn = not asked.scores
         streams = [exchange.follow(served, served.engine.stream(prompt, params, **options)) for prompt in prompts]

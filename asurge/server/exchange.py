@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import re
@@ -198,8 +199,11 @@ class Exchange:
         return events.response
 
 
-def check_logprob_count(params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig) -> None:
-    """Bound how many logprobs a request could return: they take much more room than the text.
+def with_bounded_logprobs(
+    params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig
+) -> SamplingParams:
+    """Bound how many logprobs a request could return: they take much more room than the text. Where it leaves open how
+    long the text may be, that becomes as long as the bound allows.
 
     Args:
         sizes: of the prompts, in tokens or in characters, which are not fewer.
@@ -212,13 +216,17 @@ def check_logprob_count(params: SamplingParams, sizes: Sequence[int], served: Se
     if params.prompt_logprobs is not None:
         count += sum(min(size, longest) for size in sizes) * choices * (params.prompt_logprobs + 1)
     if params.logprobs is not None:
-        count += len(sizes) * choices * min(params.max_tokens or longest, longest) * (params.logprobs + 1)
+        of_each = len(sizes) * choices * (params.logprobs + 1)
+        if params.max_tokens is None and (most := (config.max_request_logprobs - count) // of_each) < longest:
+            params = dataclasses.replace(params, max_tokens=max(most, params.min_tokens, 1), max_new_tokens=None)
+        count += of_each * min(params.max_tokens or longest, longest)
     if count > config.max_request_logprobs:
         raise ApiError(
             f"the request could return {count} logprobs: at most {config.max_request_logprobs} are allowed; "
             "lower logprobs, prompt_logprobs, n or max_tokens",
             param="logprobs",
         )
+    return params
 
 
 def told_reason(one: CompletionOutput, asked: Sampling) -> str | int | None:

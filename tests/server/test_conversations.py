@@ -192,3 +192,22 @@ async def test_counted_is_what_is_asked(http: aiohttp.ClientSession, given: dict
 async def test_what_is_said_of_the_prompt_may_be_the_default(http: aiohttp.ClientSession, heard: Heard) -> None:
     await post(http, CHAT, messages=ASK, add_generation_prompt=True, continue_final_message=False)
     assert heard.template_kwargs == {}
+
+
+async def test_an_answer_is_as_long_as_its_logprobs_may_be(demo: Engine, running: Running, heard: Heard) -> None:
+    """Where the request does not say how long it may be."""
+    url, asked = await running.start(make_app(demo, max_request_logprobs=2100)), {"logprobs": True, "top_logprobs": 20}
+    async with aiohttp.ClientSession(url) as http:
+        for given, most in (
+            (asked, 100),
+            ({**asked, "n": 3}, 33),
+            ({**asked, "n": 2, "min_tokens": 45}, 50),
+            ({"logprobs": True, "n": 64}, 32),
+            ({**asked, "max_tokens": 99}, 99),
+            ({}, None),
+        ):
+            await post(http, CHAT, messages=ASK, **given)
+            assert heard.params.max_tokens == most
+        for given in ({**asked, "max_tokens": 101}, {**asked, "min_tokens": 101}, {**asked, "n": 64, "prompt_logprobs": 20}):  # fmt: skip
+            async with http.post(CHAT, json={"messages": ASK, **given}) as response:
+                assert (response.status, (await response.json())["error"]["param"]) == (400, "logprobs")
