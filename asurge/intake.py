@@ -250,6 +250,7 @@ class Intake:
             [self._choice(index, request, params) for index, request in enumerate(requests)],
             kept=params.n,
             output_kind=kind,
+            max_tokens=fitted.max_tokens,
             arrival_s=requests[0].arrival_s,
             clock=clock,
         )

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from asurge.observe.requests import LABELS, Histograms, RequestFigures
+from asurge.scheduler import SchedulerStatistics
 from asurge.status import EngineStatus
 
 _OWN, _VLLM = "asurge_", "vllm:"
@@ -70,6 +71,7 @@ class _Engines:
         yield gauge("num_requests_waiting", "Sequences that wait for one.", {n: s.waiting for n, s in now.items()})
         usage = {n: 1 - s.pages_available / max(s.pages_total, 1) for n, s in now.items()}
         yield gauge("kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", usage)
+        yield self._cache_config(now)
         yield gauge("steps_in_flight", "Steps sent and not read yet.", {n: s.in_flight_steps for n, s in now.items()})
         yield counter("prompt_tokens", "Tokens of prompts.", {n: s.prompt_tokens for n, s in now.items()})
         cached = {n: s.prefix_cache_hits for n, s in now.items()}
@@ -93,6 +95,18 @@ class _Engines:
             "What runs slower than it could; see Engine.fallbacks.",
             {n: t["fallbacks"] for n, t in totals.items()},
         )
+
+    def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:
+        labels = ("block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching")
+        family = GaugeMetricFamily(
+            _OWN + "cache_config_info", "How keys and values are kept.", labels=(*LABELS, *labels)
+        )
+        for name, statistics in now.items():
+            config = self._engines[name].config
+            caching = config.enable_prefix_caching and config.cache.enable_prefix_caching
+            values = config.page_size, statistics.pages_total, config.kv_cache_dtype, caching
+            family.add_metric((name, "0", *map(str, values)), 1)
+        return family
 
 
 class _Exposed(Collector):

@@ -13,6 +13,7 @@ _TTFT = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 
 _BETWEEN = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)  # fmt: skip
 _WHOLE = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)  # fmt: skip
 _CHOICES = (1, 2, 5, 10, 20)
+_STEP = (1, *(1 << power for power in range(3, 15)))
 LABELS = ("model_name", "engine")
 RECENT = 4096
 """Values that percentiles are taken over."""
@@ -49,7 +50,11 @@ class RequestFigures:
         self._ttft, self._e2el = histograms.ttft.labels(*labels), histograms.e2el.labels(*labels)
         self._tpot = histograms.tpot.labels(*labels)
         self._prompt, self._generated = histograms.prompt.labels(*labels), histograms.generated.labels(*labels)
-        self._choices = histograms.choices.labels(*labels)
+        self._choices, self._longest = histograms.choices.labels(*labels), histograms.longest.labels(*labels)
+        self._max_tokens, self._step = histograms.max_tokens.labels(*labels), histograms.step.labels(*labels)
+        self._queue, self._prefill = histograms.queue.labels(*labels), histograms.prefill.labels(*labels)
+        self._decode, self._inference = histograms.decode.labels(*labels), histograms.inference.labels(*labels)
+        self._refused = histograms.refused.labels(*labels, "queue_full")
         self._ended = {
             reason: histograms.ended.labels(*labels, reason) for reason in ("stop", "length", "abort", "error")
         }
@@ -67,6 +72,10 @@ class RequestFigures:
         count = sum(len(choice.token_ids) for choice in generation.choices)
         self._generated.observe(count)
         self._choices.observe(len(generation.choices))
+        if generation.max_tokens:
+            self._max_tokens.observe(generation.max_tokens)
+            self._longest.observe(max(len(choice.token_ids) for choice in generation.choices))
+        self._time(generation)
         first_s, last_s = generation.first_token_s, generation.last_token_s
         whole = last_s - generation.arrival_s
         if whole > 0:  # something came: tokens, or an embedding
@@ -80,6 +89,23 @@ class RequestFigures:
         behind = max(len(choice.token_ids) for choice in generation.choices) - 1
         if behind > 0:
             self._tpot.observe((last_s - first_s) / behind)
+
+    def _time(self, generation: Generation) -> None:
+        """Where a request's time went: the queue, its prompt, and what it generated."""
+        started_s, first_s, last_s = generation.started_s, generation.first_token_s, generation.last_token_s
+        if started_s is None:
+            return
+        self._queue.observe(started_s - generation.arrival_s)
+        if first_s is not None:
+            self._prefill.observe(first_s - started_s)
+            self._decode.observe(last_s - first_s)
+            self._inference.observe(last_s - started_s)
+
+    def refused(self) -> None:
+        self._refused.inc()
+
+    def stepped(self, tokens: int) -> None:
+        self._step.observe(tokens)
 
 
 class Histograms:
@@ -97,6 +123,16 @@ class Histograms:
         self.prompt = histogram("request_prompt_tokens", "Tokens of a prompt.", lengths)
         self.generated = histogram("request_generation_tokens", "Tokens a request generated.", lengths)
         self.choices = histogram("request_params_n", "Completions of a request.", _CHOICES)
+        self.max_tokens = histogram("request_params_max_tokens", "Tokens a completion may have.", lengths)
+        self.longest = histogram("request_max_num_generation_tokens", "Tokens of the longest completion.", lengths)
+        self.queue = histogram("request_queue_time_seconds", "From arrival to the first step.", _WHOLE)
+        self.prefill = histogram("request_prefill_time_seconds", "From the first step to the first token.", _WHOLE)
+        self.decode = histogram("request_decode_time_seconds", "From the first token to the last.", _WHOLE)
+        self.inference = histogram("request_inference_time_seconds", "From the first step to the last token.", _WHOLE)
+        self.step = histogram("iteration_tokens_total", "Tokens of a step.", _STEP)
+        self.refused = Counter(
+            "asurge_admission_rejections", "Requests refused, by why.", (*LABELS, "reason"), registry=registry
+        )
         self.ended = Counter(
             "asurge_request_success", "Requests by how they ended.", (*LABELS, "finished_reason"), registry=registry
         )

@@ -54,6 +54,7 @@ class Choice:
 
     Attributes:
         sequence_id: its name in the scheduler.
+        started_s: when the first step with some of its prompt was planned.
         text: all text so far, that of the prompt first where it is echoed.
         embedding: float32 ``[hidden]``, of a request that is for one and ends with it.
     """
@@ -75,6 +76,7 @@ class Choice:
         self.text = echoed
         self.embedding: npt.NDArray[np.float32] | None = None
         self.finish_reason: FinishReason | None = None
+        self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
         self.num_cached_tokens = 0

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from asurge.errors import DeadlineExceededError
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline.choice import Choice
@@ -34,6 +35,7 @@ class Generation:
         choices: its completions.
         kept: how many of them are told of at the end, the likeliest; where that is not all (OpenAI's best_of),
             ``output_kind`` is "final".
+        max_tokens: of each completion; 0 for an embedding.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class Generation:
         *,
         kept: int | None = None,
         output_kind: OutputKind = "cumulative",
+        max_tokens: int = 0,
         arrival_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.request_id, self.prompt, self.choices = request_id, prompt, tuple(choices)
-        self.arrival_s = arrival_s
+        self.max_tokens, self.arrival_s = max_tokens, arrival_s
         self.error: BaseException | None = None
         self._kept = len(self.choices) if kept is None else kept
         self._kind = output_kind
@@ -62,6 +65,11 @@ class Generation:
     def finished(self) -> bool:
         # Lists, here and below: all of this is asked for each token, and a generator takes twice as long.
         return self.error is not None or all([choice.finished for choice in self.choices])
+
+    @property
+    def started_s(self) -> float | None:
+        """When the first completion had waited long enough."""
+        return min([one.started_s for one in self.choices if one.started_s is not None], default=None)
 
     @property
     def first_token_s(self) -> float | None:
@@ -78,6 +86,13 @@ class Generation:
         if not self.finished:
             self.error = error
             self._publish()
+
+    def late(self) -> DeadlineExceededError:
+        """What it fails with when its deadline passes."""
+        waited = self._clock() - self.arrival_s
+        return DeadlineExceededError(
+            f"request {self.request_id!r} did not finish within its deadline ({waited:.3g} s): allow more"
+        )
 
     async def wait_output(self) -> RequestOutput:
         """The state since the last call, once there is news. After the end: the final state.

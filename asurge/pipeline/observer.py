@@ -31,3 +31,33 @@ class RequestObserver(Protocol):
 
     def ended(self, generation: Generation, reason: FinishReason, /) -> None:
         """A request with all its completions is over."""
+
+    def refused(self) -> None:
+        """A request found the queue full."""
+
+    def stepped(self, tokens: int, /) -> None:
+        """A step computed this many tokens, of prompts and generated ones."""
+
+
+class RequestObservers(list[RequestObserver]):
+    """Several, told as one."""
+
+    def gained(self, tokens: int, since_s: float | None) -> None:
+        """See `RequestObserver`."""
+        for one in self:
+            one.gained(tokens, since_s)
+
+    def ended(self, generation: Generation, reason: FinishReason) -> None:
+        """See `RequestObserver`."""
+        for one in self:
+            one.ended(generation, reason)
+
+    def refused(self) -> None:
+        """See `RequestObserver`."""
+        for one in self:
+            one.refused()
+
+    def stepped(self, tokens: int) -> None:
+        """See `RequestObserver`."""
+        for one in self:
+            one.stepped(tokens)

@@ -21,14 +21,14 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from asurge.errors import AsurgeError, DeadlineExceededError, EngineDeadError, RequestFailedError
+from asurge.errors import AsurgeError, EngineDeadError, EngineOverloadedError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
 from asurge.pipeline.choice import Choice
 from asurge.pipeline.device import DeviceThreads
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks
-from asurge.pipeline.observer import RequestObserver, Stage, StepObserver
+from asurge.pipeline.observer import RequestObservers, Stage, StepObserver
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
 from asurge.scheduler import Request, Scheduler, Update, duplicate
@@ -77,7 +77,7 @@ class Pipeline:
         self.clock = clock
         self.failure: EngineDeadError | None = None
         self.observer: StepObserver | None = None
-        self.request_observers: list[RequestObserver] = []
+        self.request_observers = RequestObservers()
         self._scheduler, self._runner = scheduler, runner
         self._depth = depth
         self._pacer = pacer or Pacer()
@@ -106,7 +106,9 @@ class Pipeline:
         for index, request in enumerate(requests):
             try:
                 self._scheduler.add(request)
-            except AsurgeError:
+            except AsurgeError as error:
+                if isinstance(error, EngineOverloadedError):
+                    self.request_observers.refused()
                 for added in requests[:index]:
                     self._scheduler.finish(added.sequence_id)
                 raise
@@ -192,13 +194,7 @@ class Pipeline:
             for sequence_id in self._scheduler.expire(self.clock()):
                 if sequence_id in self._choices:
                     generation = self._choices[sequence_id][1]
-                    waited = self.clock() - generation.arrival_s
-                    self._drop(
-                        generation,
-                        DeadlineExceededError(
-                            f"request {generation.request_id!r} did not finish within its deadline ({waited:.3g} s): allow more"
-                        ),
-                    )
+                    self._drop(generation, generation.late())
 
     async def _schedule(self, plans: MemoryObjectSendStream[StepPlan]) -> None:
         scheduler = self._scheduler
@@ -209,6 +205,7 @@ class Pipeline:
                 if scheduler.num_in_flight < self._depth:
                     plan = scheduler.plan(self._pacer.draws, self._pacer.prompt_tokens)
                 if plan is not None:
+                    self._note_started(plan)
                     self._saw("plan", plan, begin_s)
                     await plans.send(plan)
                     continue
@@ -216,6 +213,13 @@ class Pipeline:
                     raise RuntimeError(f"the scheduler stalled: {scheduler.statistics()}")
                 await self._wake.wait()
                 self._wake = anyio.Event()
+
+    def _note_started(self, plan: StepPlan) -> None:
+        now = self.clock()
+        for row in plan.prefill:
+            choice, _ = self._choices.get(row.sequence_id, (None, None))
+            if choice is not None and choice.started_s is None:
+                choice.started_s = now
 
     async def _model_step(
         self, plans: MemoryObjectReceiveStream[StepPlan], handles: MemoryObjectSendStream[StepHandle]
@@ -260,6 +264,7 @@ class Pipeline:
             async for handle in handles:
                 result = await self._threads.read(handle.wait)
                 self._totals.steps += result.plan.draws
+                self.request_observers.stepped(sum([row.num_tokens for row in result.plan.rows]))
                 self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 begin_s = self.clock()
@@ -294,8 +299,7 @@ class Pipeline:
         now = self.clock()
         if update.token_ids:
             since_s = None if choice.last_token_s is None else now - choice.last_token_s
-            for observer in self.request_observers:
-                observer.gained(len(update.token_ids), since_s)
+            self.request_observers.gained(len(update.token_ids), since_s)
         try:
             matched = choice.extend(update, now)
         except (KeyboardInterrupt, SystemExit):
@@ -339,8 +343,7 @@ class Pipeline:
         self._wake.set()
         del self._generations[generation.request_id]
         self._totals.failed += 1
-        for observer in self.request_observers:
-            observer.ended(generation, "error")
+        self.request_observers.ended(generation, "error")
 
     def _forget(self, choice: Choice) -> None:
         self._choices.pop(choice.sequence_id, None)
@@ -354,7 +357,6 @@ class Pipeline:
         if not generation.finished:
             return
         del self._generations[generation.request_id]
-        for observer in self.request_observers:
-            observer.ended(generation, reason)
+        self.request_observers.ended(generation, reason)
         if reason != "abort":
             self._totals.count_completed(generation)

@@ -32,6 +32,8 @@ async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, A
         body = {"models": _figures(state), "api_key_usage": usage, "api_usage": total, "disconnects": state.disconnects}
         return reply(orjson.dumps(body))
     text = b"" if state.metrics is None else await to_thread.run_sync(state.metrics.exposition)
+    if (lag_s := state.lag.recent.percentile(99)) is not None:
+        text += b"# TYPE asurge_event_loop_lag_seconds gauge\nasurge_event_loop_lag_seconds %r\n" % lag_s
     text += _exposition(usage, {**{f"api_{kind}": count for kind, count in total.items()}, "client_disconnects": state.disconnects})  # fmt: skip
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
