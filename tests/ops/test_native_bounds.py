@@ -43,12 +43,12 @@ def test_rows_without_tokens_write_nothing() -> None:
 
 
 def test_padding_beside_tokens_comes_out_as_zeros() -> None:
-    """The next product reads 16 tokens at a time."""
+    """The next product reads 16 tokens at a time. What is beside none is left as it was in memory."""
     heads, rows = step([0, 40, 30, 0, 0], [0, 1, 5, 0, 0], [[0, 0], [2, 3], [4, 5], [6, 7], [0, 1]], 2)
     out, _ = attend(heads, rows)
-    filled = np.asarray(out).any(axis=(1, 2))
+    filled = np.asarray(out[:16]).any(axis=(1, 2))
     assert rows.tokens == 26
-    assert filled[:16].nonzero()[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert filled.nonzero()[0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_only_the_pages_of_real_tokens_are_written() -> None:
