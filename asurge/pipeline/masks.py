@@ -13,45 +13,49 @@ from asurge.scheduler import Update
 
 
 class Masks:
-    """The constraints of all requests that have one, by request id.
+    """The constraints of all requests that have one, by sequence.
 
     `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled when
-    all that was planned before is accepted, and nothing is accepted for the step it is for before it is drawn.
+    all that was planned before is accepted, and nothing is accepted for the step it is for before it is drawn. `finished`
+    may be called at any time: a constraint itself must not be asked while its mask is filled.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self._words = mask_words(vocab_size)
         self._constraints: dict[str, SequenceConstraint] = {}
+        self._finished = set[str]()
 
     def add(self, sequence_id: str, constraint: SequenceConstraint) -> None:
         self._constraints[sequence_id] = constraint
 
     def discard(self, sequence_id: str) -> None:
         self._constraints.pop(sequence_id, None)
+        self._finished.discard(sequence_id)
 
     def wanted(self, plan: StepPlan) -> bool:
         """Whether any row of a plan draws under a mask."""
         return any(row.samples and row.sequence_id in self._constraints for row in plan.rows)
 
     def accept(self, updates: Iterable[Update]) -> dict[str, Exception]:
-        """Take in what requests drew; returns the failures by request id."""
+        """Take in what requests drew; returns the failures by sequence."""
         failed: dict[str, Exception] = {}
         for update in updates:
             constraint = self._constraints.get(update.sequence_id)
             if constraint is not None and update.token_ids:
                 try:
                     constraint.accept(update.token_ids)
+                    if constraint.finished:
+                        self._finished.add(update.sequence_id)
                 except Exception as error:  # a grammar that breaks must fail its own request only
                     failed[update.sequence_id] = error
         return failed
 
     def finished(self, sequence_id: str) -> bool:
         """Whether nothing may follow what a request has drawn."""
-        constraint = self._constraints.get(sequence_id)
-        return constraint is not None and constraint.finished
+        return sequence_id in self._finished
 
     def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, Exception]]:
-        """Masks ``[rows, words]`` of a plan's rows, and the failures by request id; those may draw anything. Blocks."""
+        """Masks ``[rows, words]`` of a plan's rows, and the failures by sequence; those may draw anything. Blocks."""
         masks = np.full((len(plan.rows), self._words), 0xFFFFFFFF, np.uint32)
         rows = {
             index: constraint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from asurge.errors import RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
 from tests.fakes import FakeRunner, continuation
@@ -37,6 +39,28 @@ class Watched(SequenceConstraint):
         if len(self.asked) == self.breaks_at:
             raise RuntimeError("broken")
         mask[0] = len(self.asked)
+
+
+class Borrowed(SequenceConstraint):
+    """Cannot be asked while its mask is filled, as llguidance's; complete after ``length`` tokens."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__({0}, LIMITS.vocab_size)
+        self.left, self.borrowed = length, False
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        self.left -= len(token_ids)
+
+    def narrow(self, mask: np.ndarray) -> None:
+        self.borrowed = True
+        time.sleep(0.01)
+        self.borrowed = False
+
+    @property
+    def finished(self) -> bool:
+        if self.borrowed:
+            raise RuntimeError("Already mutably borrowed")
+        return self.left <= 0
 
 
 def constrained(pipeline: Pipeline, constraint: SequenceConstraint, name: str = "a") -> Generation:
@@ -84,3 +108,16 @@ async def test_a_constraint_that_breaks_fails_its_request_and_nobody_else() -> N
         assert (await read(other)).outputs[0].token_ids == continuation(PROMPT, 6)
         scheduler.check()
         assert pipeline.statistics().failed == 1
+
+
+async def test_tokens_are_delivered_while_the_next_masks_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "DELIVERIES_A_TURN", 1)
+    async with serving() as (pipeline, scheduler, runner):
+        runner.hold()
+        generations = [constrained(pipeline, Borrowed(4), name) for name in ("a", "b", "c")]
+        runner.release()
+        for generation in generations:
+            output = await read(generation)
+            assert (output.outputs[0].token_ids, output.finish_reason) == (continuation(PROMPT, STEPS)[:4], "stop")
+        assert pipeline.failure is None
+        scheduler.check()
