@@ -76,10 +76,23 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
+def check_unicode(name: str, text: str) -> None:
+    """Raises:
+    InvalidRequestError: a text holds lone surrogates, which nothing can encode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{name} is not valid Unicode at character {error.start}: replace lone surrogates", param=name
+        ) from error
+
+
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise InvalidRequestError(f"{name}={shown(value)} must be a non-empty string", param=name)
-    _check_size(name, len(value.encode(errors="replace")))
+    check_unicode(name, value)
+    _check_size(name, len(value.encode()))
 
 
 def _check_size(name: str, size: int) -> None:
@@ -95,7 +108,7 @@ def _document(name: str, value: Any) -> str:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{name} is not JSON: {error}", param=name) from error
-    if not isinstance(value, Mapping | bool):
+    if not isinstance(value, Mapping):
         raise InvalidRequestError(f"{name} must be a JSON object, not {type(value).__name__}", param=name)
     if _depth(value) > MAX_JSON_DEPTH:
         raise InvalidRequestError(f"{name} is nested deeper than {MAX_JSON_DEPTH}: make it flatter", param=name)

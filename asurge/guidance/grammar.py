@@ -118,9 +118,10 @@ class Grammars:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return _usable(self._kept[key][0])
-        source = self._source(params)
+        source = ""
         made: Grammar | InvalidRequestError
         try:
+            source = self._source(params)
             made = self._compiled(source)
         except GuidanceError as error:
             name = f"guided_decoding.{params.form}"
@@ -178,6 +179,8 @@ class Grammars:
         return f" at {pointer}" if pointer else ""
 
     def _fails(self, params: GuidedDecodingParams, schema: Any, shared: dict[str, Any]) -> bool:
+        if isinstance(schema, bool):  # right everywhere but alone
+            return False
         alone = json.dumps({**shared, **schema} if isinstance(schema, dict) else schema)
         try:
             self._compiled(self._source(dataclasses.replace(params, json=alone)))
@@ -200,7 +203,20 @@ class Grammars:
             return self._inner
 
     def _source(self, params: GuidedDecodingParams) -> str:
-        """A form as one of llguidance's grammars."""
+        """A form as one of llguidance's grammars.
+
+        Raises:
+            GuidanceError: it cannot be written as one.
+            InvalidRequestError: GBNF that cannot be read, or there is nothing to compile with.
+        """
+        try:
+            return self._written(params)
+        except InvalidRequestError:
+            raise
+        except ValueError as error:
+            raise GuidanceError(_brief(str(error))) from error
+
+    def _written(self, params: GuidedDecodingParams) -> str:
         from llguidance import LLMatcher, regex_to_lark
 
         if params.json is not None or params.json_object:
