@@ -8,8 +8,9 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from asurge.errors import RequestAbortedError
 from asurge.intake import Intake
-from asurge.outputs import CompletionOutput, FinishReason, RequestOutput
+from asurge.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from asurge.params import RequestOptions, SamplingParams, check_integer, check_number, check_options
 from asurge.plan import MAX_LOGPROBS
 from asurge.prompts import Prompt
@@ -93,6 +94,9 @@ async def search(
 
     Each round extends every beam by its likeliest tokens and keeps the best; a text that ends leaves its place to
     others. Prompts share their pages in the prefix cache, so a round computes a page at most anew for each beam.
+
+    Raises:
+        RequestAbortedError: a round was ended before it had drawn for every beam.
     """
     params = SamplingParams(
         max_tokens=1, temperature=0.0, logprobs=2 * beam_width, ignore_eos=True, detokenize=False, output_kind="final"
@@ -102,7 +106,7 @@ async def search(
         outputs = await complete([[*prompt, *beam.token_ids] for beam in beams], params)
         longer: list[Beam] = []
         for beam, output in zip(beams, outputs, strict=True):
-            for token, told in (output.outputs[0].logprobs or [{}])[0].items():
+            for token, told in _likeliest(output).items():
                 extended = Beam((*beam.token_ids, token), beam.logprob + told.logprob)
                 if token in ends:
                     done.append((extended, "stop"))
@@ -113,6 +117,14 @@ async def search(
             break
     found = [*done, *((beam, "length") for beam in beams)]
     return heapq.nlargest(beam_width, found, key=lambda one: one[0].score(length_penalty))
+
+
+def _likeliest(output: RequestOutput) -> dict[int, Logprob]:
+    """What may follow a beam."""
+    (drawn,) = output.outputs
+    if drawn.finish_reason == "abort" or not drawn.logprobs:
+        raise RequestAbortedError("the beam search was ended before its texts were")
+    return drawn.logprobs[0]
 
 
 def completions(

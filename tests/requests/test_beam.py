@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asurge import Engine
-from asurge.errors import DeadlineExceededError, InvalidRequestError
+from asurge import Engine, RequestOutput, SamplingParams
+from asurge.beam import search
+from asurge.errors import DeadlineExceededError, InvalidRequestError, RequestAbortedError
+from asurge.outputs import CompletionOutput, FinishReason, Logprob
 from tests.checkpoints import random_tokens
 from tests.idle import settle
 from tests.requests.reference import Reference
@@ -62,6 +64,29 @@ async def test_wrong_arguments_are_named(engine: Engine, wrong: dict[str, Any]) 
     ((name, _),) = wrong.items()
     with pytest.raises(InvalidRequestError, match=name):
         await engine.beam_search("x", **wrong)
+
+
+def told(*logprobs: float) -> RequestOutput:
+    """The answer of a round: a logprob for each token, or, without any, that it was ended before."""
+    reason: FinishReason = "length" if logprobs else "abort"
+    places = [{token: Logprob(logprob, token, "") for token, logprob in enumerate(logprobs)}] if logprobs else []
+    return RequestOutput("r", None, [7], [CompletionOutput(0, "", [], logprobs=places, finish_reason=reason)])
+
+
+@pytest.mark.parametrize("whole_rounds", [0, 2])
+async def test_a_round_that_is_ended_from_outside_ends_the_search(whole_rounds: int) -> None:
+    """Beams that are lost must not make the others the likeliest."""
+    rounds = 0
+
+    async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
+        nonlocal rounds
+        rounds += 1
+        lost = len(prompts) - 1 if rounds > whole_rounds else None
+        return [told() if at == lost else told(-1.0, -2.0) for at in range(len(prompts))]
+
+    with pytest.raises(RequestAbortedError, match="ended"):
+        await search(complete, [7], frozenset([9]), beam_width=2, max_tokens=5, length_penalty=1.0)
+    assert rounds == whole_rounds + 1
 
 
 async def test_a_search_can_be_given_a_deadline(engine: Engine) -> None:
