@@ -20,6 +20,7 @@ MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 1000
 """Of one word; each is tokenised twice."""
 
+MAX_REPETITIONS = 1 << 20
 MAX_CHOICES = 64
 MAX_TOKEN_IDS = 1 << 20
 MAX_SEED = 2**63 - 1
@@ -131,7 +132,7 @@ class SamplingParams:
     def _check_ends(self) -> None:
         check_optional_integer("max_tokens", self.max_tokens, 1, None)
         check_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
-        check_optional_integer("repetition_stop", self.repetition_stop, 2, None)
+        check_optional_integer("repetition_stop", self.repetition_stop, 2, MAX_REPETITIONS)
         check_optional_integer("thinking_budget", self.thinking_budget, 0, None)
         stop = _strings("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
         object.__setattr__(self, "stop", stop)

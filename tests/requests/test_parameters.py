@@ -21,7 +21,7 @@ NUMBERS = {
 }  # fmt: skip
 INTEGERS = {
     "n": (0, -1, 65, 10**9), "best_of": (0, 65), "max_tokens": (0, -1), "min_tokens": (-1, 129), "top_k": (-2,),
-    "seed": (-1, 2**63), "logprobs": (-1, 21, 10**9), "prompt_logprobs": (-1, 21, 10**9), "repetition_stop": (0, 1),
+    "seed": (-1, 2**63), "logprobs": (-1, 21, 10**9), "prompt_logprobs": (-1, 21, 10**9), "repetition_stop": (0, 1, 2**20 + 1, 2**58 + 1, 2**70),
     "thinking_budget": (-1,), "truncate_prompt_tokens": (0, -2),
 }  # fmt: skip
 STRINGS = {"stop": (["a", ""], [1], 7, ["x"] * 65), "bad_words": ([""], [1], 7, ["x"] * 257, ["x" * 1001])}
