@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from asurge.errors import InvalidRequestError
-from asurge.guided import GuidedDecodingParams, shown
+from asurge.guided import GuidedDecodingParams, check_unicode, shown
 from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, Pooling
 
 OutputKind = Literal["cumulative", "delta", "final"]
@@ -153,6 +153,8 @@ class SamplingParams:
         check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         bad_words = _strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+        for word in bad_words:
+            check_unicode("bad_words", word)
         object.__setattr__(self, "bad_words", bad_words)
         if self.allowed_token_ids is not None:
             allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
@@ -241,6 +243,7 @@ def check_options(options: RequestOptions) -> None:
             raise InvalidRequestError(
                 f"{name}={shown(text)} must be a string of at most {MAX_NAME} characters", param=name
             )
+        check_unicode(name, text)
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:

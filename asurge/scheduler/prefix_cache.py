@@ -15,7 +15,7 @@ from asurge.scheduler.request import Sequence
 
 def root_digest(salt: str) -> bytes:
     """Where a chain of page digests begins: requests with different salts share nothing."""
-    return hashlib.sha256(salt.encode()).digest()
+    return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
 
 
 def page_digest(parent: bytes, token_ids: ImmutableSequence[int]) -> bytes:

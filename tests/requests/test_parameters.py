@@ -24,7 +24,10 @@ INTEGERS = {
     "seed": (-1, 2**63), "logprobs": (-1, 21, 10**9), "prompt_logprobs": (-1, 21, 10**9), "repetition_stop": (0, 1, 2**20 + 1, 2**58 + 1, 2**70),
     "thinking_budget": (-1,), "truncate_prompt_tokens": (0, -2),
 }  # fmt: skip
-STRINGS = {"stop": (["a", ""], [1], 7, ["x"] * 65), "bad_words": ([""], [1], 7, ["x"] * 257, ["x" * 1001])}
+STRINGS = {
+    "stop": (["a", ""], [1], 7, ["x"] * 65),
+    "bad_words": ([""], [1], 7, ["x"] * 257, ["x" * 1001], ["a", "\ud800"]),
+}
 TOKENS = {"stop_token_ids": ([-1], ["1"], [1.5], [True], "12", 5), "allowed_token_ids": ([], [-1], ["1"], 5)}
 OTHERS = {
     "logit_bias": ([1, 2], {-1: 0.0}, {1: 101.0}, {1: math.nan}, {"a": 1.0}, {"9" * 400: "1"}, {t: 0.0 for t in range(1025)}),
@@ -78,6 +81,14 @@ async def test_prompts_that_cannot_be_are_refused(engine: Engine, prompt: Any, p
     with pytest.raises(InvalidRequestError) as raised:
         await engine.stream(prompt, SamplingParams(max_tokens=1)).wait_finished()
     assert raised.value.param == param
+    await settle(engine)
+
+
+@pytest.mark.parametrize("field", ["tenant", "cache_salt"])
+async def test_names_that_cannot_be_encoded_are_refused(engine: Engine, field: str) -> None:
+    with pytest.raises(InvalidRequestError, match="not valid Unicode") as raised:
+        await engine.stream("x", SamplingParams(max_tokens=1), **{field: "a\ud800"}).wait_finished()  # type: ignore[misc]
+    assert raised.value.param == field
     await settle(engine)
 
 

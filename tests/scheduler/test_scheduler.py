@@ -152,6 +152,15 @@ def test_salts_keep_tenants_apart() -> None:
     assert row.start == 0
 
 
+def test_any_text_is_a_salt() -> None:
+    driver = Driver()
+    driver.add("a", numbers(12), cache_salt="\ud800")
+    driver.run_out()
+    driver.add("b", numbers(12), cache_salt="\ud800")
+    (row,) = driver.plan().prefill
+    assert row.start == 8
+
+
 def test_the_latest_arrival_is_preempted_and_nobodys_text_changes() -> None:
     driver = Driver(limits(num_pages=8, max_num_seqs=2))
     for name in ("a", "b"):
