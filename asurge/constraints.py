@@ -26,6 +26,9 @@ QUEUE_TIMEOUT_S = 10.0
 COMPILING_THREADS = 2
 _MANY_TOKENS = 1000
 """Lists up to this length take less time than a worker thread."""
+_SPACE_TOKENS = 16
+"""At the end of a prompt, that are looked past."""
+
 _THINKING = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"), ("[THINK]", "[/THINK]"))
 
 
@@ -71,12 +74,21 @@ class Constraints:
                 rules=self._rules(params, ends),
                 thinking=self._thinking,
                 thinking_budget=params.thinking_budget,
-                prompt=prompt,
+                prompt=() if self._thinking is None else self._without_space(prompt),
             )
             return [first, *(first.fork() for _ in range(count - 1))]
 
         much = params.bad_words or len(ends) + len(params.allowed_token_ids or ()) > _MANY_TOKENS
         return await run_in_thread(make, self._listing) if much else make()
+
+    def _without_space(self, prompt: Sequence[int]) -> Sequence[int]:
+        """A prompt without white space at its end: templates put line breaks behind the marks of reasoning."""
+        end = len(prompt)
+        while end > max(len(prompt) - _SPACE_TOKENS, 0):
+            if self._tokenizer.decode([prompt[end - 1]], skip_special_tokens=False).strip():
+                break
+            end -= 1
+        return prompt[:end]
 
     def _rules(self, params: SamplingParams, ends: frozenset[int]) -> list[Rule]:
         rules: list[Rule] = []

@@ -36,15 +36,9 @@ class ThinkingTokens:
     begin: tuple[int, ...]
     end: tuple[int, ...]
 
-    def is_open(self, token_ids: Sequence[int]) -> bool:
-        """Whether a text ends within reasoning."""
-        ids = tuple(token_ids)
-        return _last(ids, self.begin) > _last(ids, self.end)
-
-
-def _last(ids: tuple[int, ...], part: tuple[int, ...]) -> int:
-    """Where a part begins for the last time; -1 where it is not."""
-    return next((at for at in range(len(ids) - len(part), -1, -1) if ids[at : at + len(part)] == part), -1)
+    def is_opened_by(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the beginning of reasoning. A mark further ahead may be anybody's words."""
+        return tuple(prompt[-len(self.begin) :]) == self.begin
 
 
 class _Thinking:
@@ -54,7 +48,7 @@ class _Thinking:
         self._tokens, self._left = tokens, budget
         self._window = max(len(tokens.begin), len(tokens.end))
         self._recent: list[int] = list(prompt[-self._window :])
-        self.is_open = tokens.is_open(prompt)
+        self.is_open = tokens.is_opened_by(prompt)
         self._forced = 0
 
     def accept(self, token: int) -> None:
@@ -82,6 +76,7 @@ class SequenceConstraint:
 
     Args:
         ends: the tokens that end the sequence; where the grammar may end, they are allowed, elsewhere not.
+        prompt: without white space at its end.
     """
 
     def __init__(

@@ -82,8 +82,8 @@ def test_reasoning_is_ended_within_its_budget() -> None:
     assert len(mask_of(one)) == VOCAB
 
 
-@pytest.mark.parametrize(("prompt", "open_"), [([100], True), ([100, 5, 101, 102], False), ([101, 102, 7, 100, 1], True), ([], False)])  # fmt: skip
-def test_a_prompt_may_open_the_reasoning(prompt: list[int], open_: bool) -> None:
+@pytest.mark.parametrize(("prompt", "open_"), [([100], True), ([100, 5, 101, 102], False), ([101, 102, 7, 100], True), ([100, 1], False), ([101, 102, 7, 100, 1], False), ([], False)])  # fmt: skip
+def test_a_prompt_opens_the_reasoning_with_its_last_tokens(prompt: list[int], open_: bool) -> None:
     one = SequenceConstraint({9}, VOCAB, thinking=THINKING, thinking_budget=0, prompt=prompt)
     assert (mask_of(one).tolist() == [101]) == open_
 
