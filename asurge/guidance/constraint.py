@@ -93,7 +93,7 @@ class SequenceConstraint:
         self._grammar, self._rules, self._ends = grammar, rules, frozenset(ends)
         self._end_bits = bits_of(self._ends, mask_words(vocab_size))
         self._thinking = None if thinking is None else _Thinking(thinking, prompt, thinking_budget)
-        self._ended = False
+        self._ended = self._cornered = False
 
     def fork(self) -> Self:
         """The same for another sequence, which may go on otherwise from here."""
@@ -110,7 +110,7 @@ class SequenceConstraint:
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar is complete, and nothing may follow."""
+        """Whether the grammar is complete, or nothing but an end was left: nothing may follow."""
         return self._ended or (self._grammar is not None and self._grammar.is_stopped)
 
     def accept(self, token_ids: Sequence[int]) -> None:
@@ -123,7 +123,7 @@ class SequenceConstraint:
             if self.finished:
                 return
             grammar = self.grammar
-            if grammar is not None and token in self._ends and grammar.is_accepting:
+            if token in self._ends and (self._cornered or (grammar is not None and grammar.is_accepting)):
                 self._ended = True
             elif grammar is not None:
                 grammar.accept(token)
@@ -155,7 +155,8 @@ class SequenceConstraint:
             rule.narrow(mask)
         if self._thinking is not None:
             self._thinking.narrow(mask)
-        if not mask.any():
+        self._cornered = not mask.any()
+        if self._cornered:
             if not self._ends:
                 raise GuidanceError("no token may follow, and none ends the text: loosen the request's constraints")
             mask |= self._end_bits

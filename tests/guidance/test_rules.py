@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from asurge.errors import GuidanceError
 from asurge.guidance import AllowedTokens, BadWords, MinTokens, RepetitionStop, SequenceConstraint, ThinkingTokens
 from asurge.guidance.rules import bits_of
-from tests.guidance.walks import VOCAB, mask_of, start
+from tests.guidance.walks import VOCAB, allowed, mask_of, start
 
 WORDS = VOCAB // 32
 TOKENS = st.lists(st.integers(0, 7), max_size=30)
@@ -66,6 +66,32 @@ def test_where_nothing_is_left_the_text_ends_or_fails() -> None:
     assert mask_of(SequenceConstraint({9}, VOCAB, rules=nothing)).tolist() == [9]
     with pytest.raises(GuidanceError, match="loosen"):
         SequenceConstraint((), VOCAB, rules=nothing).fill(np.full(WORDS, 0xFFFFFFFF, np.uint32))
+
+
+def test_a_form_that_cannot_go_on_ends() -> None:
+    one = SequenceConstraint({1}, VOCAB, grammar=start(regex="[a-c]{4}"), rules=[AllowedTokens([3], WORDS)])
+    assert 3 not in allowed(start(regex="[a-c]{4}"))
+    assert mask_of(one).tolist() == [1]
+    assert not one.finished
+    one.accept([1])
+    assert one.finished
+
+
+def test_an_end_that_a_form_does_not_allow_is_no_end() -> None:
+    one = SequenceConstraint({1}, VOCAB, grammar=start(regex="[a-c]{4}"))
+    assert 1 not in mask_of(one).tolist()
+    with pytest.raises(GuidanceError):
+        one.accept([1])
+
+
+def test_reasoning_that_cannot_go_on_ends_the_text() -> None:
+    """Its end is not among the tokens that may come."""
+    rules = [AllowedTokens([7], WORDS), BadWords([[7, 7]], WORDS)]
+    one = SequenceConstraint({1}, VOCAB, grammar=start(regex="a"), rules=rules, thinking=THINKING, prompt=[100])
+    one.accept([7])
+    assert mask_of(one).tolist() == [1]
+    one.accept([1])
+    assert one.finished
 
 
 def test_reasoning_is_ended_within_its_budget() -> None:
