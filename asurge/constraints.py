@@ -40,15 +40,28 @@ class Constraints:
         self._words = mask_words(vocab_size)
         self._grammars = Grammars(tokenizer, vocab_size, ends)
         self._thinking = _thinking_tokens(tokenizer)
+        template = tokenizer.chat_template or ""
+        # Others of a family may have the tokens and never use them.
+        self._thinks_by_itself = any(mark in template for marks in _THINKING for mark in marks)
         self._model_ends = frozenset(ends)
         # Hostile grammars take so many threads and no more; a turn ends with its work, not with who waits for it.
         self._turns, self._threads = CapacityLimiter(COMPILING_THREADS), CapacityLimiter(math.inf)
         self._listing = CapacityLimiter(COMPILING_THREADS)
 
     async def prepare(
-        self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int], count: int
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        ends: frozenset[int],
+        count: int,
+        *,
+        thinks: bool | None = False,
     ) -> list[SequenceConstraint]:
         """One for each of ``count`` sequences; none if the request asks for nothing of the kind.
+
+        Args:
+            thinks: whether the model is to reason before its answer; None: if that is its habit. A budget of the request's
+                says so too.
 
         Raises:
             InvalidRequestError: a grammar is wrong or too complex, or the model has no reasoning to bound.
@@ -75,11 +88,19 @@ class Constraints:
                 thinking=self._thinking,
                 thinking_budget=params.thinking_budget,
                 prompt=() if self._thinking is None else self._without_space(prompt),
+                may_think=self._may_think(params, thinks),
             )
             return [first, *(first.fork() for _ in range(count - 1))]
 
         much = params.bad_words or len(ends) + len(params.allowed_token_ids or ()) > _MANY_TOKENS
         return await run_in_thread(make, self._listing) if much else make()
+
+    def _may_think(self, params: SamplingParams, thinks: bool | None) -> bool:
+        """Whether reasoning may come before the form. Where it must not, its mark stays forbidden: among the few tokens of a
+        form it may be the likeliest even for a model that was told not to reason."""
+        if params.thinking_budget is not None:
+            return params.thinking_budget > 0
+        return self._thinks_by_itself if thinks is None else thinks
 
     def _without_space(self, prompt: Sequence[int]) -> Sequence[int]:
         """A prompt without white space at its end: templates put line breaks behind the marks of reasoning."""

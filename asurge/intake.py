@@ -134,7 +134,9 @@ class Intake:
         count = params.best_of or params.n
         # Which of more completions than are wanted are the likeliest is known at their ends only.
         kind: OutputKind = "final" if whole or count > params.n else params.output_kind
-        constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count)
+        # A bare prompt may continue anything; in a conversation an answer begins.
+        thinks = prompt.thinks if isinstance(prompt, RenderedChat) else False
+        constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count, thinks=thinks)
         shaping = self._shaping(params, masked=bool(constraints))
         requests = [
             Request(

@@ -61,7 +61,8 @@ class SamplingParams:
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: continue after the model's end tokens.
         repetition_stop: end the text when a pattern of up to 64 tokens occurs this many times in a row.
-        thinking_budget: the most tokens of reasoning, after which the model is made to answer.
+        thinking_budget: the most tokens of reasoning, after which the model is made to answer. If it is above 0, reasoning may come
+            before a form; without it, a chat's template decides.
         detokenize: turn tokens into text; stop strings need it.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.

@@ -29,9 +29,14 @@ from asurge.text import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A conversation as a prompt: its tokens, and what was left out of it so that it fits."""
+    """A conversation as a prompt: its tokens, and what was left out of it so that it fits.
+
+    Attributes:
+        thinks: whether its template was told to have the model reason; None: it was not told.
+    """
 
     conversation: FittedConversation
+    thinks: bool | None = None
 
 
 Prompt = str | Sequence[int] | RenderedChat
@@ -74,11 +79,13 @@ class Prompts:
             )
 
         if not self._cuts:
-            return RenderedChat(FittedConversation(tuple(self._whole(text(messages), add_special_tokens=False))))
+            whole = self._whole(text(messages), add_special_tokens=False)
+            return RenderedChat(FittedConversation(tuple(whole)), _thinks(template_kwargs))
         prefer_prompt = config.prefer_preserve_prompt and config.auto_cap_new_tokens
         answer = answer_room(params.max_tokens, self._max_model_len, config.reserve_tokens, prefer_prompt=prefer_prompt)
         room = self._max_model_len - answer
-        return RenderedChat(fit_conversation(messages, text, tokenizer, room, config.truncate_mode))
+        fitted = fit_conversation(messages, text, tokenizer, room, config.truncate_mode)
+        return RenderedChat(fitted, _thinks(template_kwargs))
 
     def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         """A prompt with room for its answer.
@@ -177,6 +184,13 @@ def is_list(value: object) -> bool:
     except TypeError:  # an array without axes
         return False
     return True
+
+
+def _thinks(template_kwargs: Mapping[str, Any] | None) -> bool | None:
+    """What a template is told of reasoning, under the names that templates have for it."""
+    given = template_kwargs or {}
+    told = [given[name] for name in ("enable_thinking", "thinking") if given.get(name) is not None]
+    return bool(told[0]) if told else None
 
 
 def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[int]:

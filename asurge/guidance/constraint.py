@@ -40,18 +40,40 @@ class ThinkingTokens:
         """Whether a prompt ends with the beginning of reasoning. A mark further ahead may be anybody's words."""
         return tuple(prompt[-len(self.begin) :]) == self.begin
 
+    def is_closed_by(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the end of reasoning, as where a template leaves it out."""
+        return tuple(prompt[-len(self.end) :]) == self.end
+
 
 class _Thinking:
-    """Follows a sequence into its reasoning and out again, and forces it out when the budget is spent."""
+    """Follows a sequence into its reasoning and out again, and forces it out when the budget is spent.
 
-    def __init__(self, tokens: ThinkingTokens, prompt: Sequence[int], budget: int | None) -> None:
+    Args:
+        may_begin: the first token may begin it, whatever the grammar says. Only where that is one token: the first of several
+            may be one of the grammar's as well.
+    """
+
+    def __init__(self, tokens: ThinkingTokens, prompt: Sequence[int], budget: int | None, *, may_begin: bool) -> None:
         self._tokens, self._left = tokens, budget
         self._window = max(len(tokens.begin), len(tokens.end))
         self._recent: list[int] = list(prompt[-self._window :])
         self.is_open = tokens.is_opened_by(prompt)
         self._forced = 0
+        self._beginning = tokens.begin if may_begin and len(tokens.begin) == 1 else ()
+        if self.is_open or tokens.is_closed_by(prompt):
+            self._beginning = ()
+
+    def begins_with(self, token: int) -> bool:
+        """Whether a token begins the reasoning, and is none of the grammar's."""
+        return token in self._beginning
+
+    def widen(self, mask: Mask) -> None:
+        """Allow what may begin the reasoning."""
+        if self._beginning:
+            mask |= bits_of(self._beginning, len(mask))
 
     def accept(self, token: int) -> None:
+        self._beginning = ()
         self._recent = [*self._recent, token][-self._window :]
         begin, end = self._tokens.begin, self._tokens.end
         if not self.is_open:
@@ -71,12 +93,13 @@ class _Thinking:
 class SequenceConstraint:
     """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
 
-    A grammar holds for the answer: while the model reasons, it waits. Where nothing would be left, the end tokens are:
+    A grammar holds for the answer: while the model reasons, it waits, and where it may begin to, its mark is allowed. Where nothing would be left, the end tokens are:
     a sequence that cannot go on ends.
 
     Args:
         ends: the tokens that end the sequence; where the grammar may end, they are allowed, elsewhere not.
         prompt: without white space at its end.
+        may_think: the model may begin its reasoning by itself, if the prompt has neither begun nor ended it.
     """
 
     def __init__(
@@ -89,10 +112,13 @@ class SequenceConstraint:
         thinking: ThinkingTokens | None = None,
         thinking_budget: int | None = None,
         prompt: Sequence[int] = (),
+        may_think: bool = False,
     ) -> None:
         self._grammar, self._rules, self._ends = grammar, rules, frozenset(ends)
         self._end_bits = bits_of(self._ends, mask_words(vocab_size))
-        self._thinking = None if thinking is None else _Thinking(thinking, prompt, thinking_budget)
+        self._thinking = None
+        if thinking is not None:
+            self._thinking = _Thinking(thinking, prompt, thinking_budget, may_begin=may_think)
         self._ended = self._cornered = False
 
     def fork(self) -> Self:
@@ -125,7 +151,7 @@ class SequenceConstraint:
             grammar = self.grammar
             if token in self._ends and (self._cornered or (grammar is not None and grammar.is_accepting)):
                 self._ended = True
-            elif grammar is not None:
+            elif grammar is not None and (self._thinking is None or not self._thinking.begins_with(token)):
                 grammar.accept(token)
             for rule in self._rules:
                 rule.accept(token)
@@ -151,6 +177,8 @@ class SequenceConstraint:
                 mask |= self._end_bits
             else:
                 mask &= ~self._end_bits
+            if self._thinking is not None:
+                self._thinking.widen(mask)
         for rule in self._rules:
             rule.narrow(mask)
         if self._thinking is not None:

@@ -11,6 +11,7 @@ from asurge.errors import GuidanceError
 from asurge.guidance import AllowedTokens, BadWords, MinTokens, RepetitionStop, SequenceConstraint, ThinkingTokens
 from asurge.guidance.rules import bits_of
 from tests.guidance.walks import VOCAB, allowed, mask_of, start
+from tests.text.families import tokenizer
 
 WORDS = VOCAB // 32
 TOKENS = st.lists(st.integers(0, 7), max_size=30)
@@ -66,6 +67,42 @@ def test_where_nothing_is_left_the_text_ends_or_fails() -> None:
     assert mask_of(SequenceConstraint({9}, VOCAB, rules=nothing)).tolist() == [9]
     with pytest.raises(GuidanceError, match="loosen"):
         SequenceConstraint((), VOCAB, rules=nothing).fill(np.full(WORDS, 0xFFFFFFFF, np.uint32))
+
+
+def first(prompt: list[int], *, thinking: ThinkingTokens = THINKING, may_think: bool = True) -> SequenceConstraint:
+    return SequenceConstraint(
+        {1}, VOCAB, grammar=start(regex="a{2}"), thinking=thinking, prompt=prompt, may_think=may_think
+    )
+
+
+def test_reasoning_may_begin_before_a_form() -> None:
+    form = set(allowed(start(regex="a{2}")).tolist())
+    one = first([7])
+    other = one.fork()
+    assert set(mask_of(one).tolist()) == form | {100}
+    one.accept([100, 7])
+    assert len(mask_of(one)) == VOCAB
+    one.accept([8, 101, 102])
+    assert set(mask_of(one).tolist()) == form
+    other.accept(tokenizer("byte-level BPE").encode("a", add_special_tokens=False))
+    assert 100 not in mask_of(other).tolist()
+
+
+@pytest.mark.parametrize("prompt", [[100, 101, 102], [101, 102]])
+def test_no_reasoning_begins_where_the_prompt_has_ended_it(prompt: list[int]) -> None:
+    assert 100 not in mask_of(first(prompt)).tolist()
+
+
+def test_no_reasoning_begins_where_none_is_expected_or_a_mark_has_several_tokens() -> None:
+    assert 100 not in mask_of(first([7], may_think=False)).tolist()
+    assert 100 not in mask_of(first([7], thinking=ThinkingTokens((100, 103), (101,)))).tolist()
+
+
+def test_rules_may_forbid_what_begins_the_reasoning() -> None:
+    one = SequenceConstraint(
+        {1}, VOCAB, grammar=start(regex="a"), rules=[BadWords([[100]], WORDS)], thinking=THINKING, may_think=True
+    )
+    assert 100 not in mask_of(one).tolist()
 
 
 def test_a_form_that_cannot_go_on_ends() -> None:

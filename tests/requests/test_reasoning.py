@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import asurge.demo
-from asurge import GuidedDecodingParams, SamplingParams
+from asurge import Engine, GuidedDecodingParams, SamplingParams
 from asurge.constraints import Constraints
 from asurge.guidance import SequenceConstraint, fill_masks
 from asurge.plan import mask_words
@@ -25,10 +26,12 @@ def codec() -> Tokenizer:
     return load_tokenizer(Path(asurge.demo.__file__).parent / "checkpoint")
 
 
-async def constraint(codec: Tokenizer, prompt: str, params: SamplingParams = FORM) -> SequenceConstraint:
+async def constraint(
+    codec: Tokenizer, prompt: str, params: SamplingParams = FORM, *, thinks: bool | None = False
+) -> SequenceConstraint:
     made = Constraints(codec, codec.vocab_size, codec.eos_token_ids)
     ids = codec.encode(prompt, add_special_tokens=False)
-    (one,) = await made.prepare(params, ids, codec.eos_token_ids, 1)
+    (one,) = await made.prepare(params, ids, codec.eos_token_ids, 1, thinks=thinks)
     return one
 
 
@@ -55,3 +58,45 @@ async def test_a_mark_in_what_somebody_says_switches_no_form_off(codec: Tokenize
     assert not {"x", "y", "</think>"} & texts(one, codec)
     spent = await constraint(codec, said + " ok", dataclasses.replace(FORM, guided_decoding=None, thinking_budget=0))
     assert {"x", "y"} <= texts(spent, codec)
+
+
+@pytest.fixture(params=[False, True])
+def habit(request: pytest.FixtureRequest, codec: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the chat template speaks of reasoning."""
+    if request.param:
+        monkeypatch.setattr(Tokenizer, "chat_template", "{{ message.content.split('</think>')[-1] }}")
+    return bool(request.param)
+
+
+async def test_a_model_may_begin_to_reason_where_it_is_told_to_or_it_is_its_habit(
+    codec: Tokenizer, habit: bool
+) -> None:
+    for thinks, budget, expected in (
+        (None, None, habit),
+        (True, None, True),
+        (False, None, False),
+        (None, 100, True),
+        (True, 0, False),
+    ):
+        params = dataclasses.replace(FORM, thinking_budget=budget)
+        one = await constraint(codec, ASKED, params, thinks=thinks)
+        assert ("<think>" in texts(one, codec)) == expected, (thinks, budget)
+        assert "a" in texts(one, codec)
+        assert "x" not in texts(one, codec)
+
+
+@pytest.mark.parametrize("tail", ["<think>\n\n</think>\n\n", "<think></think>", "</think>"])
+async def test_reasoning_that_a_template_has_left_out_does_not_begin(codec: Tokenizer, tail: str) -> None:
+    one = await constraint(codec, ASKED + tail, thinks=True)
+    assert not {"<think>", "x"} & texts(one, codec)
+
+
+@pytest.mark.parametrize("thinks", [None, True])
+async def test_a_form_leaves_a_model_its_reasoning(demo: Engine, thinks: bool | None) -> None:
+    """As a model was told; one that was not is not led to reason by a form that leaves it few tokens."""
+    kwargs = {} if thinks is None else {"enable_thinking": thinks}
+    params = dataclasses.replace(FORM, temperature=0.0, max_tokens=200)
+    output = await demo.chat([{"role": "user", "content": "What does math.sqrt do?"}], params, template_kwargs=kwargs)
+    thought, end, answer = output.get_text().rpartition("</think>")
+    assert re.fullmatch("[a-c]{9}", answer)
+    assert (thought.startswith("<think>"), bool(end)) == (bool(thinks), bool(thinks))
