@@ -14,19 +14,19 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who comes next, and how the budget of a step is shared (`docs/scheduling.md`).
+    """Which request comes next, and how the budget of a step is shared (`docs/scheduling.md`).
 
     Attributes:
         policy: ``"fcfs"``: in order of arrival; ``"priority"``: lower numbers first, and they take slots and pages from
             running requests with higher ones.
         cache_aware: of a tenant's first waiting requests, prefer the one with most of its prompt in the prefix cache.
-        max_overtakes: requests that may be preferred to one that came before them.
-        tenant_weights: shares of tenants that wait at the same time; 1 where not named.
-        long_prefill_token_threshold: prompt tokens that one request may have computed in a step while others wait or
-            have prompts to be computed; None: no limit of its own.
+        max_overtakes: how many later requests may be preferred to one that came before them.
+        tenant_weights: shares of tenants that wait at the same time; 1 for those not named.
+        long_prefill_token_threshold: the most prompt tokens that one request may have computed in a step while others wait or
+            have prompts to be computed; None: no such limit.
         max_mixed_step_s: the longest step, in seconds, that computes prompts while somebody reads the tokens of other requests
             as they come; or 1.5 times a step without prompts, if that is longer. None: no limit. There is none while all answers
-            are taken at their ends (`Engine.generate`, ``output_kind="final"``, HTTP without ``stream``).
+            are taken only when finished (`Engine.generate`, ``output_kind="final"``, HTTP without ``stream``).
 
     Raises:
         ConfigError: a value is out of range.
@@ -57,7 +57,7 @@ class CacheConfig:
 
     Attributes:
         enable_prefix_caching: share pages between prompts with the same beginning.
-        prefix_cache_capacity: pages in nobody's use that are kept for later prompts; None: all that are not needed.
+        prefix_cache_capacity: how many unused pages are kept for later prompts; None: all that are not needed.
 
     Raises:
         ConfigError: a value is out of range.
@@ -87,19 +87,19 @@ class EngineConfig:
             ``"auto"`` for the best that can serve the model.
         max_model_len: longest sequence in tokens, prompt and answer; None: the model's, at most 8192.
         max_num_seqs: sequences running at once (device slots).
-        max_num_batched_tokens: token budget of one step; None chooses by platform. Raised where it would not hold a token of each
-            sequence and ``min_input_pad`` of a prompt beside them.
+        max_num_batched_tokens: token budget of one step; None chooses by platform. It is raised where it would not hold one token
+            of each sequence and ``min_input_pad`` tokens of a prompt beside them.
         min_input_pad: prefill chunks are padded to a multiple of this many tokens; None chooses by kernels.
         page_size: tokens in a KV page.
         hbm_utilization: share of accelerator memory that weights and KV pages may take.
         kv_cache_bytes: KV budget in bytes; None: from hbm_utilization, or a quarter of free memory (at most
             1 GiB) on CPU, and never more than all slots at full length can use.
         enable_prefix_caching: share pages between prompts with the same beginning; False overrides ``cache``.
-        scheduler: who comes next, and how a step is shared.
+        scheduler: which request comes next, and how a step is shared.
         cache: what is kept of finished work.
         reserve_tokens: tokens of the context kept for the answer when a prompt is cut.
         auto_truncate_prompt / truncate_mode: cut prompts that do not fit, and where.
-        decode_truncated_prompt: the text of a prompt that was cut is that of the tokens that are left.
+        decode_truncated_prompt: the text reported for a prompt that was cut is that of the tokens that are left.
         auto_cap_new_tokens: lower max_tokens to what fits the context.
         prefer_preserve_prompt: lower max_tokens before cutting the prompt.
         strict_context: refuse instead of cutting or capping.
@@ -191,7 +191,7 @@ class EngineConfig:
 
 
 def _made(field: str, kind: type[Any], given: Any) -> Any:
-    """Settings that were given as a mapping, as from a command line, as what they are."""
+    """Settings as ``kind``, also where they were given as a mapping, as from a command line."""
     if isinstance(given, kind):
         return given
     known = {one.name for one in dataclasses.fields(kind)}

@@ -86,10 +86,10 @@ class EngineNotRunningError(EngineStateError):
 
 
 class EngineDeadError(EngineStateError):
-    """The engine failed and serves no more; the cause is chained."""
+    """The engine failed and no longer serves; the cause is chained."""
 
     def again(self) -> Self:
-        """The same news for somebody else. An exception that is raised again and again keeps the frames of all who got it."""
+        """The same error for another caller. An exception raised again and again keeps the frames of all who got it."""
         fresh = type(self)(*self.args)
         fresh.__cause__ = self.__cause__
         return fresh

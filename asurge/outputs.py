@@ -34,7 +34,7 @@ class CompletionOutput:
 
     Attributes:
         cumulative_logprob: the sum over all its tokens, if logprobs were asked for.
-        logprobs: by token, the likeliest tokens in its place and itself, by token id.
+        logprobs: for each token, itself and the likeliest tokens in its place, by token id.
     """
 
     index: int
@@ -52,8 +52,8 @@ class RequestOutput:
     """A request's state at one moment of its stream, or its end. All times are in seconds.
 
     Attributes:
-        prompt_logprobs: by prompt token, as ``CompletionOutput.logprobs``, if asked for; the first has none.
-        delta_text: text of the first completion that is new since the output before this one.
+        prompt_logprobs: for each prompt token, as in ``CompletionOutput.logprobs``, if asked for; the first has none.
+        delta_text: text of the first completion that is new since the previous output.
         accumulated_text: all text of the first completion so far.
         num_truncated_tokens: tokens of the prompt that were left out to make it fit; an estimate for texts of more than 32,768
             characters and more than 8 characters for each token of the context.
@@ -114,11 +114,11 @@ class RequestOutput:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class EmbeddingOutput:
-    """What a prompt is as a vector.
+    """A prompt as a vector.
 
     Attributes:
         embedding: float32 ``[dimensions]``.
-        prompt: its text, or that of the tokens that are left of it; None if it was given as token ids.
+        prompt: its text, or that of the tokens left of it; None if it was given as token ids.
         num_cached_tokens: tokens of the prompt that were found in the prefix cache.
         num_truncated_tokens: tokens of the prompt that were left out to make it fit; an estimate for texts of more than 32,768
             characters and more than 8 characters for each token of the context.

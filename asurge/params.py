@@ -14,11 +14,11 @@ from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, Pooling
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1000
-"""Of one stop string; each piece of new text is searched for the beginning of one."""
+"""In one stop string; each piece of new text is searched for the beginning of one."""
 
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 1000
-"""Of one word; each is tokenised twice."""
+"""In one word; each is tokenised twice."""
 
 MAX_REPETITIONS = 1 << 20
 MAX_CHOICES = 64
@@ -51,7 +51,7 @@ class SamplingParams:
         guided_decoding: the form the text must have.
         allowed_token_ids: the only tokens that may be drawn; end tokens only if they are among them.
         bad_words: texts that are never generated, including those that span several tokens.
-        logits_processors: of the engine's, by name, those to apply, each with its argument.
+        logits_processors: those of the engine's to apply, by name, each with its argument.
         seed: the same seed draws the same tokens, whatever else is in the batch; None: a random one.
         logprobs: report the logprob of each token, and of this many of the likeliest tokens in its place.
         prompt_logprobs: the same for the tokens of the prompt.
@@ -213,7 +213,7 @@ class RequestOptions(TypedDict, total=False):
         priority: lower numbers come first, where the scheduler's policy is ``"priority"``.
         tenant: who is charged; waiting tenants are served in turns, by their weights.
         deadline_s: seconds from now after which the request fails, whatever state it is in.
-        cache_salt: requests with different ones share nothing in the prefix cache.
+        cache_salt: requests with different salts share nothing in the prefix cache.
     """
 
     priority: int
@@ -291,7 +291,7 @@ def _strings(name: str, given: Any, most: int, longest: int) -> tuple[str, ...]:
 
 
 def all_natural(values: Collection[Any]) -> bool:
-    """Whether all are Python's own integers, none below 0. At the speed of C: there may be a million."""
+    """Whether all are Python's own integers, and none is below 0. Runs at the speed of C: there may be a million."""
     return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 

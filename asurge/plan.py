@@ -1,4 +1,4 @@
-"""All that passes between the scheduler and the device: plans, results, and the runner's protocol.
+"""Everything that passes between the scheduler and the device: plans, results, and the runner's protocol.
 
 The scheduler plans step N+1 while step N runs, so a plan never holds a token the device has not yet
 sampled: a decode row takes the last token of its slot on the device. Steps run in the order they were
@@ -28,10 +28,10 @@ Pooling = Literal["mean", "last"]
 """How the hidden states of a prompt become one vector: the mean of all, or that of its last token."""
 
 MAX_LOGPROBS = 20
-"""Likeliest tokens that a draw can tell of."""
+"""How many of the likeliest tokens a draw can report."""
 
 MAX_LOGIT_BIAS = 1024
-"""Tokens that one request can bias."""
+"""How many tokens one request can bias."""
 
 
 def mask_words(vocab_size: int) -> int:
@@ -41,7 +41,7 @@ def mask_words(vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shaping:
-    """What is done to a row's logits before its draw, or told about them, beyond what every draw can do.
+    """What is done to a row's logits before its draw, or reported about them, beyond what every draw can do.
 
     A step with such a row draws apart: the forward pass first, then all its draws in a dispatch of their own, which
     may wait for what the host has to say (`StepHandle.draw`).
@@ -49,7 +49,7 @@ class Shaping:
     Attributes:
         logit_bias: token ids and what is added to their logits.
         processors: indices of the engine's logits processors, and the argument each one gets.
-        logprobs: likeliest tokens to tell of beside the drawn one; None tells nothing.
+        logprobs: how many of the likeliest tokens to report beside the drawn one; None reports nothing.
         masked: a mask of allowed tokens comes with each draw.
     """
 
@@ -92,7 +92,7 @@ class PageTable(NamedTuple):
     """The pages of a sequence in one of its page tables, one for each column of ``page_size`` tokens.
 
     Attributes:
-        first: the column of the first page; no layer that uses the table reads those before it any more.
+        first: the column of the first page; no layer that uses the table reads the ones before it any more.
         pages: int32 ``[n]``, the pages from there on.
     """
 
@@ -115,12 +115,12 @@ class PlanRow:
         page_tables: as many as `RunnerLimits.windows`; they reach to position start + num_tokens - 1 at least.
         sampling: how to draw.
         draws: tokens that a decode row draws one after another, unless one of them is a stop token.
-        stop_token_ids: tokens that end the sequence; the device may look at `DEVICE_STOPS` of them only, and the
-            draws behind another one are void.
-        history: of a chunk that draws and whose shaping counts tokens: what there is to count.
-        targets: of a chunk whose prompt is scored, int32 ``[n]``: the prompt token that follows each of its tokens, -1
-            where none is to be scored.
-        pooled: of a chunk of a prompt to be embedded: so many of its last tokens, whose hidden states are summed.
+        stop_token_ids: tokens that end the sequence; the device may look for only `DEVICE_STOPS` of them, and the draws after
+            another one are void.
+        history: for a chunk that draws and whose shaping counts tokens: what there is to count.
+        targets: for a chunk whose prompt is scored, int32 ``[n]``: the prompt token that follows each of its tokens, -1 where
+            none is to be scored.
+        pooled: for a chunk of a prompt to be embedded: how many of its last tokens have their hidden states summed.
     """
 
     sequence_id: str
@@ -145,7 +145,7 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepPlan:
-    """One step: decode rows and prefill chunks that run together; or, of decode rows alone, a group of steps."""
+    """One step: decode rows and prefill chunks that run together; or a group of steps, of decode rows alone."""
 
     step_id: int
     decode: tuple[PlanRow, ...]
@@ -173,7 +173,7 @@ class StepPlan:
 
     @property
     def reads_all(self) -> bool:
-        """Whether hidden states of all its tokens are looked at, and not only of those that are drawn behind."""
+        """Whether the hidden states of all its tokens are read, and not only of those after which a token is drawn."""
         return any(row.targets is not None or row.pooled for row in self.prefill)
 
 
@@ -202,14 +202,14 @@ class StepResult:
     """What a step drew.
 
     Attributes:
-        token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1
-            behind a stop token.
+        token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
+            token.
         error: why the step failed, or None. Then no token is valid.
         state_lost: the pages' contents are gone (the failure hit donated buffers): recompute everything.
-        device_time_s: what the device took: from dispatch, or from the result before if that came later, to this one.
-        logprobs: of a step that draws apart and has a row that asks, ``[rows]``.
+        device_time_s: what the device took: from dispatch, or from the previous result if that came later, to this one.
+        logprobs: for a step that draws apart and has a row that asks, ``[rows]``.
         prompt_logprobs: by row, those of the prompt tokens it scored.
-        pooled: by row, the sum over the normalised hidden states of ``PlanRow.pooled`` tokens, float32 ``[hidden]``.
+        pooled: by row, the sum of the normalised hidden states of ``PlanRow.pooled`` tokens, float32 ``[hidden]``.
     """
 
     plan: StepPlan
@@ -249,13 +249,13 @@ class RunnerLimits:
         max_num_seqs: slots.
         max_num_batched_tokens: the token budget of a step.
         max_model_len: longest sequence, in tokens.
-        prefill_quantum: a prefill chunk of n tokens costs n rounded up to this many of the budget.
+        prefill_quantum: a prefill chunk of n tokens costs n, rounded up to a multiple of this, of the budget.
         max_draws: most steps in a group of decode steps.
         vocab_size: token ids that can be drawn.
         hidden_size: numbers in a hidden state.
         windows: by page table: no layer that uses it sees more tokens back than this, itself included; None: some layer
-            sees all. A sequence has a page in every table for each ``page_size`` tokens, until they are behind the
-            table's window.
+            sees all. A sequence has a page in every table for each ``page_size`` tokens, until they fall behind the table's
+            window.
     """
 
     num_pages: int
@@ -284,7 +284,7 @@ class RunnerLimits:
         return columns * self.page_size
 
     def columns(self, tokens: int) -> int:
-        """Columns of a page table that so many tokens take."""
+        """Columns of a page table that this many tokens take."""
         return -(-tokens // self.page_size)
 
     def pages_held(self, columns: int) -> int:
@@ -292,11 +292,11 @@ class RunnerLimits:
         return sum(self.columns_held(window, columns) for window in self.windows)
 
     def columns_held(self, window: int | None, columns: int, *, step: int | None = None) -> int:
-        """The most pages that a sequence of ``columns`` columns holds at once in one table: all, or those that the window and
-        a step touch.
+        """The most pages that a sequence of ``columns`` columns holds at once in one table: all, or those that the window and a
+        step touch.
 
         Args:
-            step: its tokens; None: as many as a step can have.
+            step: the step's tokens; None: as many as a step can have.
         """
         if window is None:
             return columns
