@@ -16,7 +16,7 @@ class Source:
     """One checkpoint tensor, the shape it must have, and how the model has it instead.
 
     Attributes:
-        paired_heads: its rows are those of so many heads that rotate adjacent pairs; the model has the first ones of all
+        paired_heads: its rows belong to this many heads, which rotate adjacent pairs; the model has the first numbers of all
             pairs of a head, then the second ones (`asurge.ops.rotary.apply_rotary`). 0: as it is.
         transposed: it is ``[matrices, in, out]``, and the model has ``[matrices * out, in]``.
     """
@@ -79,7 +79,7 @@ def _feed_forward(config: DecoderConfig, path: ParameterPath, name: str, inner: 
 
 
 def _norm_names(config: DecoderConfig) -> dict[str, str]:
-    """Our norms of a layer, and theirs: what a name says depends on what else is normalised."""
+    """A layer's norms by our names and by theirs: what a name means depends on what else is normalised."""
     names = {}
     if config.pre_norm:
         names["input_norm"] = "input_layernorm"
@@ -144,7 +144,7 @@ def _experts(config: DecoderConfig) -> Table:
 
 
 def is_ignored(name: str, config: DecoderConfig) -> bool:
-    """Whether a tensor may be in a checkpoint although nothing takes it."""
+    """Whether a tensor may be in a checkpoint although nothing uses it."""
     if _IGNORED.match(name) or name.startswith(config.stored.others):
         return True
     return config.tie_word_embeddings and name == f"{config.stored.prefix}lm_head.weight"

@@ -30,8 +30,8 @@ class Experts:
         stacked: the checkpoint has the matrices of all experts in one tensor, ``[experts, in, out]``, and gate and up
             side by side; then ``names`` has two of them.
         sigmoid: a token's weights are the sigmoid of its scores, not softmax.
-        weigh_input: they scale what goes into an expert, not what comes out.
-        shared: inner size of one more that all tokens go to, unweighted; 0: there is none.
+        weigh_input: weights scale what goes into an expert, not what comes out.
+        shared: inner size of one more expert, to which all tokens go, unweighted; 0: there is none.
     """
 
     count: int
@@ -48,12 +48,12 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stored:
-    """How a checkpoint names and lays out what the model has in one form only.
+    """How a checkpoint names and lays out what the model has in only one form.
 
     Attributes:
-        prefix: in front of the names of all tensors.
-        others: beginnings of names of tensors that belong to what is not served, such as an image encoder.
-        feed_forward: the name of a layer's.
+        prefix: what precedes the names of all tensors.
+        others: how the names of tensors begin that belong to what is not served, such as an image encoder.
+        feed_forward: the name of a layer's feed-forward.
         fused: queries, keys and values are in one tensor, and gate and up in another.
         adjacent_pairs: the numbers that are rotated together stand side by side, not half a head apart.
     """
@@ -208,7 +208,7 @@ class ConfigReader:
         return tuple(not one for one in rotated)
 
     def rope(self, kind: str | None = None) -> Rope:
-        """Base and scaling, from today's ``rope_parameters`` or yesterday's two keys.
+        """Base and scaling, from the newer ``rope_parameters`` or the two older keys.
 
         Args:
             kind: of layer, where each kind has parameters of its own.

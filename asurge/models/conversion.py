@@ -18,7 +18,7 @@ _log = logging.getLogger("asurge")
 
 
 def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | None:
-    """Replace the linear layers of a loaded model in place, one after another, so that memory peaks at one more.
+    """Replace the linear layers of a loaded model in place, one after another, so that memory peaks at one extra layer.
 
     Returns:
         Why the products run in plain XLA although kernels were wanted, or None.
@@ -29,7 +29,7 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
     int8 = quantization == "int8"
     if int8 and model.config.experts is not None:
         raise ConfigError("quantization='int8' does not cover mixtures of experts: leave it out")
-    # On accelerators XLA's own products are what is wanted.
+    # On accelerators, XLA's own products are wanted.
     wanted = kernels == "native" or (kernels == "auto" and jax.default_backend() == "cpu")
     reason = unable(model, int8=int8) if wanted else None
     if reason is not None:
@@ -94,7 +94,7 @@ def _convert_head(model: Decoder, *, packed: bool, int8: bool) -> None:
         weight.delete()
         model.lm_head = None
     if packed:
-        # One packed bf16 table looks up and projects; beside an int8 head the table stays.
+        # One packed bf16 table serves both look-up and projection; beside an int8 head the plain table stays.
         shared = tied and not int8
         model.embedding = model.head.weight if shared else nnx.Param(bit_patterns(table).block_until_ready())
         table.delete()

@@ -1,7 +1,7 @@
-"""The one decoder that every family composes; `DecoderConfig` says of what.
+"""The one decoder that every family composes; `DecoderConfig` says from what.
 
-Tokens come flat, as ``[tokens]``: which tokens belong together is the business of `attend`, so the same
-module runs a packed serving step, a plain causal forward, and training.
+Tokens come flat, as ``[tokens]``: which tokens belong together is up to `attend`, so the same module runs a packed serving step,
+a plain causal forward, and training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Attend(Protocol):
 
 
 class Positions(NamedTuple):
-    """What the tokens' positions do to one layer's queries and keys.
+    """The effect of the tokens' positions on one layer's queries and keys.
 
     Attributes:
         cos, sin: float32 ``[tokens, 1, head_dim / 2]``; 1 and 0 where the layer does not rotate.
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
         if positions.sharpness is not None:
             q, rest = jnp.split(qkv, (config.q_size,), axis=1)
             qkv = jnp.concatenate(((q * positions.sharpness).astype(q.dtype), rest), axis=1)
-        # Rotation keeps lengths: it does not matter that a norm without weights is meant to come behind it.
+        # Rotation preserves lengths: it does not matter that a norm without weights is meant to come after it.
         unit = jnp.ones((config.head_dim,), x.dtype) if config.qk_unit_norm and config.rotates(layer) else None
         heads = Heads(
             qkv.reshape(x.shape[0], -1, config.head_dim),
@@ -142,7 +142,7 @@ class SparseMLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer layer: normalised before, behind, or on both sides of attention and feed-forward."""
+    """One transformer layer: normalised before, after, or on both sides of attention and feed-forward."""
 
     def __init__(self, config: DecoderConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         before, behind = config.pre_norm, config.post_norm
@@ -165,7 +165,7 @@ class Block(nnx.Module):
         live: jax.Array | None,
         read: jax.Array | None,
     ) -> jax.Array:
-        """``x [tokens, hidden]`` behind the layer, where it is ``read``; keys and values are there for all that is ``live``."""
+        """``x [tokens, hidden]`` after the layer, where it is ``read``; keys and values are there for all that is ``live``."""
         out = self.attention_output_norm
         residual = x if out is None else None
         added = self.attention(x, self.input_norm, residual, positions, attend, layer, live, read)
@@ -196,7 +196,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in range(config.num_layers)])
         self.norm = _norm(config, dtype)
         self.lm_head = None if config.tie_word_embeddings else nnx.Param(init(rngs.params(), table, dtype))
-        # What conversion puts in the place of the head's matrix.
+        # What conversion puts in place of the head's matrix.
         self.head: PackedLinear | Int8Linear | None = nnx.data(None)
 
     def __call__(
@@ -210,9 +210,9 @@ class Decoder(nnx.Module):
         """``tokens, positions [tokens]`` -> hidden states ``[tokens, hidden]``, before the last normalisation.
 
         Args:
-            live: a hint, int32 ``[ceil(tokens / 16)]``: how many of 16 tokens are real, all after them being padding.
-            read: a hint of the same form: of how many the hidden states will be looked at. Those of the others may come out as
-                anything; of the last layer they need keys and values only.
+            live: a hint, int32 ``[ceil(tokens / 16)]``: how many of each 16 tokens are real; all after them are padding.
+            read: a hint of the same form: how many will have their hidden states read. Those of the others may come out as
+                anything; in the last layer they need only keys and values.
         """
         x = take_rows(self.embedding[...], tokens)
         if self.config.embedding_scale != 1.0:
@@ -225,7 +225,7 @@ class Decoder(nnx.Module):
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:
-        """For each layer what its kind makes of ``positions [tokens]``."""
+        """For each layer, what its kind makes of ``positions [tokens]``."""
         config, (cos, sin) = self.config, self.rotary.tables(positions)
         own = Positions(cos, sin, None)
         local = own if self.local_rotary is None else Positions(*self.local_rotary.tables(positions), None)

@@ -1,4 +1,4 @@
-"""A model over one whole sequence, without pages: the plain forward that everything else is compared with."""
+"""A model over one whole sequence, without pages: the plain forward pass that everything else is compared with."""
 
 from __future__ import annotations
 

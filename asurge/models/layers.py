@@ -1,4 +1,4 @@
-"""The pieces a decoder is made of. A linear layer takes along what surrounds it, so that a kernel may do it in one pass."""
+"""The pieces a decoder is made of. A linear layer includes what surrounds it, so that a kernel may do it all in one pass."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Composed(nnx.Module):
     ) -> jax.Array:
         """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated.
 
-        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that kernels take to leave padding out.
+        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that lets kernels leave padding out.
         """
         out = self.product(x if norm is None else norm(x), dtype)
         out = gate(out, self.activation) if self.gated else out

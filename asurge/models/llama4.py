@@ -1,5 +1,5 @@
-"""Llama 4 (text): attention within chunks, but some layers see everything and know no positions; experts whose input
-is scaled, beside one for all tokens."""
+"""Llama 4 (text): attention within chunks, but some layers see everything and know no positions; experts whose input is scaled,
+beside one shared by all tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
     raw = {**_DEFAULTS, **raw}
     read = ConfigReader(raw)
     bias, unit_norm = read.flag("attention_bias"), read.flag("use_qk_norm", True)
-    # An empty list says no more than none, and a longer one than there are layers is cut.
+    # An empty list says no more than none, and a list longer than there are layers is cut.
     unrotated = ConfigReader({**raw, "no_rope_layers": raw.get("no_rope_layers") or None}).unrotated()
     unrotated = unrotated[: read.integer("num_hidden_layers")]
     theta, scaling = read.rope()
     if unit_norm and scaling is not None:
-        scaling = {**scaling, "attention_factor": 1.0}  # heads are normalised behind the rotation, which undoes it
+        scaling = {**scaling, "attention_factor": 1.0}  # heads are normalised after the rotation, which undoes it
     return decoder_config(
         raw,
         intermediate_size=read.integer("intermediate_size_mlp", 16384),
@@ -44,7 +44,7 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def conditional(raw: Mapping[str, Any]) -> DecoderConfig:
-    """The language model of a checkpoint that has an image encoder too, which is not read."""
+    """The language model of a checkpoint that also has an image encoder, which is not read."""
     text = raw.get("text_config")
     if not isinstance(text, Mapping):
         raise ModelLoadError(f"config.json: text_config={text!r} must be an object")

@@ -55,7 +55,7 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
     size = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * jnp.dtype(dtype).itemsize
     loaded = []
     with tqdm(total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
-        # The largest first: while a tensor is held twice, as file and as array, little else is there yet.
+        # The largest first: while a tensor is held twice, as file and as array, little else is loaded yet.
         for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
             array = _load(tensors, table[path], jnp.dtype(dtype))
             loaded.append((path, leaf.replace(array)))
@@ -65,7 +65,7 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Stored:
-    """What a file's header says of one tensor."""
+    """What a file's header says about one tensor."""
 
     path: Path
     shape: tuple[int, ...]
@@ -117,7 +117,7 @@ class _Tensors:
             return file.get_tensor(source.name)
 
     def read_into(self, host: np.ndarray, source: Source) -> None:
-        """A tensor as the model has it, into ``host``, of its `Source.filled`."""
+        """A tensor as the model has it, into ``host``, whose shape is its `Source.filled`."""
         if source.transposed:
             self._transpose_into(host, source)
         elif source.paired_heads:

@@ -8,7 +8,7 @@ from typing import Any
 from asurge.models.config import SLIDING, ConfigReader, DecoderConfig, decoder_config, windows
 
 _DEFAULT_WINDOW = 4096
-"""Where config.json has no ``sliding_window``, as in transformers; null is no window."""
+"""Used where config.json has no ``sliding_window``, as in transformers; null is no window."""
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:

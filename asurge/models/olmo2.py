@@ -1,4 +1,4 @@
-"""OLMo 2: norms behind layers only, and over all queries and all keys."""
+"""OLMo 2: norms only after layers, and over all queries and all keys."""
 
 from __future__ import annotations
 

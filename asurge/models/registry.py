@@ -13,8 +13,8 @@ from asurge.models.config import DecoderConfig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A model family: its architecture's name, and how its config reads. Checkpoints of all of them use the
-    tensor names of `asurge.models.checkpoint`."""
+    """A model family: its architecture's name, and how its config is read. Checkpoints of all families use the tensor names of
+    `asurge.models.checkpoint`."""
 
     architecture: str
     config: Callable[[Mapping[str, Any]], DecoderConfig]

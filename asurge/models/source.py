@@ -12,7 +12,7 @@ from asurge.errors import ModelLoadError
 DEMO = "demo"
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _NOT_READ = ["consolidated*", "*/*"]
-"""Copies of the weights in other layouts, which would double a download."""
+"""Copies of the weights in other layouts, which would double the download."""
 
 
 def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:

@@ -21,7 +21,7 @@ _STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
 
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""What JAX calls the event of a compilation."""
+"""JAX's name for the event of a compilation."""
 
 
 class CompilationCounter:

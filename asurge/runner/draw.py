@@ -1,6 +1,6 @@
-"""Draws apart from the forward pass: for rows whose logits are shaped before the draw, or told about after it.
+"""Draws apart from the forward pass: for rows whose logits are shaped before the draw, or reported after it.
 
-A second dispatch behind the step, over the hidden states it left. Masks that depend on the tokens drawn before are
+A second dispatch after the step, over the hidden states it left. Masks that depend on the tokens drawn before are
 computed by the host while the forward pass runs, so the device does not wait for them (`docs/architecture.md`).
 """
 
@@ -67,7 +67,7 @@ class DrawSpec:
 
 
 class Drawer:
-    """Owns the counts of tokens by slot, and draws. Device memory for the counts is taken by the first draw."""
+    """Owns the counts of tokens by slot, and draws. The first draw allocates device memory for the counts."""
 
     def __init__(self, spec: DrawSpec) -> None:
         self._spec, self._layout = spec, spec.layout
@@ -114,7 +114,7 @@ class Drawer:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a failed dispatch took the counts along."""
+        """Whether a failed dispatch took the counts with it."""
         return self._seen is not None and self._seen.is_deleted()
 
     def draw(
@@ -129,7 +129,7 @@ class Drawer:
         """Dispatch the draws of a plan.
 
         Args:
-            drawn_at: for each plan row the device row of ``last [rows, hidden]`` that it draws from.
+            drawn_at: for each plan row, the device row of ``last [rows, hidden]`` that it draws from.
             masks: see `asurge.plan.StepHandle.draw`.
 
         Returns:
@@ -182,7 +182,7 @@ class Drawer:
 
 
 def _order(plan: StepPlan) -> list[int]:
-    """The rows that draw, like beside like: what only some of them need is done for few."""
+    """The rows that draw, like next to like: what only some of them need is done for few."""
     drawing = [index for index, row in enumerate(plan.rows) if row.samples]
     return sorted(drawing, key=lambda at: (plan.rows[at].sampling.shaping is None, plan.rows[at].sampling.temperature))
 
@@ -263,7 +263,7 @@ def _shape(spec: DrawSpec, logits: jax.Array, seen: jax.Array, inputs: DrawInput
             logits = if_any(processed[:, index], _processed(process, inputs.arguments[:, index]), logits)
         return if_any(typed, lambda x: typical(x, inputs.temperature, inputs.typical_p), logits)
 
-    # A branch that changes nothing copies all the same, so there is one around those of each kind.
+    # A branch that changes nothing copies all the same, so one more goes around the branches of each kind.
     wanted = masked.any() | counted.any() | biased.any() | processed.any() | typed.any()
     return if_any(wanted, shape, logits)
 

@@ -1,4 +1,4 @@
-"""The inputs of a dispatch of draws as one int32 array, and what it tells as another: one upload, one download.
+"""The inputs of a dispatch of draws as one int32 array, and what it reports as another: one upload, one download.
 
 Layout of a row: fields, arguments of the engine's logits processors, the mask of allowed tokens, ids of biased tokens and their
 biases. Floats travel as their bit patterns.
@@ -25,12 +25,12 @@ _UNUSED = float("nan")
 """The argument of a logits processor that a row does not use."""
 
 LOGPROB_COLUMNS = 2 + 2 * MAX_LOGPROBS
-"""Of a drawn token: its logprob and rank, and the likeliest tokens and their logprobs."""
+"""For a drawn token: its logprob and rank, and the likeliest tokens and their logprobs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DrawLayout:
-    """Where things are in a packed row. ``slots`` do not include the scratch slot, where what counts for nobody goes.
+    """Where things are in a packed row. ``slots`` do not include the scratch slot, which takes what counts for nobody.
 
     Attributes:
         processors: how many logits processors the engine has.
@@ -67,7 +67,7 @@ class DrawLayout:
         return self.biases.stop
 
     def empty(self, rows: int) -> npt.NDArray[np.int32]:
-        """Rows that draw nothing that counts."""
+        """Rows whose draws do not count."""
         packed = np.zeros((rows, self.columns), np.int32)
         floats = packed.view(np.float32)
         packed[:, [_FIELDS["slot"], _FIELDS["counted"]]] = self.slots
@@ -117,12 +117,12 @@ class DrawLayout:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DrawInputs:
-    """Packed rows, unpacked on the device: ``[rows]`` each, where nothing else is said.
+    """Packed rows, unpacked on the device: ``[rows]`` each, unless stated otherwise.
 
     Attributes:
         at: the row of the hidden states to draw from.
-        slot: where the drawn token is written; the scratch slot where it counts for nobody.
-        counted: the slot whose counts penalise tokens and take in what is drawn; the scratch slot where none do.
+        slot: where the drawn token is written; the scratch slot if it counts for nobody.
+        counted: the slot whose counts penalise tokens and take in what is drawn; the scratch slot if none do.
         position: of the token to be drawn in its sequence.
         seed: uint32.
         tells: whether logprobs are asked for.

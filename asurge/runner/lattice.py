@@ -47,11 +47,11 @@ class StepShape:
 class Lattice:
     """All shapes of one engine, cheapest first.
 
-    Where padding is computed, decode-only steps come in sizes four times apart; steps with prefill in two decode
-    sizes and three layouts: a little of it, many short chunks, and few long ones. Where kernels leave padding out, the
-    largest shape costs a single row 1.5 ms on a model of 30 layers, and compiling and warming up costs more: three
-    shapes are left. The layout of many short chunks holds whatever the scheduler plans within its budget, because a
-    chunk costs a multiple of the quantum there.
+    Where padding is computed, decode-only steps come in sizes that differ by factors of four; steps with prefill in two decode
+    sizes and three layouts: a little prefill, many short chunks, and few long ones. Where kernels leave padding out, the largest
+    shape costs a single row 1.5 ms on a model of 30 layers, and compiling and warming up more shapes costs more: three are left.
+    The layout of many short chunks holds whatever the scheduler plans within its budget, because a chunk costs a multiple of the
+    quantum there.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Lattice:
 
 
 class PlacedRow(NamedTuple):
-    """A plan row, or the part of a long chunk, on one device row."""
+    """A plan row, or part of a long chunk, on one device row."""
 
     row: PlanRow
     at: int
@@ -107,5 +107,5 @@ def _powers(first: int, last: int, factor: int) -> list[int]:
     while first < last:
         sizes.append(first)
         first *= factor
-    # A batch of one falls off XLA:CPU's fast path, so two rows are the least even for a single slot.
+    # A batch of one falls off XLA:CPU's fast path, so even a single slot gets two rows.
     return [*sizes, max(last, 2)]

@@ -1,10 +1,10 @@
 """Which layers share a page table, and which an array of pages.
 
-A layer whose window is behind a page has no more use for it, while a layer that sees everything needs all of its pages. So
-layers share a page table only with those of the same window. But one pool is to serve all tables, because nobody knows how
-long sequences are going to be: so a page has the same size whatever table it is in, namely ``depth`` layers' keys and values.
-Gemma 3 with 4 full layers and 22 windowed ones has four arrays of pages, one table for the full layers, and six tables for
-the windowed ones, of which the last has two layers and leaves half of its pages empty.
+A layer whose window has moved past a page has no more use for it, while a layer that sees everything needs all of its pages. So
+layers share a page table only with those of the same window. But one pool serves all tables, because nobody knows how long
+sequences are going to be: so a page has the same size whatever table it is in, namely ``depth`` layers' keys and values. Gemma 3
+with 4 full layers and 22 windowed ones has four arrays of pages, one table for the full layers, and six tables for the windowed
+ones, of which the last has two layers and leaves half of its pages empty.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from asurge.plan import RunnerLimits
 
 MOST_TABLES = 8
-"""Each one costs the host when a page is taken or given up, and travels with each step."""
+"""Each one costs the host time when a page is taken or given up, and travels with each step."""
 
 TABLE_PRICE = 1.02
-"""A table more has to save 2% of the memory."""
+"""Each additional table has to save 2% of the memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def choose_layout(seen: Sequence[int | None], held: Callable[[int | None], int])
 
     Args:
         seen: by layer, the most tokens that a query sees, itself included; None: all.
-        held: of a window, the pages that a sequence holds at once in a table for it, while it decodes.
+        held: given a window, the pages that a sequence holds at once in a table for it, while it decodes.
     """
     useful = [None if held(window) == held(None) else window for window in seen]
     longest = None if None in useful else max(useful, key=held)

@@ -22,7 +22,7 @@ def kv_budget_bytes(config: EngineConfig, device: jax.Device) -> int:
         return min(CPU_KV_LIMIT_BYTES, _available_host_bytes() // 4)
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
-        raise ConfigError(f"device {device} does not tell its memory: set kv_cache_bytes")
+        raise ConfigError(f"device {device} does not report its memory: set kv_cache_bytes")
     return int(stats["bytes_limit"] * config.hbm_utilization) - int(stats.get("bytes_in_use", 0))
 
 

@@ -1,7 +1,7 @@
 """One step's inputs as one int32 array: one upload, whatever the step holds.
 
 Layout: fields of ``[rows]``, then page tables ``[tables, rows, columns]``, then prefill tokens ``[prefill_rows * prefill_len]``,
-and at last two flags of the whole step. Floats travel as their bit patterns.
+and finally two flags of the whole step. Floats travel as their bit patterns.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class StepInputs:
 
     ``slot`` is where the row's draw is written, the scratch slot where it does not count (``counts``, bool), and where a decode
     row takes its token from. ``stops`` is ``[DEVICE_STOPS, rows]``, ``page_tables`` is ``[tables, rows, columns]``.
-    ``reads_all`` and ``draws_nothing`` are scalars: hidden states of all tokens will be looked at, not only of those that are
-    drawn behind; no row draws, or the draws are apart.
+    ``reads_all`` and ``draws_nothing`` are scalars: hidden states of all tokens will be read, not only of those after which a
+    token is drawn; no row draws, or the draws are apart.
     """
 
     slot: jax.Array
@@ -69,7 +69,7 @@ def _table_end(shape: StepShape, tables: TableShape) -> int:
 def pack(
     plan: StepPlan, shape: StepShape, tables: TableShape, scratch_slot: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """A plan as ``[packed_size]`` int32, and for each plan row the device row that holds its draw."""
+    """A plan as ``[packed_size]`` int32, and for each plan row, the device row that holds its draw."""
     rows, columns, first_entry = shape.rows, tables.columns, shape.rows * FIELDS
     packed = np.zeros(packed_size(shape, tables), np.int32)
     fields = packed[: rows * FIELDS].reshape(FIELDS, rows)
@@ -116,7 +116,7 @@ def _fill(part: PlacedRow, fields: npt.NDArray[np.int32], floats: npt.NDArray[np
 
 
 def fold_seed(seed: int) -> int:
-    """A seed of 64 bits in the 32 that a draw takes."""
+    """A 64-bit seed as the 32 bits that a draw takes."""
     return (seed ^ (seed >> 32)) & 0xFFFFFFFF
 
 

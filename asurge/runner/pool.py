@@ -1,4 +1,4 @@
-"""Embeddings of prompts: a dispatch behind the step, over the hidden states it left, that sums those of each prompt."""
+"""Embeddings of prompts: a dispatch after the step, over the hidden states it left, that sums those of each prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOBODY = -1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolShape:
-    """For how many prompts a dispatch sums."""
+    """How many prompts a dispatch sums for."""
 
     pool_rows: int
 
@@ -54,7 +54,7 @@ class Pooler:
 
         def pool(leaves: Leaves, flat: jax.Array, owners: jax.Array) -> jax.Array:
             hidden = self._rebuild(leaves).norm(flat.astype(jnp.float32))
-            # What stands in padding may be no number, and 0 times that is none either.
+            # Padding may hold NaN or infinities, and 0 times those is NaN.
             hidden = jnp.where((owners == _NOBODY)[:, None], 0.0, hidden)
             mine = owners == jnp.arange(self._shape.pool_rows, dtype=jnp.int32)[:, None]
             return jnp.matmul(mine.astype(jnp.float32), hidden, precision=lax.Precision.HIGHEST)
@@ -83,7 +83,7 @@ class Pooler:
 
 
 def _owners(plan: StepPlan, shape: StepShape, rows: list[int], tokens: int) -> npt.NDArray[np.int32]:
-    """For each of a step's tokens, int32 ``[tokens]``, the place in ``rows`` of the one whose sum it enters."""
+    """For each of a step's tokens, int32 ``[tokens]``, the place in ``rows`` of the row whose sum it enters."""
     owner_of = {id(plan.rows[index]): at for at, index in enumerate(rows)}
     owners = np.full(tokens, _NOBODY, np.int32)
     for part in place(plan, shape):

@@ -33,7 +33,7 @@ ACCELERATOR_TOKEN_BUDGET = 2048
 
 PADDING_QUANTUM = 16
 SKIPPING_QUANTUM = 32
-"""Tokens of a prefill row: longer ones share more of what attention reads, and where padding is computed waste more."""
+"""Tokens of a prefill row: longer ones share more of what attention reads, and waste more where padding is computed."""
 
 
 class _Dispatched:
@@ -133,7 +133,7 @@ class DeviceRunner:
             CPU_TOKEN_BUDGET if self._device.platform == "cpu" else ACCELERATOR_TOKEN_BUDGET
         )
         skips_padding = attention.skips_padding and model.skips_padding
-        # Inside a loop XLA:CPU widens bf16 weights to float32, all of them at each dispatch.
+        # Inside a loop, XLA:CPU widens bf16 weights to float32, all of them at each dispatch.
         loops = skips_padding or self._device.platform != "cpu" or dtype == jnp.float32
         max_draws = config.max_decode_steps if loops else 1
         quantum = config.min_input_pad or (SKIPPING_QUANTUM if skips_padding else PADDING_QUANTUM)
@@ -141,7 +141,7 @@ class DeviceRunner:
             num_pages=0,
             page_size=config.page_size,
             max_num_seqs=config.max_num_seqs,
-            # Beside a full house of rows that decode there is always room for some of a prompt.
+            # Even when every slot decodes there is room for some of a prompt.
             max_num_batched_tokens=max(budget, quantum + config.max_num_seqs),
             max_model_len=max_model_len,
             prefill_quantum=quantum,
@@ -215,7 +215,7 @@ class DeviceRunner:
         return told
 
     def replace_weights(self, model: Decoder) -> None:
-        """Go on with the weights of another model of the same shape. Only while no step is in flight."""
+        """Continue with the weights of another model of the same shape. Only while no step is in flight."""
         before, (self._leaves, _) = self._leaves, split_model(model)
         for array in before:
             array.delete()
@@ -229,18 +229,18 @@ class DeviceRunner:
         self._steps.clear()
 
     def spoil(self, generation: int) -> None:
-        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in
-        flight behind it report the same loss; by then there may be fresh state, which they must not take away."""
+        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in flight after
+        it report the same loss; by then there may be fresh state, which they must not discard."""
         self._spoilt = max(self._spoilt, generation)
 
     def is_state_lost(self) -> bool:
-        """Whether pages and slots have to be made anew."""
+        """Whether pages and slots have to be made again."""
         if self._spoilt == self.generation or self._last_token.is_deleted() or self.drawer.is_lost:
             return True
         return any(array.is_deleted() for array in jax.tree.leaves(self._pages))
 
     def took(self, began_s: float) -> float:
-        """Seconds the device had for a step that is done now: steps run one after another."""
+        """Seconds the device spent on a step that has just finished: steps run one after another."""
         now = time.monotonic()
         took, self._done_s = now - max(began_s, self._done_s), now
         return took

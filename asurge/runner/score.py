@@ -40,7 +40,7 @@ class Scores:
 
 
 class Scorer:
-    """Tells how likely the model found the tokens of prompts."""
+    """Reports how likely the model found the tokens of prompts."""
 
     def __init__(self, rebuild: Rebuild, vocab_size: int) -> None:
         self._rebuild, self._vocab_size = rebuild, vocab_size
@@ -90,7 +90,7 @@ class Scorer:
 def _positions(
     plan: StepPlan, shape: StepShape
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Of all that is to be scored: the plan row, the place among the step's flat tokens, and the token."""
+    """For everything to be scored: the plan row, the place among the step's flat tokens, and the token."""
     index_of = {id(row): index for index, row in enumerate(plan.rows)}
     found: list[tuple[int, int, int]] = []
     for part in place(plan, shape):

@@ -70,8 +70,8 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
     """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows, draws], hidden states)``.
 
     ``last_token`` holds each slot's last drawn token and a scratch slot at the end, so that the next step can be
-    dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for. What a
-    step that draws apart draws here is void.
+    dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for. In a step that
+    draws apart, what is drawn here is void.
     """
 
     def step(
@@ -137,7 +137,7 @@ def _forward(
 
 
 _Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array, jax.Array]
-"""Of a group of decode steps: steps done, pages, last tokens, rows that go on, what was drawn, last hidden states."""
+"""State of a group of decode steps: steps done, pages, last tokens, rows that go on, what was drawn, last hidden states."""
 
 
 def _decode_group(
