@@ -21,7 +21,7 @@ def route(logits: jax.Array, per_token: int, *, normalize: bool, sigmoid: bool =
         normalize: the weights of a token's experts add up to 1; otherwise to what softmax over all gives them.
         sigmoid: weights are the sigmoid of logits instead.
     """
-    if sigmoid:  # behind the choice: large logits have equal ones
+    if sigmoid:  # after the choice: sigmoids of large logits are equal
         best, experts = lax.top_k(logits, per_token)
         weights = jax.nn.sigmoid(best)
     else:
@@ -43,8 +43,8 @@ def mix(
 ) -> jax.Array:
     """``x [tokens, hidden]`` through each token's experts, weighted: ``[tokens, hidden]`` in the dtype of ``x``.
 
-    In the form that is fast on the platform (`benchmarks/experts.py`): XLA:CPU has no grouped product, and multiplies
-    every expert by all tokens for one; there, only experts that got a token do so.
+    In the form that is fast on the platform (`benchmarks/experts.py`): XLA:CPU has no grouped product, and in its place
+    multiplies every expert by all tokens; there, only experts that got a token do so.
 
     Args:
         weights, experts: of `route`.
@@ -88,7 +88,7 @@ def mix_looped(
     *,
     weigh_input: bool = False,
 ) -> jax.Array:
-    """`mix` by a loop over the experts: one that got any token multiplies all of them, the others read nothing."""
+    """`mix` by a loop over the experts: one that got any token multiplies all tokens, the others read nothing."""
     rows, count = jnp.arange(x.shape[0])[:, None], gate_up.shape[0]
     shares = jnp.zeros((x.shape[0], count), jnp.float32).at[rows, experts].add(weights)
 
@@ -96,7 +96,7 @@ def mix_looped(
         share = shares[:, index, None]
 
         def add() -> jax.Array:
-            # Without a bias, a token that is scaled to nothing comes out as nothing.
+            # Without a bias, a token that is scaled to zero comes out as zero.
             rows = (x * share).astype(x.dtype) if weigh_input else x
             inner = gate(_product(rows, gate_up[index]).astype(x.dtype), activation)
             came = _product(inner, down[index])

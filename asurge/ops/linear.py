@@ -55,7 +55,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def quantize_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Symmetric, by the largest along the last axis: ``[..., in]`` -> int8 ``[..., in]`` and float32 scales ``[...]``."""
+    """Symmetric, scaled by the largest along the last axis: ``[..., in]`` -> int8 ``[..., in]`` and float32 scales ``[...]``."""
     wide = weight.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(wide).max(axis=-1), 1e-30) / 127.0
     return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
@@ -64,10 +64,10 @@ def quantize_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
 def linear_int8(
     x: jax.Array, weight: jax.Array, scale: jax.Array, bias: jax.Array | None = None, dtype: jnp.dtype | None = None
 ) -> jax.Array:
-    """`linear` with an int8 ``weight [out, in]`` of `quantize_int8` and its ``scale [out]``.
+    """`linear` with an int8 ``weight [out, in]`` from `quantize_int8` and its ``scale [out]``.
 
-    Rows of x are quantised as they come: int8 times float falls off XLA:CPU's fast path, int8 times int8 reads half of
-    what bf16 reads.
+    Rows of x are quantised as they come: int8 times float falls off XLA:CPU's fast path, int8 times int8 reads half as much as
+        bf16.
     """
     rows = x.shape[0]
     quantized, x_scale = quantize_int8(jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x)

@@ -14,7 +14,7 @@ Activation = Literal["silu", "gelu_tanh"]
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square normalisation over the last axis; ``weight [size]``. Keeps the dtype of ``x``.
 
-    A float32 weight multiplies before rounding (as in Gemma), any other one behind it (as in Llama).
+    A float32 weight multiplies before rounding (as in Gemma), any other one after it (as in Llama).
     """
     wide = x.astype(jnp.float32)
     normal = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)

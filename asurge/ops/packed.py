@@ -21,7 +21,7 @@ BF16_DEPTH, INT8_DEPTH = 32, 64
 
 
 def pack(weight: jax.Array) -> jax.Array:
-    """``[columns, depth]`` in bf16 or int8 -> packed; columns are filled up to a multiple of 16 with zeros."""
+    """``[columns, depth]`` in bf16 or int8 -> packed; columns are padded with zeros to a multiple of 16."""
     group = 4 if weight.dtype == jnp.int8 else 2
     weight = jnp.pad(weight, ((0, -weight.shape[0] % COLUMNS), (0, 0)))
     columns, depth = weight.shape
@@ -37,8 +37,8 @@ def interleave(gate_up: jax.Array) -> jax.Array:
 
 
 def take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """An embedding lookup: ``rows [tokens]`` of a matrix, in its dtype; or of a bf16 matrix as bit patterns or packed,
-    as a table is that also is a head."""
+    """An embedding lookup: ``rows [tokens]`` of a matrix, in its dtype; or of a bf16 matrix as bit patterns, or packed, as is a
+    table that is also a head."""
     if table.dtype != jnp.uint16:
         return table[rows]
     taken = table[rows] if table.ndim == 2 else table[rows // COLUMNS, :, :, rows % COLUMNS]
@@ -73,7 +73,8 @@ def packed_linear(
         epsilon: of that normalisation.
         bias: bf16 ``[columns]``.
         residual: bf16 ``[rows, columns]``, added to a bf16 result.
-        live: int32 ``[rows / 16]``, rounded up: of 16 rows the first so many matter; what comes out for the others is undefined.
+        live: int32 ``[rows / 16]``, rounded up: how many of each 16 rows matter, the first ones; what comes out for the others is
+            undefined.
         gated: columns are `interleave`\\ d; the result is ``silu(gate) * up``.
         dtype: bf16, or float32 without residual and gate.
 
@@ -96,13 +97,13 @@ def packed_argmax(
     allowed: jax.Array | None = None,
     candidates: int,
 ) -> jax.Array:
-    """For each row of the `packed_linear` with these arguments the first of ``candidates`` columns with the largest value.
+    """For each row of the `packed_linear` with these arguments, the first of ``candidates`` columns with the largest value.
 
     The products themselves are never stored: at 64 rows of 49152 columns that saves 12 MB of fresh memory a step.
 
     Args:
         allowed: uint32 ``[rows, candidates / 32]``, rounded up: only columns whose bits are set compete (see
-            `asurge.ops.shaping.allow`). Of none, 0 comes out.
+            `asurge.ops.shaping.allow`). If none are, the result is 0.
     """
     out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
     return _call(out, x, weight, scale, norm, epsilon, None, None, live, allowed, candidates=candidates)
@@ -124,7 +125,7 @@ def _call(
     candidates: int = 0,
 ) -> jax.Array:
     def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
-        # From numpy: tracing an operation for each of what is left out took a fifth of a warm start.
+        # From numpy: tracing an operation for each operand left out took a fifth of a warm start.
         return np.zeros((0,), dtype) if array is None else array
 
     result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(

@@ -100,7 +100,7 @@ def _plain(frequencies: Frequencies) -> tuple[float, ...]:
 
 
 class _Needed:
-    """Numbers of a scaling entry; a missing or malformed one is named."""
+    """The numbers of a scaling entry; a missing or malformed one is named."""
 
     def __init__(self, kind: object, values: Mapping[str, Any]) -> None:
         self.kind, self.values = kind, values

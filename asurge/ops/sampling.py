@@ -1,9 +1,9 @@
 """Drawing the next token of every row, exactly, without sorting or drawing noise over the whole vocabulary.
 
 A full sort of 32 x 49152 takes 150 ms on two cores, noise for all of it 27 ms; the two-stage forms here take one to
-six. A cut by top-k or top-p beyond the candidates costs some 25 passes over a row, and is made in few rows if few need
-it. Which path serves a row depends on that row alone, and its noise on its seed and position alone, so a request
-draws the same tokens in any company.
+six. A cut by top-k or top-p beyond the candidates costs some 25 passes over a row, and is made in few rows if few need it. Which
+path serves a row depends on that row alone, and its noise on its seed and position alone, so a request draws the same tokens
+whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PADDING = 2 * _LOWEST
 _FLOOR = -104.0
 """The exponential of anything lower is 0 in float32, so a cut there keeps whatever can be drawn."""
 _FEW = 8
-"""Cuts are looked for in an eighth of the rows if no more need one: few distributions outgrow the candidates."""
+"""Cuts are searched for in only an eighth of the rows if no more need one: few distributions outgrow the candidates."""
 
 
 def sample(
@@ -43,8 +43,8 @@ def sample(
 ) -> jax.Array:
     """One token id per row, int32 ``[rows]``.
 
-    Temperature first, then top-k, top-p over what top-k left, and min-p (transformers' order). Of equal logits greedy
-    takes the first, top-k up to `CANDIDATES` keeps the first; a larger cut keeps all that equal its last.
+    Temperature first, then top-k, top-p over what top-k left, and min-p (transformers' order). Of equal logits, greedy takes the
+    first and top-k up to `CANDIDATES` keeps the first; a larger cut keeps all that equal its last.
 
     Args:
         logits: float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding and never drawn. NaN and
@@ -92,8 +92,8 @@ def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Arra
     """``function(*arrays)``, where it works row by row on arrays of ``[rows, ...]``. Rows that are not ``live`` may come
     out as zeros.
 
-    On CPU `ROWS_A_TIME` rows after another: what is computed in between then stays in the caches, and in memory that the
-    process already has (of 64 rows of 49152, greedy draws take 6 ms instead of 16, random ones 12 instead of 19).
+    On CPU it works on `ROWS_A_TIME` rows at a time: what is computed in between then stays in the caches, and in memory that the
+        process already has (for 64 rows of 49152, greedy draws take 6 ms instead of 16, random ones 12 instead of 19).
     """
     rows = arrays[0].shape[0]
     if jax.default_backend() != "cpu" or rows <= ROWS_A_TIME:
@@ -120,7 +120,7 @@ def argmax(logits: jax.Array, vocab_size: int) -> jax.Array:
 
 
 class _Cuts(NamedTuple):
-    """What rows keep: so many tokens, so much of the mass, and logits from ``least`` on. All ``[rows]``."""
+    """What rows keep: a number of tokens, a share of the mass, and logits from ``least`` on. All ``[rows]``."""
 
     top_k: jax.Array
     top_p: jax.Array
@@ -155,13 +155,13 @@ def _keys(seed: jax.Array, position: jax.Array) -> jax.Array:
 def _draw(blocks: jax.Array, cuts: _Cuts, keys: jax.Array, wanted: jax.Array) -> jax.Array:
     """A random token per row from temperature-scaled logits ``[rows, blocks, BLOCK]`` whose maxima are 0.
 
-    Rows that are not ``wanted`` get any token, and ask for no work of their own.
+    Rows that are not ``wanted`` get any token, and cause no work of their own.
     """
     top_k, top_p, least = cuts
     values, ids = top(blocks, CANDIDATES)
     sums = jnp.exp(blocks).sum(axis=-1)
     rank = jnp.arange(CANDIDATES)[None, :]
-    # With a short top-k the candidates are all there is; otherwise top-p looks at the whole distribution.
+    # With a short top-k, the candidates are all there is; otherwise top-p considers the whole distribution.
     short = (top_k > 0) & (top_k <= CANDIDATES)
     kept = ~short[:, None] | (rank < top_k[:, None])
     weights = jnp.where(kept, jnp.exp(values), 0.0)
@@ -195,14 +195,14 @@ def top(blocks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     _, chosen = lax.top_k(blocks.max(axis=-1), count)
     chosen = jnp.sort(chosen, axis=-1)  # ties must fall to the lowest id, as in one stage
     pool = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
-    # XLA:CPU sorts the whole pool if it sees more of a top-k used than its beginning (80 ms for 64 rows).
+    # XLA:CPU sorts the whole pool if it sees more than the beginning of a top-k used (80 ms for 64 rows).
     values, at = lax.optimization_barrier(lax.top_k(pool, count))
     block = jnp.take_along_axis(chosen, at // BLOCK, axis=1)
     return values, (block * BLOCK + at % BLOCK).astype(jnp.int32)
 
 
 def _cut(blocks: jax.Array, sums: jax.Array, last: jax.Array, cuts: _Cuts) -> tuple[jax.Array, jax.Array]:
-    """The logit, per row, from which on tokens are kept, and the weights that leaves to the blocks.
+    """The logit, per row, from which on tokens are kept, and the weights that this leaves to the blocks.
 
     ``sums [rows, blocks]`` are their weights before, ``last [rows]`` the logit of the last candidate. ``top_k`` is
     0 or beyond the candidates.
@@ -248,7 +248,7 @@ def _search(blocks: jax.Array, last: jax.Array, cuts: _Cuts) -> jax.Array:
         def excess(cut: jax.Array) -> jax.Array:
             return jnp.where(blocks >= cut[:, None, None], weights, 0.0).sum(axis=(1, 2)) - goal
 
-        # A nucleus of the whole distribution is only looked for here if it is wider than the candidates.
+        # A nucleus of the whole distribution is only searched for here if it is wider than the candidates.
         high = jnp.where(top_k > 0, 0.0, jnp.maximum(last, floor))
         return bisect(excess, jnp.where(top_p < 1, high, cut), cut)
 

@@ -1,4 +1,4 @@
-"""What a request can have done to its logits before a draw, and told about them. All are ``[rows, vocab]`` in float32.
+"""What a request can have done to its logits before a draw, and reported about them. All are ``[rows, vocab]`` in float32.
 
 Each works row by row, and leaves rows whose parameter is neutral exactly as they are.
 """
@@ -38,9 +38,8 @@ def penalize(
 ) -> jax.Array:
     """Logits of tokens that occurred before, made less likely.
 
-    ``repetition [rows]`` divides what speaks for a token of prompt or answer and multiplies what speaks against it
-    (CTRL; Keskar et al., 2019). ``frequency`` is subtracted for each time a token was generated, ``presence`` once
-    (OpenAI).
+    ``repetition [rows]`` divides positive logits of tokens in prompt and answer and multiplies negative ones (CTRL; Keskar et
+    al., 2019). ``frequency`` is subtracted for each time a token was generated, ``presence`` once (OpenAI).
 
     Args:
         seen: uint16 ``[rows, vocab]``, see `IN_PROMPT`.
@@ -66,7 +65,7 @@ def allow(logits: jax.Array, words: jax.Array) -> jax.Array:
 def typical(logits: jax.Array, temperature: jax.Array, mass: jax.Array) -> jax.Array:
     """Keep the tokens whose surprise is closest to the expected one, up to a probability ``mass [rows]``; -inf elsewhere.
 
-    Locally typical sampling (Meister et al., 2022). Tokens equally far at the last place are all kept. Rows of mass 1
+    Locally typical sampling (Meister et al., 2022). Tokens that tie for the last place are all kept. Rows of mass 1
     or temperature 0 keep all.
     """
     cutting = (mass < 1) & (temperature > 0)
@@ -101,7 +100,7 @@ class Logprobs(NamedTuple):
 
 
 def logprobs(logits: jax.Array, tokens: jax.Array, number: int) -> Logprobs:
-    """Of ``tokens [rows]`` and of the ``number`` likeliest, at most `asurge.ops.sampling.CANDIDATES`."""
+    """Those of ``tokens [rows]`` and of the ``number`` likeliest, at most `asurge.ops.sampling.CANDIDATES`."""
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
     rank = (logits > chosen).sum(axis=-1, dtype=jnp.int32) + 1

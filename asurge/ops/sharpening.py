@@ -21,6 +21,6 @@ class Sharpening:
     strength: float
 
     def factor(self, positions: jax.Array) -> jax.Array:
-        """Of queries at ``positions [tokens]``: float32 ``[tokens, 1]``."""
+        """The factor for queries at ``positions [tokens]``: float32 ``[tokens, 1]``."""
         steps = jnp.floor((positions.astype(jnp.float32) + 1) / self.every)
         return (jnp.log1p(steps) * self.strength + 1)[:, None]

@@ -20,7 +20,7 @@ _BACKENDS: dict[str, tuple[str, type[NativeAttention] | type[GpuAttention] | typ
     "gpu": ("pallas", GpuAttention),
     "tpu": ("pallas", TpuAttention),
 }
-"""By platform: what its kernels are called, and the backend."""
+"""By platform: the name of its kernels, and the backend."""
 
 _log = logging.getLogger("asurge")
 

@@ -1,4 +1,4 @@
-"""Attention over pages on GPUs, by a Pallas kernel of our own; XLA rotates, writes pages and combines what was split."""
+"""Attention over pages on GPUs, by our own Pallas kernel; XLA rotates, writes pages and combines what was split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEAST_CAPABILITY = 8.0
 class GpuAttention:
     """`asurge.ops.attention.AttentionBackend` on NVIDIA GPUs.
 
-    Pages are ``[pages, kv_heads, page_size, head_dim]`` in the model's dtype: what a program reads of a page is one piece.
+    Pages are ``[pages, kv_heads, page_size, head_dim]`` in the model's dtype: what a program reads of a page is contiguous.
 
     Args:
         decode, prefill: how the kernel is laid out; None: as `asurge.ops.attention.gpu_kernel.Tuning` has it.
@@ -97,7 +97,7 @@ class GpuAttention:
 
 
 def default_decode(shape: AttentionShape) -> Tuning:
-    """Of decode: as few lanes as there are query heads to a KV head."""
+    """The layout for decode: as few lanes as there are query heads to a KV head."""
     from asurge.ops.attention.gpu_kernel import Tuning
 
     return dataclasses.replace(Tuning(), lanes=1, block_tokens=128 if shape.head_dim <= 128 else 64)

@@ -1,4 +1,4 @@
-"""Attention over pages as one Pallas kernel in the Triton dialect; `asurge.ops.attention.gpu` is what uses it.
+"""Attention over pages as one Pallas kernel in the Triton dialect; `asurge.ops.attention.gpu` uses it.
 
 Imports Pallas, which takes a third of a second: import this module where a kernel is wanted, not before.
 """
@@ -22,19 +22,20 @@ _MASKED = -1e30
 _LEAST_LANES = 16
 """Rows of the smallest product in tensor cores."""
 
-Ref = Any  # Pallas has no public name for what a kernel is given
+Ref = Any  # Pallas has no public name for a kernel's arguments
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tuning:
-    """How the kernel is laid out on the device; no result depends on it but for rounding. Powers of two, but ``programs``.
+    """How the kernel is laid out on the device; results do not depend on it, but for rounding. All are powers of two but
+    ``programs``.
 
     Attributes:
-        lanes: queries times query heads of a KV head that one program computes, at least; decode takes as few as it can.
+        lanes: the least queries times query heads of a KV head that one program computes; decode takes as few as it can.
         block_tokens: context tokens read at a time.
         warps, stages: of a program, and of its loop's pipeline.
         programs: a call is split over the context until it has this many.
-        most_splits: but into this many parts at most.
+        most_splits: but into at most this many parts.
     """
 
     lanes: int = 64
@@ -203,7 +204,7 @@ def _kernel(
 
 
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
-"""Of the online softmax: largest score (in base 2), sum of weights, weighted sum of values."""
+"""State of the online softmax: largest score (in base 2), sum of weights, weighted sum of values."""
 
 
 def _attend(
@@ -239,7 +240,7 @@ def _attend(
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
-    """In float32; of float32 operands exactly, where tensor cores would round them to 10 bits."""
+    """A product in float32, exact for float32 operands, which tensor cores would round to 10 bits."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     numbers = (((1,), (contract,)), ((), ()))
     return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)

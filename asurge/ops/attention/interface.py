@@ -1,4 +1,4 @@
-"""What an attention backend is: the owner of its page layout and of everything from projection to mixed values."""
+"""An attention backend: the owner of its page layout and of everything from projection to mixed values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from asurge.ops.norm import rms_norm
 from asurge.ops.rotary import apply_rotary
 
 LayerPages = tuple[jax.Array, ...]
-"""Keys and values of one layer; how many arrays and what is inside is the backend's own."""
+"""Keys and values of one layer; how many arrays there are and what they hold is up to the backend."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """What a layer's queries see of the tokens before them: a part that slides along, or the chunk that they are in.
+    """The part of the tokens before them that a layer's queries see: one that slides along, or the chunk that they are in.
 
     Attributes:
         size: the most tokens that a query sees, itself included.
@@ -30,7 +30,7 @@ class Window:
     chunked: bool = False
 
     def begin(self, position: jax.Array) -> jax.Array:
-        """The first position that the queries at ``position`` see, int32."""
+        """The first position that queries at ``position`` see, int32."""
         if self.chunked:
             return position - lax.rem(position, jnp.full_like(position, self.size))
         return jnp.maximum(position - self.size + 1, 0)
@@ -43,8 +43,8 @@ class AttentionShape:
     Attributes:
         score_scale: on the scores; None: 1 / sqrt(head_dim).
         score_softcap: scaled scores are soft-capped by it (`asurge.ops.norm.soft_cap`); None leaves them alone.
-        chunked: whether the window of any layer is (`Window.chunked`).
-        int8_pages: keys and values are kept in 8 bits, by the largest of each head of each token.
+        chunked: whether the window of any layer is chunked (`Window.chunked`).
+        int8_pages: keys and values are kept in 8 bits, scaled by the largest number in each head of each token.
     """
 
     num_heads: int
@@ -65,7 +65,7 @@ class AttentionShape:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Heads:
-    """Queries, keys and values as the projection gives them, and what is still to be done to them.
+    """Queries, keys and values as the projection gives them, and what remains to be done to them.
 
     Attributes:
         qkv: ``[tokens, num_heads + 2 * num_kv_heads, head_dim]``.
@@ -128,7 +128,7 @@ class Rows:
 
     def split(self, q: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
         """By section: queries ``[rows, width, heads, head_dim]`` of ``q [tokens, heads, head_dim]``, page table, start and
-        length. What comes of them, flattened and in this order, is flat tokens again."""
+        length. The results, flattened and in this order, are flat tokens again."""
         parts, at = [], 0
         for rows, width in self.sections:
             table = self.page_table[rows]
@@ -140,7 +140,7 @@ class Rows:
 
     @property
     def positions(self) -> jax.Array:
-        """int32 ``[tokens]``; those of padding go on from the row's real ones."""
+        """int32 ``[tokens]``; those of padding continue from the row's real ones."""
         return self.by_token(lambda rows, at: self.start[rows, None] + at)
 
     @property
@@ -153,13 +153,13 @@ class Rows:
         return self.by_token(lambda rows, at: chosen[rows, None] & (at + 1 == self.length[rows, None]))
 
     def by_token(self, of: Callable[[slice, jax.Array], jax.Array]) -> jax.Array:
-        """``[tokens]`` of what ``of`` makes, ``[rows, width]``, of a section's rows and of the places ``[width]`` in each."""
+        """``[tokens]`` of what ``of`` makes, ``[rows, width]``, from a section's rows and the places ``[width]`` in each."""
         parts = [of(rows, jnp.arange(width, dtype=jnp.int32)).reshape(-1) for rows, width in self.sections]
         return jnp.concatenate(parts)
 
 
 def up_to_last(flags: jax.Array, size: int) -> jax.Array:
-    """``flags [n]`` -> int32 ``[n / size]``, rounded up: of ``size`` neighbours, how many up to the last that is set."""
+    """``flags [n]`` -> int32 ``[n / size]``, rounded up: of each ``size`` neighbours, how many up to the last that is set."""
     padded = jnp.pad(flags, (0, -flags.shape[0] % size)).reshape(-1, size)
     return jnp.max(padded * jnp.arange(1, size + 1, dtype=jnp.int32), axis=1)
 
@@ -185,14 +185,14 @@ class AttentionBackend(Protocol):
     ) -> tuple[jax.Array, LayerPages]:
         """Write a step's keys and values, then attend causally over each row's pages.
 
-        Nothing of a page that a query does not see, NaN included, reaches its result. Page 0 takes what padding
-        writes and is never read.
+        Nothing in a page that a query does not see, NaN included, reaches its result. Page 0 takes what padding writes and is
+        never read.
 
         Args:
             window: of the layer; None: its queries see all before them.
 
         Returns:
             ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``, and the pages. Finite everywhere; or, if padding is
-            skipped, among 16 tokens of which one is real, as products take them (`asurge.ops.packed.LIVE_ROWS`).
+            skipped, in each group of 16 tokens with a real one, as products take them (`asurge.ops.packed.LIVE_ROWS`).
         """
         ...

@@ -1,4 +1,4 @@
-"""Attention over pages by our own CPU kernel: projection to mixed values in one pass, tiles read in memory order."""
+"""Attention over pages by our own CPU kernel: from projection to mixed values in one pass, tiles read in memory order."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class NativeAttention:
 
     Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are
     ``[pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and
-    values as ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one KiB in a row. In 8 bits they are bytes,
-    four more for each token of a head: its scale (``native/pages.h``).
+    values as ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one contiguous KiB. In 8 bits they are bytes,
+    plus four for each token of a head: its scale (``native/pages.h``).
     """
 
     name = "native"
@@ -95,6 +95,6 @@ class NativeAttention:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Zeros that lie on huge pages, where the system has them."""
+    """Zeros on huge pages, where the system has them."""
     made: jax.Array = jax.ffi.ffi_call("asurge_zeros", jax.ShapeDtypeStruct(shape, dtype))()
     return made

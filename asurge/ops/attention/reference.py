@@ -1,4 +1,4 @@
-"""Dense attention: the reference of every backend, and the attention of a plain forward."""
+"""Dense attention: the reference for every backend, and the attention of a plain forward pass."""
 
 from __future__ import annotations
 

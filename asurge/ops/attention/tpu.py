@@ -13,7 +13,7 @@ from asurge.ops.attention.xla import page_slots
 
 _KERNEL = "jax.experimental.pallas.ops.tpu.ragged_paged_attention"
 _LANES = 128
-"""Heads are filled up to a multiple of what a vector register holds in its last axis."""
+"""Heads are padded to a multiple of what a vector register holds in its last axis."""
 
 _DTYPES = ("bfloat16", "float32")
 
@@ -31,7 +31,7 @@ class TpuAttention:
     """`asurge.ops.attention.AttentionBackend` on TPUs.
 
     One array of pages per layer, ``[pages, page_size, 2 * kv_heads, lanes]``: key and value heads in turn, as the kernel
-    wants them. Within a sequence the kernel guards against NaN behind its end only, not in what causality or a window hides.
+    wants them. Within a sequence the kernel guards against NaN past its end only, not in what causality or a window hides.
 
     Args:
         kernel: another one with the same signature, for tests without a TPU.
@@ -94,7 +94,7 @@ class TpuAttention:
             num_queries_per_block=_BLOCK_QUERIES,
         )
         out = out if rows.prefill == 0 else out[jnp.minimum(taken, rows.tokens - 1)]
-        # The kernel leaves alone what belongs to no sequence, and rows of padding have read the null page.
+        # The kernel does not touch what belongs to no sequence, and padding rows have read the null page.
         out = jnp.where(rows.real[:, None, None], out[..., : shape.head_dim], jnp.zeros((), out.dtype))
         return out, (written,)
 
@@ -105,11 +105,11 @@ class TpuAttention:
 def ragged(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A step's rows as the ragged kernel takes them: without gaps between them, and none of them empty.
 
-    A row of padding becomes a sequence of one token whose context is the first slot of its first page, the null page: the
-    kernel would not wait for a copy that it started for an empty one.
+    A padding row becomes a sequence of one token whose context is the first slot of its first page, the null page: the kernel
+        would not wait for a copy that it started for an empty one.
 
     Returns:
-        int32 ``[tokens]``, where a token goes (``rows.tokens`` or beyond: nowhere); int32 ``[rows]``, the context with the
+        int32 ``[tokens]``, where a token goes (``rows.tokens`` or beyond: nowhere); int32 ``[rows]``, the context including the
         new tokens; int32 ``[rows + 1]``, where a row's tokens begin.
     """
     lengths = jnp.maximum(rows.length, 1)
@@ -123,7 +123,7 @@ def ragged(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _inverse(taken: jax.Array, tokens: int) -> jax.Array:
-    """For each place the token that goes there; places without one take any."""
+    """For each place, the token that goes there; places without one take any."""
     return jnp.zeros((tokens,), jnp.int32).at[taken].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
 
 

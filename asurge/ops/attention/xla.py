@@ -1,4 +1,4 @@
-"""Attention over pages in plain XLA: runs everywhere, and is what a backend without a kernel falls back to.
+"""Attention over pages in plain XLA: runs everywhere, and is the fallback of a backend without a kernel.
 
 Keys and values live in one array each per layer, ``[pages, kv_heads, page_size, head_dim]``: head-major pages read
 2 to 4 times faster on CPU than token-major ones. 16-bit floats are stored as their bit patterns, because jax 0.10
@@ -19,7 +19,7 @@ from asurge.ops.linear import quantize_int8
 from asurge.ops.norm import soft_cap
 
 BLOCK_TOKENS = 256
-"""Context tokens of each row gathered at a time, at most."""
+"""The most context tokens of each row gathered at a time."""
 
 BLOCK_BYTES = 3 << 20
 """Keys gathered at a time, all rows together: beyond what a core caches, decode takes up to twice as long
@@ -31,11 +31,11 @@ KEYS_LEFT_ROWS = 8
 _MASKED = -1e30
 
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
-"""Of the online softmax: largest score, sum of weights, weighted sum of values."""
+"""State of the online softmax: largest score, sum of weights, weighted sum of values."""
 
 
 def storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """What pages of a model dtype are stored as."""
+    """The dtype in which pages of a model dtype are stored."""
     return jnp.dtype(jnp.uint16) if jnp.dtype(dtype).itemsize == 2 else jnp.dtype(dtype)
 
 
@@ -141,8 +141,8 @@ def paged_attention(
     """Causal attention of rows of queries over each row's pages.
 
     Online softmax (Milakov and Gimelshein, 2018) over blocks of pages, in a loop as long as the longest row needs:
-    one executable serves every context length. Nothing of a page that the row's queries do not see, NaN included,
-    reaches the result.
+    one executable serves every context length. Nothing in a page that the row's queries do not see, NaN included, reaches the
+    result.
 
     Args:
         q: ``[rows, queries, heads, head_dim]``; query i of row r is at position ``start[r] + i``, and only the
@@ -154,7 +154,7 @@ def paged_attention(
         key_scales, value_scales: ``[pages, kv_heads, page_size]`` of pages that are int8.
         window: of the layer; None: a query sees all before it.
         softcap: on scaled scores (`asurge.ops.norm.soft_cap`).
-        block_tokens: context tokens of each row gathered at a time, at most.
+        block_tokens: the most context tokens of each row gathered at a time.
 
     Returns:
         ``[rows, queries, heads, head_dim]`` in q's dtype; finite everywhere, zeros where a row has no query.
@@ -170,7 +170,7 @@ def paged_attention(
     grouped = q.reshape(rows, queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(rows, kv_heads, -1, head_dim)
     positions = start[:, None] + jnp.arange(queries, dtype=jnp.int32)[None, :]
-    # A row sees [begins, ends); rows of padding see nothing and must not lengthen the loop.
+    # A row sees [begins, ends); padding rows see nothing and must not lengthen the loop.
     ends = jnp.where(length > 0, start + length, 0)
     begins = jnp.zeros_like(start) if window is None else window.begin(start)
 
@@ -211,7 +211,7 @@ def _nothing_seen(shape: tuple[int, ...]) -> _Carry:
 
 
 def _pages_per_block(most: int, column_bytes: int) -> int:
-    """Page columns to gather at a time: a power of two where bytes decide, which divides most page tables."""
+    """Page columns to gather at a time: where bytes decide, a power of two, which divides most page tables."""
     affordable = max(1, BLOCK_BYTES // column_bytes)
     return max(1, min(most, 1 << affordable.bit_length() - 1))
 

@@ -1,4 +1,4 @@
-"""Kernels of our own for x86-64 processors, with AMX (Sapphire Rapids and later) or with AVX-512, its bf16 and VBMI
+"""Our own kernels for x86-64 processors with AMX (Sapphire Rapids and later), or with AVX-512 including bf16 and VBMI
 (Zen 4 and later), called through XLA's FFI.
 
 XLA:CPU reaches a fifth of the memory bandwidth in attention over pages and a quarter of the arithmetic in bf16 products

@@ -23,10 +23,10 @@ struct Workspace {
   alignas(64) uint8_t weights[2 * kSpan / 32 * kTile];
   // Values of the first and of the last 32 tokens of a span.
   alignas(64) uint16_t masked[2][kBlock * kMaxHeadDim];
-  // Of what is in 8 bits: keys of 32 tokens, or 32 dims of a span's values, in bf16; and what values are scaled by.
+  // For pages in 8 bits: keys of 32 tokens, or 32 dims of a span's values, in bf16; and what values are scaled by.
   alignas(64) uint8_t unpacked[std::max(kMaxHeadDim, kSpan) * kBlock * 2];
   alignas(64) float value_scale[kSpan];
-  // Of scores times scale times log2(e).
+  // For scores times scale times log2(e).
   float best[kQueries], total[kQueries], shrink[kQueries];
 };
 
@@ -36,7 +36,7 @@ __attribute__((noinline)) Workspace& own_workspace() {
   return work;
 }
 
-// A span's values, 32 tokens each, and what is fetched beside them.
+// A span's values, 32 tokens each, and what is fetched meanwhile.
 struct Blocks {
   const uint8_t* values[kSpan / kBlock];
   const uint8_t* const* next;
@@ -45,7 +45,7 @@ struct Blocks {
   const uint8_t* early(int k, ptrdiff_t = 0) const { return next[k] ? next[k] + offset : nullptr; }
 };
 
-// Tiles of codes one after another, and what is fetched beside them.
+// Tiles of codes one after another, and what is fetched meanwhile.
 struct Codes {
   const uint8_t* first;
   const uint8_t* next;
@@ -112,7 +112,7 @@ class Attender {
   }
   int end_of(int row) const { return a_.start[row] + (unit_.first_query + unit_.num_queries - 1) / group_ + 1; }
 
-  // Where the state of the first line is that is attended to now, and the sequence and query of a line.
+  // Where the state is of the first line that is attended to now, and the sequence and query of a line.
   int base() const { return from_ * unit_.num_queries; }
   int num_lines() const { return lines_.first + lines_.second; }
   int row_of(int line) const { return unit_.rows[from_ + line / unit_.num_queries]; }
@@ -167,7 +167,7 @@ class Attender {
     }
   }
 
-  // Scores were of codes; scales of what is not attended to may be anything, and become 0.
+  // So far scores are of codes; scales of what is not attended to may be anything, and become 0.
   void scale_scores(int at, int tokens) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int t = 0; t < tokens; t += 16) {
@@ -193,7 +193,7 @@ class Attender {
     for (int byte = 0; byte < kBlock * a_.head_dim * 2; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T1);
   }
 
-  // Scores to weights against the largest score so far; what was mixed before shrinks accordingly.
+  // Scores to weights, relative to the largest score so far; what was mixed before shrinks accordingly.
   void weigh(int at, int tokens) {
     for (int line = 0; line < num_lines(); ++line) {
       const int position = a_.start[row_of(line)] + flat_of(line) / group_;
@@ -203,7 +203,7 @@ class Attender {
     }
   }
 
-  // Scores of what a query does not see, before `from` and behind `to`, become -inf.
+  // Scores of what a query does not see, before `from` and after `to`, become -inf.
   void hide(float* scores, int tokens, int from, int to) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i low = _mm512_set1_epi32(from), high = _mm512_set1_epi32(to);
@@ -302,12 +302,12 @@ class Attender {
     return b;
   }
 
-  // Where the keys are that are scored behind a span: the next one's, the next sequence's or the next unit's. A line of each
-  // block is asked for at once, so that the processor has looked up where its memory is before the rest is.
+  // Where the keys are that are scored after a span: the next span's, the next sequence's or the next unit's. A line of each
+  // block is requested at once, so that the processor has looked up where its memory is before the rest is requested.
   void find_next(int at) {
     std::fill_n(next_keys_, kSpan / kBlock, nullptr);
     int row = row_of(0), head = unit_.kv_head, from = at + kSpan, end = end_;
-    const int upcoming = end_ == unit_.shared ? 0 : to_;  // behind what all have in common, each from the first on
+    const int upcoming = end_ == unit_.shared ? 0 : to_;  // after what all have in common, each from the first on
     if (from >= end && upcoming < unit_.num_sequences) {
       row = unit_.rows[upcoming], from = unit_.shared, end = end_of(row);
     } else if (from >= end) {
@@ -328,7 +328,7 @@ class Attender {
     }
   }
 
-  // A copy of 32 tokens' values without those nobody sees: leftovers may be NaN, which zero weights do not remove. (Codes
+  // A copy of 32 tokens' values without those that no query sees: leftovers may be NaN, which zero weights do not remove. (Codes
   // are finite, whatever they are.)
   const uint8_t* mask_values(const uint8_t* block, int at, uint16_t* to) {
     const uint16_t* values = reinterpret_cast<const uint16_t*>(block);
@@ -364,7 +364,7 @@ class Attender {
   // What is attended to now: sequences of the unit, context, and lines.
   int from_ = 0, to_ = 0, begin_ = 0, end_ = 0;
   LiveRows lines_{};
-  // Where the keys of the span behind this one are.
+  // Where the keys of the span after this one are.
   const uint8_t* next_keys_[kSpan / kBlock] = {};
 };
 
@@ -393,7 +393,7 @@ void run(const Attention& a) {
   constexpr int kTokens = 4;
   const int count = static_cast<int>(units.size());
   Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(count);
-  // Where there are many, each is taken while the one before is attended to, so that its memory is on its way.
+  // Where there are many units, each is taken while the one before is attended to, so that its memory is on its way.
   const bool early = count >= 4 * members;
   Pool::get().run([&](int, Team& team) {
     int index;

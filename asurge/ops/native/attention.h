@@ -19,7 +19,7 @@ struct Attention {
   const int32_t* start;
   const int32_t* length;
   const int32_t* first;
-  // How many of the first rows are decode rows: each is the only row of its sequence in this step.
+  // How many rows, at the beginning, are decode rows: each is the only row of its sequence in this step.
   int decode;
   // [rows, columns].
   const int32_t* page_table;

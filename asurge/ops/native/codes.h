@@ -1,4 +1,4 @@
-// Numbers in 8 bits, a sign and a size, as pages keep them, back to bf16.
+// Numbers in 8 bits, a sign and a magnitude ("size"), as pages keep them, converted back to bf16.
 //
 // A line of 64 codes holds two lines of bf16, 8 bytes of one and 8 of the other in turns, as the processor interleaves them;
 // a tile of codes is 8 lines.
@@ -12,7 +12,7 @@ namespace asurge {
 
 constexpr int kCodeTile = kTile / 2;
 
-// Where a number is in a tile of codes: of line `group` of the bf16 tile, that of a column, and which of its two.
+// Where a number is in a tile of codes: given the line `group` of the bf16 tile, the column, and which of its two numbers.
 constexpr int code_at(int group, int column, int which) {
   return group / 2 * 64 + column / 4 * 16 + group % 2 * 8 + column % 4 * 2 + which;
 }
@@ -52,7 +52,7 @@ class Decoder {
   const __m512i sign_ = _mm512_set1_epi8(-128);
 };
 
-// `lines` lines of codes as tiles of bf16; as many from `early` on are fetched beside them, where it is given.
+// `lines` lines of codes as tiles of bf16; as many from `early` on, if given, are fetched meanwhile.
 inline void unpack(const uint8_t* codes, int lines, uint8_t* tiles, const uint8_t* early) {
   const Decoder decode;
   for (int line = 0; line < lines; ++line, tiles += 128) {
@@ -73,7 +73,7 @@ inline void multiply_codes(int, const uint8_t*, const B&, size_t, int, float*, i
 
 #else
 
-// More rows are faster from what is unpacked once for all of them.
+// With more rows it is faster to unpack once for all of them.
 constexpr int kMostFromCodes = 8;
 
 template <int kLines, typename B>
@@ -109,7 +109,7 @@ template <int kLines, typename B>
 }
 
 // The first rows of an A tile by two tiles of codes side by side, `b_stride` apart, wherever `b` has those of a depth; what
-// `b.early` names is fetched beside them.
+// `b.early` names is fetched meanwhile.
 template <typename B, int kLines = kMostFromCodes>
 inline void multiply_codes(int lines, const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* out,
                            int out_columns) {

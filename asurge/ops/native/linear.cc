@@ -16,7 +16,7 @@ constexpr int kSmallInput = 8192;  // elements of x that one thread prepares fas
 constexpr int kAhead = 4096;
 constexpr int kAheadWide = 2048;
 
-// How a row went to 8 bits: its scale, and what its products are to be corrected by.
+// How a row was quantised to 8 bits: its scale, and what its products are to be corrected by.
 struct Quantized {
   float scale;
   int32_t correction;
@@ -187,7 +187,7 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
   }
 }
 
-// Bytes from a member's columns to those it will most likely take next: all take them in turns.
+// Bytes from a member's columns to those it will most likely take next: members take them in turns.
 ptrdiff_t to_next(const Prepared& x, int columns) {
   return ptrdiff_t{Pool::get().size()} * (columns / 16) * x.depth_tiles * kTile;
 }
@@ -209,7 +209,7 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
   const int tiles = static_cast<int>(x.live.size());
-  // Of one tile, the rows go over the weights once.
+  // A single tile takes both strips together only if its rows then go over the weights once.
   const bool together = columns == kPanel && (tiles > 1 || x.live[0].count <= kMostLines<2>);
   for (int tile = 0; tile < tiles; tile += 2) {
     const uint8_t* a = x.tiles + tile * strip;
@@ -245,14 +245,14 @@ void compute_pair(const Linear& linear, const Prepared& x, int column, Best* bes
   finish<depth, output>(linear, blocks[1].values, x.quantized, row, count, column + kPanel, kPanel, best);
 }
 
-// The most rows of one tile that are multiplied by a pair of panels at once. Where memory is the limit they go over the weights
-// once, by fewer strips if need be; weights in 8 bits come fast enough for two passes.
+// The most rows of one tile that are multiplied by a pair of panels at once. Where memory is the limit, they go over the weights
+// once, by fewer strips if need be; weights in 8 bits arrive fast enough for two passes.
 template <Depth depth>
 constexpr int kMostOfPair = depth == Depth::kInt8 ? kMostLines<2> : kMostLines<4>;
 
-// Columns that a member takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster.
-// Gated columns come in pairs of panels, which fill whole lines of the output: two members writing halves of a line take a
-// third longer. Narrow products go in halves of panels, so that no member waits for the last one long.
+// Columns that a member takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster. Gated
+// columns come in pairs of panels, which fill whole lines of the output: two members writing halves of a line take a third
+// longer. Narrow products go in halves of panels, so that no member waits long for the last one.
 int width_of(const Linear& linear, int tiles, int members) {
   const bool wide = linear.columns % (2 * kPanel) == 0 && linear.columns / (2 * kPanel) >= 4 * members;
   if (wide && (tiles == 1 || linear.gated)) return 2 * kPanel;

@@ -19,10 +19,10 @@ struct Linear {
   // Gate and up columns alternate in blocks of 16; the output is silu(gate) * up.
   bool gated;
   int rows, depth, columns;
-  // [rows / 16, rounded up]: how many of 16 rows matter, the first ones; the others' output may stay as it is. Null: all.
+  // [rows / 16, rounded up]: how many of each 16 rows matter, the first ones; the others' output may stay as it is. Null: all.
   const int32_t* live;
-  // Exactly one is set: [rows, columns], half the columns when gated; or for each row the first of the `candidates`
-  // columns with the largest value.
+  // Exactly one is set: [rows, columns], half the columns when gated; or for each row, the first of the `candidates` columns with
+  // the largest value.
   uint16_t* out_bf16;
   float* out_f32;
   int32_t* out_argmax;

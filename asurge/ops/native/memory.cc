@@ -17,7 +17,7 @@ void clear(uint8_t* memory, size_t bytes) {
     std::memset(memory, 0, bytes);
     return;
   }
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: without it, all works as well
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a request: everything works without it too
   // Each member writes whole pages: the first to touch one waits until the system has made it.
   const int pages = static_cast<int>((last - first) / kHuge);
   Tickets parts(pages);

@@ -1,7 +1,6 @@
 // Memory that is read in small pieces from anywhere.
-//
-// Where 4 KiB lie has to be looked up for each such page anew, and again for the next keys and values; with huge pages
-// all of them are known to the processor at once.
+// With pages of 4 KiB, the processor has to look up where each one lies, and again for the next keys and values; with huge pages
+// it knows all of them at once.
 #pragma once
 
 #include <cstddef>

@@ -17,7 +17,7 @@ T* data_or_null(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
 }
 
-// Whether an operand is left out or has as many elements as it takes: the kernels look at no size again.
+// Whether an operand is left out or has as many elements as it must: the kernels do not check sizes again.
 bool fits(const ffi::AnyBuffer& buffer, size_t elements) {
   return buffer.element_count() == 0 || buffer.element_count() == elements;
 }

@@ -10,7 +10,7 @@ namespace asurge {
 enum class Depth { kBf16, kInt8 };
 
 
-// Where the tiles of B are: here below each other, in one piece.
+// Where the tiles of B are: here one below the other, contiguous.
 struct Strip {
   const uint8_t* first;
   const uint8_t* operator()(int k) const { return first + size_t(k) * kTile; }
@@ -32,7 +32,7 @@ struct LiveRows {
 
 constexpr int kInt8Excess = 0;
 constexpr bool kFetchesBetween = false;  // whether attention has products fetch what comes next, or asks for it in bursts
-// The most rows that are multiplied by so many strips in one pass.
+// The most rows that are multiplied by this many strips in one pass.
 template <int kStrips>
 constexpr int kMostLines = kRows;
 
@@ -102,7 +102,7 @@ inline void multiply(const uint8_t* a, size_t a_stride, const B& b, size_t b_str
   if constexpr (kA == 2 && kB == 2) _tile_stored(3, out + kRows * out_columns + kRows, stride);
 }
 
-// The same for one A tile and four B tiles: where rows are few, memory is read faster in more streams at a time.
+// The same for one A tile and four B tiles: where rows are few, memory is read faster in more streams at once.
 template <Depth depth, typename B>
 inline void multiply_wide(const uint8_t* a, const B& b, size_t b_stride, int depth_tiles, float* left, float* right,
                           int out_columns, LiveRows /*rows*/, Fetch fetch) {
@@ -142,8 +142,8 @@ class TileScope {
   TileScope() {}
 };
 
-// There is a product of unsigned with signed bytes only, so weights go in as if each were larger by this; a product of a
-// row comes out larger by as much times the row's sum.
+// The only product is of unsigned with signed bytes, so weights go in as if each were larger by this; a product of a row comes
+// out larger by this times the row's sum.
 constexpr int kInt8Excess = 128;
 
 template <Depth depth>
@@ -168,7 +168,7 @@ constexpr bool kFetchesBetween = true;
 template <int kStrips>
 constexpr int kMostLines = kStrips == 4 ? 6 : kStrips == 2 ? 12 : 16;
 
-// Beside which tiles along the depth to fetch early, and how far ahead of them.
+// During which tiles along the depth to fetch early, and how far ahead of them.
 struct Ahead {
   int begin, end;
   ptrdiff_t bytes;

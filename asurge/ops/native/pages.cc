@@ -5,10 +5,10 @@
 namespace asurge {
 namespace {
 
-// Codes of one head of a token, and the scale that makes numbers of them: NaN where one is not finite.
+// Codes of one head of a token, and the scale that turns them into numbers: NaN where one is not finite.
 float quantize(const uint16_t* x, int dim, uint8_t* codes) {
   const float scale = step_of(dim, [&](int d) { return load_bf16(x + d); });
-  // Divided, as in the reference: halfway values would go elsewhere.
+  // Divided, as in the reference: halfway values would otherwise round differently.
   const __m512 step = _mm512_set1_ps(scale);
   for (int d = 0; d < dim; d += 16) {
     const __m512 value = load_bf16(x + d);
@@ -84,7 +84,7 @@ void write_head(const Attention& a, int row, int index, int head) {
   const int token = a.first[row] + index, position = a.start[row] + index, offset = position % a.page_size;
   uint8_t* keys = head_of_page(a, a.keys, row, position, head);
   uint8_t* values = head_of_page(a, a.values, row, position, head);
-  // A key goes to as many lines as it has pairs: they come while it is made.
+  // A key goes to as many lines as it has pairs: they are fetched while it is made.
   const int bytes = 16 * a.head_dim * item_bytes(a);
   for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(keys + offset / 16 * bytes + byte, 1);
   alignas(64) uint16_t key[kMaxHeadDim];

@@ -1,9 +1,8 @@
 // How keys and values lie in pages, in bf16 or in 8 bits.
-//
-// A page has for each head first the numbers, in the order in which tiles are read:
+// For each head, a page first has the numbers, in the order in which tiles are read:
 // keys   [page_size / 16][head_dim / 32][16 pairs of dims][16 tokens][2],
 // values [page_size / 32][head_dim / 16][16 pairs of tokens][16 dims][2].
-// In 8 bits tiles are of codes (`codes.h`), and behind them are the scales of a head's tokens, float32 [page_size].
+// In 8 bits tiles are of codes (`codes.h`), and after them come the scales of a head's tokens, float32 [page_size].
 #pragma once
 
 #include <algorithm>
@@ -28,7 +27,7 @@ void write_head(const Attention& a, int row, int index, int head);
 // Bytes of a number in pages.
 inline int item_bytes(const Attention& a) { return a.int8 ? 1 : 2; }
 
-// One head of the page of a position. What lies behind the table goes to its last page, as in the reference.
+// One head of the page of a position. What lies past the table goes to its last page, as in the reference.
 inline uint8_t* head_of_page(const Attention& a, uint8_t* pages, int row, int position, int kv_head) {
   const int page = a.page_table[size_t(row) * a.columns + std::min(position / a.page_size, a.columns - 1)];
   return pages + (size_t(page) * a.kv_heads + kv_head) * a.page_size * (item_bytes(a) * a.head_dim + (a.int8 ? 4 : 0));

@@ -1,6 +1,5 @@
 // Which processors the members of a team run on.
-//
-// The system may leave two on one processor while another rests: both always have work, and it does not like to move who
+// The system may leave two on one processor while another rests: both always have work, and it is reluctant to move a thread that
 // has just run. After some milliseconds it does, but a step is over by then.
 #pragma once
 
@@ -22,7 +21,7 @@ class Places {
   // The calling thread, which is this member, stays where it is.
   void note(int member) { settle(member, sched_getcpu()); }
 
-  // Of `size` members, this one leaves a processor where one before it is, if there is one that nobody has.
+  // Of `size` members, this one leaves its processor if an earlier member is on it and another processor is free.
   void spread(int member, int size) {
     const int here = sched_getcpu();
     settle(member, here);
@@ -34,7 +33,7 @@ class Places {
  private:
   static constexpr int kNowhere = -1;
 
-  // All read this all the time: only news are written.
+  // All members read this all the time: only changes are written.
   void settle(int member, int place) {
     if (places_[member].load(std::memory_order_relaxed) != place) places_[member].store(place, std::memory_order_relaxed);
   }
@@ -48,7 +47,7 @@ class Places {
       if (place != kNowhere) CPU_CLR(place, &free);
     }
     if (CPU_COUNT(&free) == 0) return;
-    // A thread is moved at once from where it may not be, and stays when it may be anywhere again.
+    // A thread is moved at once from where it may not be, and stays put when it may be anywhere again.
     sched_setaffinity(0, sizeof free, &free);
     sched_setaffinity(0, sizeof allowed, &allowed);
     note(member);

@@ -1,7 +1,7 @@
 // A team of threads for parallel regions of a few microseconds each.
 //
 // A decode step has some hundred such regions. Waking a sleeping thread takes longer than most of them, so members
-// spin for a short while after a region before they sleep, and give the core away between looks.
+// spin for a short while after a region before they sleep, and yield the core between looks.
 #pragma once
 
 #include <immintrin.h>
@@ -24,7 +24,7 @@
 
 namespace asurge {
 
-// Spins, but lets whoever else wants this core have it.
+// Spins, but yields this core to any other thread that wants it.
 class Spinner {
  public:
   void once() {
@@ -86,8 +86,8 @@ class Pool {
     return *pool;
   }
 
-  // Runs body once per member, of which there are at most `most`, the caller being member 0. When another caller has the
-  // team, body runs alone.
+  // Runs body once per member, of which there are at most `most`; the caller is member 0. When another caller has the team, body
+  // runs alone.
   void run(const Body& body, int most = kMostMembers) {
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     const int size = lock.owns_lock() ? std::min<int>(size_, most) : 1;
@@ -111,7 +111,7 @@ class Pool {
 
   int size() const { return size_; }
 
-  // As many as the system gives threads for.
+  // As many members as the system grants threads for.
   void resize(int size) {
     std::lock_guard<std::mutex> lock(mutex_);
     size = std::clamp(size, 1, kMostMembers);
@@ -135,7 +135,7 @@ class Pool {
     bool took_part = true;
     for (;;) {
       wait(seen, took_part ? kSpin : std::chrono::microseconds{0});
-      // Who is left out may see a later region than the one it woke for, but none that waits for it is ever over.
+      // A member that is left out may see a later region than the one it woke for, but no region that waits for it can be over.
       seen = region_.load(std::memory_order_acquire);
       took_part = member < static_cast<int>(seen % kRegion);
       if (took_part) {
@@ -168,8 +168,8 @@ class Pool {
   const Body* body_ = nullptr;
   Team* team_ = nullptr;
   Places places_;
-  // How many there have been, and in the lowest bits the members of this one: a member that wakes late must not take the
-  // pool's size, which may have changed since, for that of a region that was over without it.
+  // How many regions there have been and, in the lowest bits, the members of this one: a member that wakes late must not take the
+  // pool's size, which may have changed since, for that of a region that ended without it.
   std::atomic<uint32_t> region_{0};
   std::atomic<int> running_{0};
   std::atomic<int> sleeping_{0};

@@ -62,12 +62,13 @@ inline float inverse_rms(const uint16_t* x, int count, float epsilon) {
 
 constexpr int kLargestCode = 127;  // of numbers in 8 bits
 
-// What `count` numbers in 8 bits are multiples of, by the largest of them; `load(at)` gives 16. NaN where one is not finite.
+// The unit that `count` numbers in 8 bits are multiples of, from the largest of them; `load(at)` gives 16. NaN where one is not
+// finite.
 template <typename Load>
 inline float step_of(int count, const Load& load) {
   const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
   __m512 most = _mm512_setzero_ps();
-  __mmask16 lost = 0;  // no steps of 8 bits hold what is not finite, and a maximum forgets NaN
+  __mmask16 lost = 0;  // 8 bits cannot hold what is not finite, and a maximum forgets NaN
   for (int at = 0; at < count; at += 16) {
     const __m512 size = _mm512_abs_ps(load(at));
     lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);

@@ -22,8 +22,8 @@ int common(const Attention& a, int row, int other) {
 
 }  // namespace
 
-// Prefill chunks are the last rows, and of a chunk the last queries see most. Sequences that generate follow: those that
-// share their beginning first, as they take longer together.
+// Prefill chunks are the last rows, and the last queries of a chunk see most. Sequences that generate follow: those that share
+// their beginning first, as they take longer together.
 Units::Units(const Attention& a, int members) : sequences_(a.rows) {
   const int group = a.heads / a.kv_heads;
   std::iota(sequences_.begin(), sequences_.end(), 0);
@@ -46,7 +46,7 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
   auto found = prefix_groups(a, static_cast<int>(generating - sequences_.begin()));
   std::stable_sort(found.begin(), found.end(), [](auto& one, auto& other) { return one.shared > other.shared; });
   for (const auto& [first, size, shared] : found) {
-    // Few enough in a unit that there are some for every member.
+    // Few enough sequences in a unit that every member gets some.
     const int most = std::clamp(size * a.kv_heads / (4 * members), 1, kQueries / group);
     const int parts = (size + most - 1) / most;
     for (int head = 0; head < a.kv_heads; ++head) {
@@ -61,7 +61,7 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
 // The first `generating` sequences, those with the same beginning together.
 std::vector<Units::PrefixGroup> Units::prefix_groups(const Attention& a, int generating) {
   const auto begin = sequences_.begin(), end = begin + generating;
-  // By bytes, which is faster than by numbers and as good: any order that begins at the beginning puts them together.
+  // By bytes, which is faster than by numbers and as good: any order that compares from the beginning puts them together.
   std::sort(begin, end, [&](int row, int other) {
     const int own = full_pages(a, row), others = full_pages(a, other);
     const int order = std::memcmp(pages_of(a, row), pages_of(a, other), std::min(own, others) * sizeof(int));
@@ -70,7 +70,7 @@ std::vector<Units::PrefixGroup> Units::prefix_groups(const Attention& a, int gen
   std::vector<PrefixGroup> found;
   for (int at = 0; at < generating; ++at) {
     const int shared = found.empty() ? 0 : common(a, sequences_[found.back().first], sequences_[at]);
-    // Whoever shares much less than the others do begins a group of its own.
+    // A sequence that shares much less than the others do begins a group of its own.
     if (shared > 0 && 2 * shared >= found.back().shared) {
       PrefixGroup& group = found.back();
       group.shared = group.size++ == 1 ? shared : std::min(group.shared, shared);

@@ -11,24 +11,24 @@ namespace asurge {
 constexpr int kSpan = 256;           // context tokens between two looks at the running maximum
 constexpr int kQueries = 2 * kRows;  // query rows computed together
 
-// Query rows of one KV head: of one sequence, or of several that generate behind the same beginning, which is read once
-// for all (Hydragen, Juravsky et al. 2024).
+// Query rows of one KV head: of one sequence, or of several that generate after the same beginning, which is read once for all
+// (Hydragen, Juravsky et al. 2024).
 struct Unit {
   int kv_head;
   // The sequences.
   const int* rows;
   int num_sequences;
-  // Of each of them, query rows [first_query, first_query + num_queries): row i is query i / group, head i % group.
+  // For each of them, query rows [first_query, first_query + num_queries): row i is query i / group, head i % group.
   int first_query, num_queries;
-  // Tokens of context that all have in common. Whole spans, so that a sequence comes out the same in any company.
+  // Tokens of context that all have in common. Whole spans, so that a sequence comes out the same whatever runs beside it.
   int shared;
 
   int lines() const { return num_sequences * num_queries; }
 };
 
-// Whether the unit of a sequence that generates writes its token: then it finds it in its core's caches, as it will find the
-// rest of its block. What fills a page is written before: from then on others may have it for their beginning, even in this
-// step. So is what prompts write: the rows of one may be several.
+// Whether the unit of a sequence that generates writes the sequence's token: it then finds it in its core's caches, along with
+// the rest of its block. A token that fills a page is written before that: from then on others may have the page in their
+// beginning, even in this step. So are the tokens of prompts: one prompt may have several rows.
 inline bool writes_itself(const Attention& a, int row) {
   return row < a.decode && a.length[row] == 1 && (a.start[row] + 1) % a.page_size != 0 && a.heads / a.kv_heads <= kQueries;
 }
@@ -37,7 +37,7 @@ struct Token {
   int row, index;
 };
 
-// All of a step: the tokens to be written first, and the units behind them, the longest first.
+// All of a step: the tokens to be written first, then the units, the longest first.
 struct Units {
   Units(const Attention& a, int members);
   Units(const Units&) = delete;
