@@ -39,7 +39,7 @@ class Constraints:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._words = mask_words(vocab_size)
         self._grammars = Grammars(tokenizer, vocab_size, ends)
-        self._thinking = _thinking_tokens(tokenizer)
+        self._thinking = thinking_tokens(tokenizer)
         template = tokenizer.chat_template or ""
         # Others of a family may have the tokens and never use them.
         self._thinks_by_itself = any(mark in template for marks in _THINKING for mark in marks)
@@ -159,7 +159,7 @@ class Constraints:
         return found
 
 
-def _thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens | None:
+def thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens | None:
     """What marks the model's reasoning, if its vocabulary has tokens for it."""
     for begin, end in _THINKING:
         if tokenizer.is_special_text(begin) and tokenizer.is_special_text(end):

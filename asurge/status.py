@@ -7,7 +7,7 @@ from typing import Literal
 
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
-from asurge.constraints import _thinking_tokens
+from asurge.constraints import thinking_tokens
 from asurge.errors import EngineDeadError, EngineNotRunningError
 from asurge.intake import Intake
 from asurge.pipeline import Pipeline, RequestObserver, StepObserver
@@ -73,7 +73,7 @@ class EngineStatus:
         Raises:
             EngineNotRunningError: the engine has not started.
         """
-        return _thinking_tokens(self._started().tokenizer) is not None
+        return thinking_tokens(self._started().tokenizer) is not None
 
     @property
     def num_pending_requests(self) -> int:

@@ -93,8 +93,8 @@ class _Thinking:
 class SequenceConstraint:
     """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
 
-    A grammar holds for the answer: while the model reasons, it waits, and where it may begin to, its mark is allowed. Where nothing would be left, the end tokens are:
-    a sequence that cannot go on ends.
+    A grammar holds for the answer: while the model reasons, it waits, and where the model may begin to reason, the mark of that
+    is allowed. Where nothing would be left, the end tokens are: a sequence that cannot go on ends.
 
     Args:
         ends: the tokens that end the sequence; where the grammar may end, they are allowed, elsewhere not.
