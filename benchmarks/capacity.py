@@ -1,6 +1,6 @@
-"""How much context fits where some layers have a sliding window: ``python -m benchmarks.capacity``.
+"""How much context fits when some layers have a sliding window: ``python -m benchmarks.capacity``.
 
-The real scheduler takes in as many sequences of one length as it can, over a pool of a given size, without a device: once with
+The real scheduler takes in as many sequences of one length as it can, from a pool of a given size, without a device: once with
 all layers in one page table, once in the layout that the runner chooses. Takes a minute, and gives the same figures everywhere.
 """
 
@@ -37,7 +37,7 @@ MODELS = {
 
 
 def context_that_fits(layout: PageLayout, token_bytes: int, budget_bytes: int, length: int) -> int:
-    """The most tokens of context in one step, of prompts of one length and their answers, before anybody is preempted."""
+    """The most tokens of context in one step, of prompts of one length and their answers, before any sequence is preempted."""
     pages = budget_bytes // (layout.depth * SHAPE.page_size * token_bytes)
     limits = dataclasses.replace(SHAPE, num_pages=pages, windows=layout.windows)
     if length >= limits.longest:

@@ -56,7 +56,7 @@ def write_checkpoint(name: str, folder: Path, *, seed: int = 0) -> None:
 
 
 def random_weights(raw: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Tensors by their names in the checkpoint: norms of one, the rest normal with the config's deviation."""
+    """Tensors by their names in the checkpoint: norms are ones, the rest normal with the config's deviation."""
     rng, tensors = np.random.default_rng(seed), {}
     for sources in checkpoint_table(family_for(raw).config(raw)).values():
         for source in sources:
@@ -73,7 +73,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     """A byte-level BPE of ``vocab_size`` entries.
 
     The first are learnt; the others are words without a merge, so that no text encodes to them but every id has a text. As
-    entries of the vocabulary 150 thousand of them load in 0.2 s, which added tokens would not.
+    vocabulary entries, 150 thousand of them load in 0.2 s, which added tokens would not.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Forms of a mixture of experts on this device: ``python -m benchmarks.experts``. Medians, in milliseconds."""
+"""Ways to compute a mixture of experts on this device: ``python -m benchmarks.experts``. Medians, in milliseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from asurge.ops.experts import mix_grouped, mix_looped, route
 
 SHAPES = ((8, 2, 512, 1024), (64, 8, 512, 256))
-"""Experts, experts a token, hidden and inner size."""
+"""Experts, experts per token, hidden and inner size."""
 
 
 def time_ms(function: Callable[..., jax.Array], *operands: jax.Array, repeats: int = 7) -> float:

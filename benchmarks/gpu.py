@@ -1,9 +1,9 @@
-"""What a GPU does with asurge's step, beside what its memory and its tensor cores allow.
+"""How fast a GPU runs asurge's step, beside what its memory and its tensor cores allow.
 
 ``python benchmarks/gpu.py [--json PATH]`` from a checkout. Needs nothing but asurge's dependencies: models have the shapes of
 Llama 3 and random weights, made on the device. First the kernels are compared with a dense float32 reference; then come two
 floors, how fast the device copies and how fast it multiplies, and the time of steps over the larger floor of each.
-``--tiny`` runs everything in small, on a CPU with kernels interpreted: it shows that the script works, and no speed.
+``--tiny`` runs everything at a small size, on a CPU with kernels interpreted: it shows that the script works, not how fast.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Floors:
 
 
 def seconds(run: Callable[[], Any], repeats: int, rounds: int = 3) -> float:
-    """Of one call among many dispatched at once: the best round."""
+    """Seconds of one call among many dispatched at once, in the best round."""
     jax.block_until_ready(run())
     best = math.inf
     for _ in range(rounds):
@@ -238,7 +238,7 @@ def check_attention(scale: Scale, config: DecoderConfig, dtype: str) -> Document
 
 
 def footprint(model: Decoder) -> tuple[int, int]:
-    """Bytes and parameters that a step reads of the weights: all but an embedding that is no head."""
+    """Bytes and parameters of the weights that a step reads: all but an embedding that is not also the head."""
     leaves = jax.tree.leaves(nnx.state(model))
     table = 0 if model.config.tie_word_embeddings and model.head is None else model.embedding[...].nbytes
     count = model.config.vocab_size * model.config.hidden_size if table else 0
@@ -281,7 +281,7 @@ def step_times(
 
 
 def sweep(config: DecoderConfig, scale: Scale, floors: Floors) -> Iterator[Document]:
-    """The kernel alone in one layer, laid out in many ways; what does not compile says so."""
+    """The kernel alone in one layer, in many layouts; one that does not compile is reported."""
     shape = AttentionShape(
         config.num_heads, config.num_kv_heads, config.head_dim, scale.page_size, jnp.dtype(scale.dtype)
     )

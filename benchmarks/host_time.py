@@ -1,6 +1,6 @@
 """Host time of a decode step, without a device: ``python -m benchmarks.host_time``.
 
-Times what stands between two steps: planning, packing the upload, and taking in the result, for 64 and 256 running sequences
+Times what lies between two steps: planning, packing the upload, and taking in the result, for 64 and 256 running sequences
 of a few hundred tokens. Prints microseconds, the median over the steps.
 """
 
@@ -28,7 +28,7 @@ STAGES = ("plan", "pack", "apply")
 
 
 def measure(running: int, windows: int = 0) -> dict[str, float]:
-    """Microseconds of each stage of a step with ``running`` decode rows, and so many page tables with a window."""
+    """Microseconds of each stage of a step with ``running`` decode rows, and ``windows`` page tables with a window."""
     columns, count = MAX_MODEL_LEN // PAGE_SIZE, 1 + windows
     tables = TableShape(count, columns)
     limits = RunnerLimits(
@@ -73,7 +73,7 @@ def measure(running: int, windows: int = 0) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--windows", type=int, default=0, help="page tables with a window beside the one without")
     given = parser.parse_args()
     found = {running: measure(running, given.windows) for running in (64, 256)}

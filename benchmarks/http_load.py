@@ -1,9 +1,9 @@
 """A thousand streams at once against a server: ``python -m benchmarks.http_load [--model demo] [--streams 1000] [--rounds 4]``.
 
-Starts `asurge serve`, opens all streams together, reads each to its mark of success, and does it again. Tells tokens per
-second, lost streams, the server's resident memory after each round, and its event loop's lag: memory that grows with
-rounds, or one stream that does not end well, is a fault. ``--leave 0.5`` has that share of clients leave midway,
-``--slow 0.1`` has that share read at a trickle.
+Starts `asurge serve`, opens all streams together, reads each to its mark of success, and does it again. Reports tokens per
+second, lost streams, the server's resident memory after each round, and its event loop's lag: memory that grows with rounds, or
+one stream that does not end well, is a fault. ``--leave 0.5`` has that share of clients leave midway, ``--slow 0.1`` has that
+share read at a trickle.
 """
 
 from __future__ import annotations

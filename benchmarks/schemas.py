@@ -1,7 +1,7 @@
 """What reading a request costs, with msgspec and with pydantic: ``python -m benchmarks.schemas``.
 
 Both read the same chat requests into types of the same fields (those of OpenAI's API that the request uses), from bytes.
-Told are the medians of repeated runs, in turns; and what each says of a wrong field. pydantic is not a dependency of
+Prints the medians of repeated runs, in turns, and what each says about a wrong field. pydantic is not a dependency of
 asurge: `pip install pydantic` first.
 """
 

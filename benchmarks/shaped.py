@@ -43,7 +43,7 @@ EXTRAS: dict[str, dict[str, object]] = {
 
 
 async def time_per_token(engine: Engine, params: SamplingParams, streams: int) -> float:
-    """Milliseconds between a stream's first token and its last, by token; the mean of all streams."""
+    """Milliseconds between a stream's first token and its last, per token; the mean of all streams."""
     times: list[float] = []
 
     async def one(index: int) -> None:

@@ -1,8 +1,8 @@
 """Scheduling policies over a simulated device: the real scheduler, a time model, a virtual clock, seeds.
 
 ``python -m benchmarks.simulation`` runs every scenario with 10,000 requests under each policy, prints a table and draws
-``docs/scheduling.svg``; it takes a minute or two, and gives the same figures everywhere. ``--device`` names the times
-that a step takes: ``cpu`` is S on two cores, as measured (`docs/performance.md`); ``large`` is a device we do not have.
+``docs/scheduling.svg``; it takes a minute or two, and gives the same figures everywhere. ``--device`` chooses the times that a
+step takes: ``cpu`` is S on two cores, as measured (`docs/performance.md`); ``large`` is a device we do not have.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DEVICES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenario:
-    """A kind of load, what is looked at, and the policies that are compared.
+    """A kind of load, what is examined, and the policies that are compared.
 
     Attributes:
         requests: ``(count, seed, load) -> requests`` in order of arrival; ``load`` is in requests a second.
@@ -89,7 +89,7 @@ class Outcome:
     served: dict[str, float]
 
     def percentile(self, group: Callable[[Request], bool], share: float) -> float:
-        """Of the times to the first token."""
+        """Percentiles of the times to the first token."""
         waits = [self.first_token_s[one.sequence_id] - one.arrival_s for one in self.requests if group(one)]
         return float(np.percentile(waits, share))
 
@@ -97,8 +97,8 @@ class Outcome:
     def fairness(self) -> float:
         """Jain's index over the tenants: 1 is equal, 1 / tenants is all to one.
 
-        Of each it takes the share of what it was entitled to that it was served while the load lasted; entitled is what it
-        asked for, and at most an equal part of all that was served.
+        It is taken over the share of each tenant's entitlement that was served while the load lasted; a tenant is entitled to
+        what it asked for, but to at most an equal part of all that was served.
         """
         asked = defaultdict[str, int](int)
         for one in self.requests:
@@ -109,7 +109,7 @@ class Outcome:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the tokens looked up that the cache held."""
+        """Share of the looked-up tokens that the cache held."""
         return self.statistics.prefix_cache_hits / max(self.statistics.prefix_cache_queries, 1)
 
 
@@ -121,7 +121,7 @@ def simulate(
     *,
     one_queue: bool = False,
 ) -> Outcome:
-    """Run requests to their ends under a virtual clock; with ``one_queue`` as if they all were of one tenant."""
+    """Run requests to their ends under a virtual clock; with ``one_queue`` as if they all belonged to one tenant."""
     scheduler = Scheduler(device.limits, config, cache, max_queued_requests=len(requests))
     arrivals, flying = deque(requests), deque[tuple[float, StepPlan]]()
     first, end, served = dict[str, float](), dict[str, float](), defaultdict[str, float](float)
@@ -156,7 +156,7 @@ def simulate(
 
 
 def arrivals(rng: np.random.Generator, count: int, rate: float, *, burst: float = 1.0) -> np.ndarray:
-    """Poisson arrivals in seconds; with ``burst``, in turns of 20 seconds so many times the rate and then less."""
+    """Poisson arrivals in seconds; with ``burst``, turns of 20 seconds at this many times the rate alternate with slower ones."""
     gaps, now, times = rng.exponential(1.0, count), 0.0, []
     for gap in gaps:
         busy = burst > 1 and now % 40 < 20
@@ -186,7 +186,7 @@ def bursts(count: int, seed: int, load: float) -> list[Request]:
 
 
 def flood(count: int, seed: int, load: float) -> list[Request]:
-    """One tenant sends as much as all that the device can do, four others a tenth of that each."""
+    """One tenant sends as much as the device can do, four others a tenth of that each."""
     rng = np.random.default_rng(seed)
     names = rng.choice(["flood", "a", "b", "c", "d"], count, p=[10 / 14, 1 / 14, 1 / 14, 1 / 14, 1 / 14])
     return [
@@ -256,7 +256,7 @@ def figures(scenario: Scenario, outcomes: dict[str, Outcome]) -> list[dict[str, 
 
 
 def draw(found: dict[str, dict[str, Outcome]], path: Path) -> None:
-    """One panel a scenario: how many requests of each group had their first token by when."""
+    """One panel per scenario: how many requests of each group had their first token by when."""
     import matplotlib
 
     matplotlib.use("svg")

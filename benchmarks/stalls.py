@@ -1,4 +1,4 @@
-"""Machines may be suspended, and processes stopped. What was measured meanwhile says nothing about an engine."""
+"""Machines may be suspended, and processes stopped. Figures taken meanwhile say nothing about an engine."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class StallWatch:
 
 
 def undisturbed(run: Callable[[], T], stalls_s: list[float], watch: Callable[[], StallWatch] = StallWatch) -> T:
-    """What ``run`` gives when the machine did not stand still meanwhile: otherwise it runs again, a few times. Stalls are
-    added to ``stalls_s``; the last try counts in any case."""
+    """The result of ``run`` if the machine did not stand still meanwhile; otherwise it runs again, a few times. Stalls are added
+    to ``stalls_s``; the last try counts in any case."""
     for attempt in range(_TRIES):
         with watch() as watching:
             result = run()

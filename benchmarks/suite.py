@@ -1,6 +1,6 @@
-"""All works on one model: ``python -m benchmarks.suite --model FOLDER [--works w1,w2] [--repeat 3] [--store NAME]``.
+"""All workloads on one model: ``python -m benchmarks.suite --model FOLDER [--works w1,w2] [--repeat 3] [--store NAME]``.
 
-Each repetition is a fresh process that runs all works on one engine, so that the median is also over what differs between
+Each repetition is a fresh process that runs all workloads on one engine, so that the median is also over what differs between
 processes (where memory and threads land), and start-up is measured each time. One process before them starts with an empty
 compilation cache, and runs nothing. A process during which the machine stood still is run again. The memory's bandwidth is measured before each process and after the last.
 """
@@ -76,7 +76,7 @@ def _cold_start(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def median_of(documents: list[Any]) -> Any:
-    """Several documents of one form as one: the median of each number; of anything else, the first."""
+    """Merge several documents of one form: the median of each number; of anything else, the first."""
     first = documents[0]
     if isinstance(first, dict):
         return {key: median_of([document[key] for document in documents if document is not None]) for key in first}
@@ -154,7 +154,7 @@ _SHOWN = (("ttft_ms", "p50"), ("ttft_ms", "p99"), ("tpot_ms", "p50"), ("itl_ms",
 
 
 def parse_works(text: str) -> list[str]:
-    """Names of works separated by commas."""
+    """Names of workloads separated by commas."""
     return [named_work(name).name for name in text.split(",")]
 
 
@@ -167,12 +167,14 @@ def store(result: dict[str, Any], name: str | None) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Measure all works on one model.")
+    parser = argparse.ArgumentParser(description="Measure all workloads on one model.")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="engine settings, as dtype=float32")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="engine settings, such as dtype=float32"
+    )
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--json", action="store_true", help="print the whole result too")
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """How fast this machine's memory can be read: the limit of a decode step.
 
-`measure_bandwidth` runs this file as a process of its own, so that the buffer is not part of the peak memory of the
-process that is measured, nor the threads part of its load.
+`measure_bandwidth` runs this file as a process of its own, so that neither its buffer counts in the peak memory of the measured
+process, nor its threads in the load.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy.typing as npt
 from asurge.errors import BenchmarkError
 
 BUFFER_BYTES = 1 << 30
-"""Larger than caches: on a machine with 480 MB of them, buffers of 1 and 2 GiB gave the same figure."""
+"""Larger than the caches: on a machine with 480 MB of them, buffers of 1 and 2 GiB gave the same figure."""
 _SECONDS = 1.5
 _LIMIT_S = 120
 
 
 def measure_bandwidth() -> float:
-    """Bytes a second that all cores (or the accelerator) can read together: the best of the passes of about a second.
+    """Bytes a second that all cores (or the accelerator) can read together: the best of passes taking about a second.
 
     Raises:
         BenchmarkError: the measuring process failed.
@@ -42,8 +42,8 @@ def measure_bandwidth() -> float:
 
 
 def host_bandwidth(buffer_bytes: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
-    """Sums of 64-bit integers, one thread a core: numpy lets go of the interpreter, and an addition a word is far
-    cheaper than its way from memory. Nothing is written but the sums."""
+    """Sums of 64-bit integers, one thread a core: numpy releases the interpreter, and adding a word is far cheaper than fetching
+    it from memory. Nothing is written but the sums."""
     from asurge.bench.machine import usable_cores
 
     threads = usable_cores()

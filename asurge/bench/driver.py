@@ -1,4 +1,4 @@
-"""Sends a work's requests and watches the event loop meanwhile."""
+"""Sends a workload's requests and watches the event loop meanwhile."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ async def drive(
     seed: int = 0,
     on_done: Callable[[Record], object] = lambda record: None,
 ) -> Load:
-    """Run all rounds of a work. A failing request is noted in its record and ends nothing else.
+    """Run all rounds of a workload. A failing request is noted in its record and ends nothing else.
 
-    With a rate and a limit of open requests, a request's time counts from its sending, not from its arrival.
+    With a rate and a limit on open requests, a request's time counts from its sending, not from its arrival.
     """
     load = Load([], [])
     for turn, batch in enumerate(prompts):

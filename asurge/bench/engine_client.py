@@ -15,7 +15,7 @@ class EngineClient:
     """`asurge.bench.driver.Client` over `Engine.stream`.
 
     Args:
-        whole: take each completion at its end, as `Engine.generate` does, instead of reading it as it grows.
+        whole: take each completion only when finished, as `Engine.generate` does, instead of reading it as it grows.
     """
 
     def __init__(self, engine: Engine, *, whole: bool = False) -> None:

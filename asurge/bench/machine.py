@@ -39,7 +39,7 @@ def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Over the last minute: what else runs here, if taken before the measurement."""
+    """Over the last minute: the load from elsewhere, if taken before the measurement."""
     return round(os.getloadavg()[0], 2)
 
 
@@ -56,7 +56,7 @@ def peak_resident_bytes() -> int:
 
 @contextmanager
 def count_compilations() -> Iterator[list[float]]:
-    """What XLA compiles inside the block: the seconds of each compilation, in the list it gives."""
+    """What XLA compiles inside the block: the seconds of each compilation, in the list it yields."""
     seconds: list[float] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:

@@ -1,4 +1,4 @@
-"""One work, measured: the load, and what the process did meanwhile."""
+"""One workload, measured: the load, and what the process did meanwhile."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WARM_UP_TOKENS = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measurement:
-    """A work and its figures.
+    """A workload and its figures.
 
     Attributes:
-        lag_ms: how late the event loop woke a coroutine while the work ran.
-        failures: different reasons why requests failed.
+        lag_ms: how late the event loop woke a coroutine while the workload ran.
+        failures: the different reasons why requests failed.
     """
 
     work: Work
@@ -45,7 +45,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is known when the engine is in this process.
+    """What is known only when the engine is in this process.
 
     Attributes:
         start_s: from opening the engine to its being ready.
@@ -71,7 +71,7 @@ async def measure(
     limits_ms: dict[str, float] | None = None,
     on_done: Callable[[Record], object] = lambda record: None,
 ) -> Measurement:
-    """Run a work and summarise it.
+    """Run a workload and summarise it.
 
     Raises:
         BenchmarkError: no request completed.
@@ -90,7 +90,7 @@ async def measure(
 
 
 async def warm_up(client: Client, work: Work, *, vocab_size: int, rounds: int, seed: int) -> None:
-    """Send a few requests of a work's kind, with short answers, that are not measured."""
+    """Send a few requests of a workload's kind, with short answers, that are not measured."""
     if rounds:
         few = dataclasses.replace(
             work, requests=min(work.requests, 2), rounds=rounds, rate=None, output_len=min(work.output_len, WARM_UP_TOKENS)
@@ -99,7 +99,7 @@ async def warm_up(client: Client, work: Work, *, vocab_size: int, rounds: int, s
 
 
 async def measure_warm(client: Client, work: Work, *, vocab_size: int, seed: int, rounds: int = 1) -> Measurement:
-    """`measure` behind `warm_up`, with other prompts."""
+    """`measure` after `warm_up`, with other prompts."""
     await warm_up(client, work, vocab_size=vocab_size, rounds=rounds, seed=seed + 500)
     return await measure(client, work, vocab_size=vocab_size, seed=seed)
 
@@ -107,10 +107,10 @@ async def measure_warm(client: Client, work: Work, *, vocab_size: int, seed: int
 def check_fits(work: Work, max_model_len: int) -> None:
     """
     Raises:
-        ConfigError: a request of this work would be cut.
+        ConfigError: a request of this workload would be cut.
     """
     if work.total_len > max_model_len:
         raise ConfigError(
-            f"work {work.name!r} needs {work.input_len} + {work.output_len} tokens, but the longest sequence is "
+            f"workload {work.name!r} needs {work.input_len} + {work.output_len} tokens, but the longest sequence is "
             f"max_model_len={max_model_len}: use shorter lengths, or raise --max-model-len"
         )

@@ -26,11 +26,11 @@ class Distribution:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Metrics:
-    """The figures of one load; None where nothing was there to measure.
+    """The figures of one load; None where there was nothing to measure.
 
     Attributes:
         short: requests that ended with fewer tokens than asked for.
-        goodput_per_s: requests a second that kept all limits, if there were limits.
+        goodput_per_s: requests a second that stayed within all limits, if there were any.
         ttft_ms: time to first token.
         tpot_ms: time per token after the first, one value a request.
         itl_ms: time between deliveries, one value a delivery after the first.
@@ -67,7 +67,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution | None:
-    """Of the values that are there, times ``scale``."""
+    """The summary of the values that are there, times ``scale``."""
     ordered = sorted(value * scale for value in values if value is not None)
     if not ordered:
         return None
@@ -105,7 +105,7 @@ def parse_limits(given: Sequence[str]) -> dict[str, float]:
     """Goodput limits in milliseconds from ``ttft:500 tpot:50``.
 
     Raises:
-        ConfigError: not of this form.
+        ConfigError: an entry is not of this form.
     """
     limits = {}
     for item in given:

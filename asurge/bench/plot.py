@@ -16,7 +16,7 @@ _GAPS_A_BIN = 4
 
 
 def check_plot(path: Path) -> None:
-    """Before anything is measured.
+    """To be called before anything is measured.
 
     Raises:
         BenchmarkError: matplotlib is missing, or the path is not one it can write.
@@ -64,7 +64,7 @@ def plot(measurement: Measurement, path: Path) -> None:
 
 
 def _bins(measurement: Measurement) -> int:
-    """Spans of several deliveries each: in shorter ones the count jumps between steps."""
+    """Spans of several deliveries each: in shorter ones the count would jump between steps."""
     gap = measurement.metrics.itl_ms
     if gap is None or gap.p50 <= 0:
         return _BINS

@@ -1,4 +1,4 @@
-"""What a client notes down of one request."""
+"""What a client records of one request."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Record:
         self.deliveries.append((at_s, tokens))
 
     def settle(self, tokens: int) -> None:
-        """Correct the count where a server tells only at the end how many tokens its deliveries held.
+        """Correct the count where a server reports only at the end how many tokens its deliveries held.
 
-        What the first held decides the time per token, and is left alone; the others share the difference.
+        What the first one held decides the time per token, and is left alone; the others share the difference.
         """
         if len(self.deliveries) == 1:
             self.deliveries = [(self.deliveries[0][0], tokens)]
@@ -72,7 +72,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Load:
-    """A whole work: its requests, and when each of its rounds began and ended."""
+    """A whole workload: its requests, and when each of its rounds began and ended."""
 
     records: list[Record]
     rounds_s: list[tuple[float, float]]

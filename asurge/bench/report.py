@@ -17,7 +17,7 @@ _LATENCIES = {
 
 
 def describe_work(work: Work) -> str:
-    """A work in words."""
+    """A workload in words."""
     count = f"{work.rounds} x {work.requests}" if work.rounds > 1 else f"{work.requests}"
     shared = f", {work.shared_prefix} of them shared" if work.shared_prefix else ""
     arriving = f", {work.rate:g} a second" if work.rate is not None else ""

@@ -1,4 +1,4 @@
-"""The time below which no decode step can go: what it must read, over how fast memory can be read."""
+"""The shortest time a decode step can take: what it must read, over how fast memory can be read."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Footprint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Roofline:
-    """A work's decode step against the memory's limit.
+    """A workload's decode step against the limit of memory.
 
     Attributes:
-        batch: sequences a step has when all places are taken.
+        batch: sequences in a step when all places are taken.
         floor_ms: the bytes over the bandwidth.
         measured_ms: the median time per token; prompts that are processed between the tokens are part of it.
         ratio: measured over floor; 1 is the limit.
@@ -63,10 +63,10 @@ def read_footprint(folder: Path, config: EngineConfig) -> Footprint:
 def footprint_of(
     config: DecoderConfig, item_bytes: int, *, in_int8: bool = False, int8_pages: bool = False
 ) -> Footprint:
-    """A step reads every weight once, but of an embedding that is not also the output layer only a few rows.
+    """A step reads every weight once, but only a few rows of an embedding that is not also the output layer.
 
-    In 8 bits, matrices have a byte for a weight and a scale for a row; the embedding that looks tokens up keeps its precision.
-    Pages have a byte for a number and a scale for each head of a token.
+    In 8 bits, matrices have a byte for each weight and a scale for each row; the embedding that looks tokens up keeps its
+    precision. Pages have a byte for each number and a scale for each head of a token.
     """
     read = held = 0
     for path, sources in checkpoint_table(config).items():
@@ -86,7 +86,7 @@ def footprint_of(
 def roofline(
     footprint: Footprint, work: Work, *, max_num_seqs: int, bandwidth: float, tpot_ms: float | None
 ) -> Roofline:
-    """A work's floor. A context counts at its mean length; tokens that all prompts share count once."""
+    """A workload's floor. A context counts at its mean length; tokens that all prompts share count once."""
     batch = min(work.most_open, max_num_seqs)
     own = work.input_len - work.shared_prefix + work.output_len / 2
     kv_bytes = round((batch * own + work.shared_prefix) * footprint.kv_bytes_per_token)

@@ -47,7 +47,7 @@ class StepTrace:
 
     @property
     def device_share(self) -> float:
-        """Share of the time from the first span to the last in which the device computed, any step."""
+        """Share of the time from the first span to the last in which the device computed, whatever the step."""
         device = sorted((span.begin_s, span.end_s) for span in self._spans if span.stage == "device")
         if not device:
             return 0.0
@@ -60,13 +60,13 @@ class StepTrace:
 
     @property
     def host_ms(self) -> float:
-        """Milliseconds of the host's work in a step, all stages together."""
+        """Milliseconds that the host works on a step, all stages together."""
         host = sum(span.end_s - span.begin_s for span in self._spans if span.stage in _HOST)
         return 1e3 * host / max(len({span.step_id for span in self._spans}), 1)
 
 
 def check_trace(path: Path) -> None:
-    """Before anything is measured.
+    """To be called before anything is measured.
 
     Raises:
         BenchmarkError: the path cannot be written, or matplotlib is missing for a picture.

@@ -1,4 +1,4 @@
-"""What is asked of an engine: how many requests, how long, and how they arrive."""
+"""Workloads: how many requests an engine gets, how long they are, and how they arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Work:
         concurrency: requests open at once; None: all of them.
         rate: requests a second, arriving as a Poisson process; None: all at once.
         shared_prefix: tokens that the prompts of a round have in common.
-        rounds: repetitions with other prompts; each starts when the one before is over.
+        rounds: repetitions with other prompts; each starts when the previous one is over.
 
     Raises:
         ConfigError: a value is out of range.
@@ -38,14 +38,14 @@ class Work:
         for field in ("requests", "input_len", "output_len", "rounds"):
             value = getattr(self, field)
             if value < 1:
-                raise ConfigError(f"{field}={value} of work {self.name!r} must be at least 1")
+                raise ConfigError(f"{field}={value} of workload {self.name!r} must be at least 1")
         if self.concurrency is not None and self.concurrency < 1:
-            raise ConfigError(f"concurrency={self.concurrency} of work {self.name!r} must be at least 1")
+            raise ConfigError(f"concurrency={self.concurrency} of workload {self.name!r} must be at least 1")
         if self.rate is not None and not self.rate > 0:
-            raise ConfigError(f"rate={self.rate!r} of work {self.name!r} must be positive")
+            raise ConfigError(f"rate={self.rate!r} of workload {self.name!r} must be positive")
         if not 0 <= self.shared_prefix < self.input_len:
             raise ConfigError(
-                f"shared_prefix={self.shared_prefix} of work {self.name!r} must be at least 0 and below the "
+                f"shared_prefix={self.shared_prefix} of workload {self.name!r} must be at least 0 and below the "
                 f"input_len of {self.input_len}: each prompt needs a token of its own"
             )
 
@@ -93,7 +93,7 @@ WORKS = {
         Work(name="w7", requests=256, input_len=32, output_len=64),
     )
 }
-"""The works by which engines are compared."""
+"""The workloads by which engines are compared."""
 
 
 def named_work(name: str) -> Work:
@@ -103,10 +103,10 @@ def named_work(name: str) -> Work:
         ConfigError: there is none of this name.
     """
     if name not in WORKS:
-        raise ConfigError(f"there is no work {name!r}: the works are {', '.join(WORKS)}")
+        raise ConfigError(f"there is no workload {name!r}: the workloads are {', '.join(WORKS)}")
     return WORKS[name]
 
 
 def seeded_works(names: Sequence[str], seed: int) -> list[tuple[Work, int]]:
-    """Works by name, each with a seed of its own, so that no prompts are in two of them."""
+    """Workloads by name, each with a seed of its own, so that no two have a prompt in common."""
     return [(named_work(name), seed + 1000 * at) for at, name in enumerate(names)]

@@ -52,7 +52,7 @@ def _add_latency(kinds: Any) -> None:
 
 def _add_throughput(kinds: Any) -> None:
     parser = kinds.add_parser("throughput", help="many requests", description="Many requests to an engine in process.")
-    parser.add_argument("--whole", action="store_true", help="take answers at their ends, as Engine.generate does")
+    parser.add_argument("--whole", action="store_true", help="take only finished answers, as Engine.generate does")
     _add_load(parser)
     _add_engine(parser)
     parser.set_defaults(run=run_throughput)
@@ -67,7 +67,13 @@ def _add_serve(kinds: Any) -> None:
     parser.add_argument("--api-key", default=None, metavar="KEY")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="longest silence (600)")
     parser.add_argument("--vocab-size", type=int, default=_SERVER_VOCABULARY, metavar="N", help="prompts use ids below")
-    parser.add_argument("--request-rate", type=float, default=None, metavar="R", help="a second, Poisson; default: all")
+    parser.add_argument(
+        "--request-rate",
+        type=float,
+        default=None,
+        metavar="R",
+        help="requests a second (Poisson); default: all at once",
+    )
     _add_load(parser)
     _add_common(parser)
     parser.set_defaults(run=run_serve)
@@ -79,7 +85,7 @@ def _add_lengths(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", choices=WORKS, default=None, help="a named work instead of the next five options")
+    parser.add_argument("--work", choices=WORKS, default=None, help="a named workload instead of the next five options")
     parser.add_argument("--num-prompts", type=int, default=64, metavar="N", help="requests (64)")
     _add_lengths(parser)
     parser.add_argument("--concurrency", type=int, default=None, metavar="N", help="open at once; default: all")
@@ -98,7 +104,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals (0)")
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="short rounds that do not count (1)")
-    parser.add_argument("--goodput", nargs="+", default=[], metavar="NAME:MS", help="limits, as ttft:500 tpot:50")
+    parser.add_argument("--goodput", nargs="+", default=[], metavar="NAME:MS", help="limits, such as ttft:500 tpot:50")
     parser.add_argument("--json", type=Path, default=None, metavar="PATH", help="write all figures here")
     parser.add_argument("--plot", type=Path, default=None, metavar="PATH", help="write a picture here (.png)")
 
@@ -141,7 +147,7 @@ def _load(given: argparse.Namespace) -> Work:
 
 
 def _run(given: argparse.Namespace, command: str, work: Work, how: Any) -> int:
-    parse_limits(given.goodput)  # what can be refused is refused before anything is measured
+    parse_limits(given.goodput)  # whatever can be refused is refused before anything is measured
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise BenchmarkError(f"{given.json} cannot be written: its folder does not exist")
     if given.plot is not None:
@@ -181,7 +187,7 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
             client = EngineClient(engine, whole=given.whole)
             measurement = await _measured(given, client, work, footprint.vocab_size, _traced(given, engine))
         most = engine.config.max_num_seqs
-    if bandwidths:  # what a shared machine gives changes: before and after, and the better one counts
+    if bandwidths:  # what a shared machine gives varies: measured before and after, and the better one counts
         bandwidths.append(await to_thread.run_sync(measure_bandwidth))
     tpot = measurement.metrics.tpot_ms
     roof = (
@@ -208,7 +214,7 @@ async def _over_http(given: argparse.Namespace, work: Work) -> tuple[Measurement
 
 @contextmanager
 def _traced(given: argparse.Namespace, engine: Engine) -> Iterator[None]:
-    """Record a timeline of the steps within, if one was asked for."""
+    """Record a timeline of the steps run within, if one was asked for."""
     if given.trace is None:
         yield
         return

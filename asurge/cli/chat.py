@@ -136,7 +136,7 @@ class Session:
             self._console.print()
 
     async def _watch_interrupts(self) -> None:
-        """Ctrl-C ends the answer and not the program. A prompt cannot be left this way: its thread waits for a line."""
+        """Ctrl-C ends the answer, not the program. A prompt cannot be left this way: its thread waits for a line."""
         with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
             async for _ in interrupts:
                 if self._answering is not None:

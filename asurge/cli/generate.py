@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
     parser = commands.add_parser("generate", help="complete prompts", description="Complete prompts. One streams.")
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="'-' reads standard input")
     parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
-    parser.add_argument("--json", action="store_true", help="one JSON document a line, with figures")
+    parser.add_argument("--json", action="store_true", help="one JSON document per line, with figures")
     add_engine_options(parser)
     add_sampling_options(parser, temperature=0.0)
     parser.set_defaults(run=run)

@@ -20,12 +20,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
     group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")
-    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, as kernels=xla")
+    group.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, such as kernels=xla"
+    )
     group.add_argument("--max-num-seqs", type=int, default=None, metavar="N", help="sequences running at once")
 
 
 def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `asurge.Engine`; what was not given stays at its default."""
+    """Keyword arguments for `asurge.Engine`; anything not given stays at its default."""
     names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     return {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
@@ -41,7 +43,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
     for item in given:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise ConfigError(f"set={item!r} must be NAME=VALUE, as kernels=xla")
+            raise ConfigError(f"set={item!r} must be NAME=VALUE, such as kernels=xla")
         try:
             settings[name] = json.loads(value)
         except ValueError:

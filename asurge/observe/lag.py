@@ -1,4 +1,4 @@
-"""How late an event loop is: the figure that says whether something blocks it."""
+"""How late an event loop is: the figure that shows whether something blocks it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class LoopLag:
         self._work, self._busy = 0, anyio.Event()
 
     def begin(self) -> None:
-        """Some work begins."""
+        """Note that some work begins."""
         self._work += 1
         self._busy.set()
 
     def end(self) -> None:
-        """It is done."""
+        """Note that it is done."""
         self._work -= 1
         if not self._work:
             self._busy = anyio.Event()

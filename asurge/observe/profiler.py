@@ -1,4 +1,4 @@
-"""Traces of JAX's profiler over the next steps: for TensorBoard, XProf or Perfetto."""
+"""Traces by JAX's profiler of the next steps, for TensorBoard, XProf or Perfetto."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _busy = anyio.Lock()  # JAX has one profiler in a process
 
 
 class _Countdown:
-    """`asurge.pipeline.StepObserver` that counts steps whose results came."""
+    """`asurge.pipeline.StepObserver` that counts steps whose results have arrived."""
 
     def __init__(self, steps: int) -> None:
         self.left, self.done = steps, anyio.Event()
@@ -29,14 +29,14 @@ class _Countdown:
 
 
 async def profile(engine: EngineStatus, output_dir: Path, *, num_batches: int = 10, timeout_s: float = 60.0) -> int:
-    """Trace the next ``num_batches`` steps of an engine into a folder; ends early when they do not come.
+    """Trace the next ``num_batches`` steps of an engine into a folder; ends early if they do not come.
 
     Returns:
         The steps that were traced.
 
     Raises:
         ConfigError: ``num_batches`` or ``timeout_s`` is not positive.
-        EngineStateError: somebody traces already.
+        EngineStateError: a trace is being taken already.
     """
     if num_batches < 1 or timeout_s <= 0:
         raise ConfigError(f"num_batches={num_batches} and timeout_s={timeout_s} must be positive")

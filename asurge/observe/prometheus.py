@@ -21,7 +21,7 @@ class EngineMetrics:
     """The figures of some engines, by the names they are served under.
 
     Args:
-        vllm_names: tell each figure under vLLM's name too, for dashboards and autoscalers that know it.
+        vllm_names: report each figure under vLLM's name too, for dashboards and autoscalers that know it.
     """
 
     def __init__(self, max_model_len: int, *, vllm_names: bool = True) -> None:
@@ -34,14 +34,14 @@ class EngineMetrics:
         self._exposed = _Exposed(self.registry, vllm_names=vllm_names)
 
     def watch(self, name: str, engine: EngineStatus) -> RequestFigures:
-        """Tell of a started engine from now on, until `close`."""
+        """Report a started engine from now on, until `close`."""
         figures = RequestFigures(self._histograms, name)
         self._ends.append(engine.observe_requests(figures))
         self._engines[name], self.requests[name] = engine, figures
         return figures
 
     def close(self) -> None:
-        """Have engines tell no more; to be called once."""
+        """Stop reporting engines; to be called once."""
         for end in self._ends:
             end()
 
@@ -51,7 +51,7 @@ class EngineMetrics:
 
 
 class _Engines:
-    """Reads what engines count themselves, when it is asked for."""
+    """Reads what engines count themselves, on demand."""
 
     def __init__(self, engines: Mapping[str, EngineStatus]) -> None:
         self._engines = engines
@@ -110,8 +110,8 @@ class _Engines:
 
 
 class _Exposed(Collector):
-    """What is exposed of a registry: its metrics without their times of birth, an eighth of a scrape that nobody reads
-    (``disable_created_metrics`` would take them from the host's, too); and once more under vLLM's names."""
+    """What is exposed of a registry: its metrics without their creation times, an eighth of a scrape that nobody reads
+    (``disable_created_metrics`` would take them from the host application's metrics too); and once more under vLLM's names."""
 
     def __init__(self, registry: CollectorRegistry, *, vllm_names: bool) -> None:
         self._registry, self._vllm_names = registry, vllm_names

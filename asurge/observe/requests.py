@@ -1,4 +1,4 @@
-"""What an engine's requests went through: histograms for Prometheus, and recent values for a glance."""
+"""How an engine's requests fared: histograms for Prometheus, and recent values to look at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHOICES = (1, 2, 5, 10, 20)
 _STEP = (1, *(1 << power for power in range(3, 15)))
 LABELS = ("model_name", "engine")
 RECENT = 4096
-"""Values that percentiles are taken over."""
+"""How many values percentiles are taken over."""
 
 
 class Recent:
@@ -78,7 +78,7 @@ class RequestFigures:
         self._time(generation)
         first_s, last_s = generation.first_token_s, generation.last_token_s
         whole = last_s - generation.arrival_s
-        if whole > 0:  # something came: tokens, or an embedding
+        if whole > 0:  # something arrived: tokens, or an embedding
             self._e2el.observe(whole)
             self.e2el_s.add(whole)
         if first_s is None:

@@ -66,8 +66,8 @@ def linear_int8(
 ) -> jax.Array:
     """`linear` with an int8 ``weight [out, in]`` from `quantize_int8` and its ``scale [out]``.
 
-    Rows of x are quantised as they come: int8 times float falls off XLA:CPU's fast path, int8 times int8 reads half as much as
-        bf16.
+    Rows of x are quantised as they come: int8 times float falls off XLA:CPU's fast path, int8 times int8 reads half as
+    much as bf16.
     """
     rows = x.shape[0]
     quantized, x_scale = quantize_int8(jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x)

@@ -93,7 +93,7 @@ def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Arra
     out as zeros.
 
     On CPU it works on `ROWS_A_TIME` rows at a time: what is computed in between then stays in the caches, and in memory that the
-        process already has (for 64 rows of 49152, greedy draws take 6 ms instead of 16, random ones 12 instead of 19).
+    process already has (for 64 rows of 49152, greedy draws take 6 ms instead of 16, random ones 12 instead of 19).
     """
     rows = arrays[0].shape[0]
     if jax.default_backend() != "cpu" or rows <= ROWS_A_TIME:

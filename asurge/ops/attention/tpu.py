@@ -106,7 +106,7 @@ def ragged(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A step's rows as the ragged kernel takes them: without gaps between them, and none of them empty.
 
     A padding row becomes a sequence of one token whose context is the first slot of its first page, the null page: the kernel
-        would not wait for a copy that it started for an empty one.
+    would not wait for a copy that it started for an empty one.
 
     Returns:
         int32 ``[tokens]``, where a token goes (``rows.tokens`` or beyond: nowhere); int32 ``[rows]``, the context including the

@@ -1,4 +1,5 @@
 // Memory that is read in small pieces from anywhere.
+//
 // With pages of 4 KiB, the processor has to look up where each one lies, and again for the next keys and values; with huge pages
 // it knows all of them at once.
 #pragma once

@@ -1,4 +1,5 @@
 // How keys and values lie in pages, in bf16 or in 8 bits.
+//
 // For each head, a page first has the numbers, in the order in which tiles are read:
 // keys   [page_size / 16][head_dim / 32][16 pairs of dims][16 tokens][2],
 // values [page_size / 32][head_dim / 16][16 pairs of tokens][16 dims][2].

@@ -1,4 +1,5 @@
 // Which processors the members of a team run on.
+//
 // The system may leave two on one processor while another rests: both always have work, and it is reluctant to move a thread that
 // has just run. After some milliseconds it does, but a step is over by then.
 #pragma once
