@@ -74,7 +74,7 @@ def _load_weights(config: EngineConfig, shape: DecoderConfig, runner: DeviceRunn
     folder = resolve_checkpoint(name)
     model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
     if model.config != shape:
-        raise ConfigError(f"model={name!r} has another shape than the model that is served: start an engine for it")
+        raise ConfigError(f"model={name!r} has a different shape from the model being served: start an engine for it")
     convert(model, kernels=config.kernels, quantization=config.quantization)
     return partial(runner.replace_weights, model)
 

@@ -24,7 +24,7 @@ Complete = Callable[[list[list[int]], SamplingParams], Awaitable[list[RequestOut
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Beam:
-    """A text on its way: its tokens behind the prompt, and the sum of their logprobs."""
+    """A text in progress: its tokens after the prompt, and the sum of their logprobs."""
 
     token_ids: tuple[int, ...] = ()
     logprob: float = 0.0
@@ -92,8 +92,8 @@ async def search(
 ) -> list[tuple[Beam, FinishReason]]:
     """The best texts, best first: those that ended, and those cut at ``max_tokens``.
 
-    Each round extends every beam by its likeliest tokens and keeps the best; a text that ends leaves its place to
-    others. Prompts share their pages in the prefix cache, so a round computes a page at most anew for each beam.
+    Each round extends every beam by its likeliest tokens and keeps the best; a text that ends gives up its place to others.
+    Prompts share their pages in the prefix cache, so a round recomputes at most one page for each beam.
 
     Raises:
         RequestAbortedError: a round was ended before it had drawn for every beam.
@@ -130,7 +130,7 @@ def _likeliest(output: RequestOutput) -> dict[int, Logprob]:
 def completions(
     found: Sequence[tuple[Beam, FinishReason]], ends: frozenset[int], decode: Callable[[Sequence[int]], str]
 ) -> list[CompletionOutput]:
-    """Texts as an output has them; the token that ends one is not part of it."""
+    """Texts as an output holds them; the token that ends one is not part of it."""
     return [
         CompletionOutput(
             index=index,

@@ -54,7 +54,7 @@ class BlockingStream:
         except Exception:
             self._coming = None
             raise
-        self._coming = None  # not before: whoever is interrupted above asks again
+        self._coming = None  # not earlier: a caller interrupted above asks again
         if output is None:
             raise StopIteration
         return output
@@ -83,7 +83,8 @@ async def _next(stream: TokenStream) -> RequestOutput | None:
 
 
 def _call(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> T:
-    """Do what takes its time. If the wait for it is interrupted (Ctrl-C) it is cancelled, and has ended when this returns."""
+    """Do work that takes a while. If the wait for it is interrupted (Ctrl-C), it is cancelled, and has ended when this
+    returns."""
     ended = threading.Event()
 
     async def do() -> T:
@@ -122,7 +123,7 @@ class Engine:
         try:
             _call(self._open, self._engine.initiate)
         except BaseException:
-            self.terminate()  # one that was interrupted may have started all the same
+            self.terminate()  # an interrupted one may have started all the same
             raise
 
     def terminate(self) -> None:
@@ -176,7 +177,7 @@ class Engine:
         return _call(self._portal, generate)
 
     def beam_search(self, prompt: Prompt, **options: Any) -> RequestOutput:
-        """See `asurge.Engine.beam_search`, whose options are taken by name."""
+        """See `asurge.Engine.beam_search`; options are passed by name."""
 
         async def beam_search() -> RequestOutput:
             return await self._engine.beam_search(prompt, **options)
@@ -184,7 +185,7 @@ class Engine:
         return _call(self._portal, beam_search)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[EmbeddingOutput]:
-        """See `asurge.Engine.embed`, whose options are taken by name."""
+        """See `asurge.Engine.embed`; options are passed by name."""
 
         async def embed() -> list[EmbeddingOutput]:
             return await self._engine.embed(prompts, **options)
@@ -219,7 +220,7 @@ class Engine:
         stream: bool = False,
         **options: Any,
     ) -> RequestOutput | BlockingStream:
-        """See `asurge.Engine.chat`, whose other options are taken by name."""
+        """See `asurge.Engine.chat`; other options are passed by name."""
 
         async def chat() -> TokenStream:
             return await self._engine.chat(messages, sampling_params, stream=True, **options)

@@ -1,4 +1,4 @@
-"""From a request's parameters to what constrains its sequences. Grammars compile in worker threads."""
+"""Turns a request's parameters into what constrains its sequences. Grammars compile in worker threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPILING_THREADS = 2
 _MANY_TOKENS = 1000
 """Lists up to this length take less time than a worker thread."""
 _SPACE_TOKENS = 16
-"""At the end of a prompt, that are looked past."""
+"""How many tokens of white space at the end of a prompt are looked past."""
 
 _THINKING = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"), ("[THINK]", "[/THINK]"))
 
@@ -41,10 +41,10 @@ class Constraints:
         self._grammars = Grammars(tokenizer, vocab_size, ends)
         self._thinking = thinking_tokens(tokenizer)
         template = tokenizer.chat_template or ""
-        # Others of a family may have the tokens and never use them.
+        # Other models of a family may have the tokens and never use them.
         self._thinks_by_itself = any(mark in template for marks in _THINKING for mark in marks)
         self._model_ends = frozenset(ends)
-        # Hostile grammars take so many threads and no more; a turn ends with its work, not with who waits for it.
+        # Hostile grammars take this many threads and no more; a turn ends with its work, not with the request waiting for it.
         self._turns, self._threads = CapacityLimiter(COMPILING_THREADS), CapacityLimiter(math.inf)
         self._listing = CapacityLimiter(COMPILING_THREADS)
 
@@ -60,8 +60,8 @@ class Constraints:
         """One for each of ``count`` sequences; none if the request asks for nothing of the kind.
 
         Args:
-            thinks: whether the model is to reason before its answer; None: if that is its habit. A budget of the request's
-                says so too.
+            thinks: whether the model is to reason before its answer; None: only if that is its habit. A request's thinking
+                budget overrides it.
 
         Raises:
             InvalidRequestError: a grammar is wrong or too complex, or the model has no reasoning to bound.
@@ -72,7 +72,8 @@ class Constraints:
                 param="thinking_budget",
             )
         grammar = None if params.guided_decoding is None else await self._compile(params.guided_decoding)
-        # With ignore_eos nothing may be left that could end a text too early, and a mask of nothing still costs a dispatch.
+        # With ignore_eos there may be nothing left that could end a text too early, and a mask of nothing still costs a
+        # dispatch.
         asked = (params.min_tokens and ends) or params.bad_words or params.allowed_token_ids is not None
         if grammar is None and not asked and params.thinking_budget is None:
             return []
@@ -96,14 +97,14 @@ class Constraints:
         return await run_in_thread(make, self._listing) if much else make()
 
     def _may_think(self, params: SamplingParams, thinks: bool | None) -> bool:
-        """Whether reasoning may come before the form. Where it must not, its mark stays forbidden: among the few tokens of a
-        form it may be the likeliest even for a model that was told not to reason."""
+        """Whether reasoning may come before the form. Where it must not, its mark stays forbidden: among the few tokens a form
+        allows it may be the likeliest even for a model that was told not to reason."""
         if params.thinking_budget is not None:
             return params.thinking_budget > 0
         return self._thinks_by_itself if thinks is None else thinks
 
     def _without_space(self, prompt: Sequence[int]) -> Sequence[int]:
-        """A prompt without white space at its end: templates put line breaks behind the marks of reasoning."""
+        """A prompt without white space at its end: templates put line breaks after the marks of reasoning."""
         end = len(prompt)
         while end > max(len(prompt) - _SPACE_TOKENS, 0):
             if self._tokenizer.decode([prompt[end - 1]], skip_special_tokens=False).strip():
@@ -150,7 +151,7 @@ class Constraints:
             self._turns.release_on_behalf_of(turn)
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
-        """Token sequences of words, at the beginning of a text and behind a space (as vLLM has it)."""
+        """Token sequences of words, at the beginning of a text and after a space (as in vLLM)."""
         found: list[list[int]] = []
         for word in words:
             alone = self._tokenizer.encode(word.lstrip(), add_special_tokens=False)

@@ -18,7 +18,7 @@ from asurge.prompts import Prompt
 from asurge.stream import do_all
 
 Running = Callable[[], tuple[Pipeline, Intake]]
-"""The parts of an engine; raises if it does not run."""
+"""The parts of an engine; raises if it is not running."""
 
 
 async def embed_all(
@@ -30,10 +30,10 @@ async def embed_all(
     on_done: Callable[[], object],
     at_most: int,
 ) -> list[EmbeddingOutput]:
-    """Embed all prompts together, ``at_most`` so many at a time; in their order.
+    """Embed all prompts together, at most ``at_most`` at a time; returns the embeddings in order.
 
     Raises:
-        AsurgeError: of the first that was refused, ended or failed. The others are aborted.
+        AsurgeError: the error of the first that was refused, ended or failed. The others are aborted.
     """
     running()
     works = [

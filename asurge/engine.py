@@ -41,7 +41,7 @@ class Engine(EngineStatus):
             async for out in engine.stream("What does os.path.join do?"):
                 print(out.delta_text, end="", flush=True)
 
-    Settings are those of `EngineConfig`. All verbs are for the loop the engine was started on.
+    Settings are those of `EngineConfig`. All verbs must be called on the loop the engine was started on.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -90,12 +90,12 @@ class Engine(EngineStatus):
         )
         self._intake = Intake(config, parts)
         # The one task outside a caller's task group: engines are often started in one task and stopped in
-        # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here forbids.
+        # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here would forbid.
         self._serving = asyncio.get_running_loop().create_task(self._pipeline.run(), name="asurge.engine")
         self._state = "running"
 
     async def terminate(self) -> None:
-        """Abort what still runs, stop serving and free device memory. Safe to call twice.
+        """Abort whatever still runs, stop serving and free device memory. Safe to call twice.
 
         Raises:
             EngineStateError: it is still starting, in another task.
@@ -123,15 +123,15 @@ class Engine(EngineStatus):
         await self.terminate()
 
     async def update_model_weights(self, model: str) -> None:
-        """Go on with the weights of another checkpoint of the same shape, as after a training step. Both are in memory
-        for a moment; requests may come while it is read, and nothing is compiled.
+        """Continue with the weights of another checkpoint of the same shape, as after a training step. Both are in memory for
+        a moment; requests may arrive while it is read, and nothing is compiled.
 
         Args:
             model: a folder, or a Hugging Face repository.
 
         Raises:
-            EngineStateError: requests run, before or after the checkpoint was read; nothing has changed.
-            ConfigError, ModelLoadError: it is of another shape, or cannot be read.
+            EngineStateError: requests are running, before or after the checkpoint was read; nothing has changed.
+            ConfigError, ModelLoadError: it has a different shape, or cannot be read.
         """
         if not model:
             raise ConfigError(f"model={model!r} must name a checkpoint")
@@ -190,13 +190,13 @@ class Engine(EngineStatus):
     ) -> list[RequestOutput]:
         """Complete all prompts together; outputs come in the order of the prompts.
 
-        Nobody reads these as they grow, so steps may be as long as they are most efficient (see
-        `SchedulerConfig.max_mixed_step_s`). Of more prompts than the queue holds, those behind wait here, and their deadlines
-        count from when they enter it.
+        Nobody reads these as they grow, so steps may be as long as is most efficient (see `SchedulerConfig.max_mixed_step_s`).
+        If there are more prompts than the queue holds, the later ones wait here, and their deadlines count from when they
+        enter it.
 
         Raises:
             InvalidRequestError: a prompt or parameter is refused, or the lists differ in length.
-            EngineOverloadedError: too many requests of others wait.
+            EngineOverloadedError: too many requests of other callers are waiting.
             DeadlineExceededError: one did not finish within its deadline.
             RequestFailedError, EngineDeadError: a step or the engine failed. The others are aborted.
         """
@@ -248,7 +248,7 @@ class Engine(EngineStatus):
         use_tqdm: bool = True,
         **options: Unpack[RequestOptions],
     ) -> list[EmbeddingOutput]:
-        """Make a vector of each prompt, as `asurge.params.EmbeddingParams` says; in the order of the prompts.
+        """Turn each prompt into a vector, as `asurge.params.EmbeddingParams` says; they come in the order of the prompts.
 
         Raises:
             InvalidRequestError: a prompt or argument is refused.
@@ -335,7 +335,7 @@ class Engine(EngineStatus):
 
 
 def _batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or several; what is neither is one, which intake refuses."""
+    """One prompt, or several; anything else counts as one prompt, which intake refuses."""
     one = not is_list(prompts) or integer(next(iter(prompts), None)) is not None  # type: ignore[arg-type]
     return [prompts] if one else list(prompts)  # type: ignore[arg-type,list-item]
 
@@ -355,8 +355,8 @@ def _params_of_each(
 
 
 def _together(params: Sequence[SamplingParams | None], most: int) -> int:
-    """How many requests of a batch may be on their way, if it is not to fill a queue of ``most`` places by itself. Each of a
-    request's completions takes one."""
+    """How many requests of a batch may be in progress at a time, if the batch is not to fill a queue of ``most`` places by
+    itself. Each of a request's completions takes one place."""
     places = [1 if one is None else one.best_of or one.n for one in params]
     return len(places) if sum(places) <= most else max(most // max(places), 1)
 

@@ -1,4 +1,4 @@
-"""What form a request's text must have."""
+"""The form that a request's text must have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GuidedDecodingParams:
         choice: one of these texts.
         grammar: a grammar in Lark's syntax, or llama.cpp's GBNF (recognised by its ``::=``).
         structural_tag: free text in which what follows a trigger has a form: ``{"structures": [{"begin": ..., "schema": ...,
-            "end": ...}], "triggers": [...]}``, as mapping or text (the form of vLLM and XGrammar).
+            "end": ...}], "triggers": [...]}``, as a mapping or as text (the format of vLLM and XGrammar).
         whitespace_pattern: between the tokens of JSON; default: a space, or up to two line breaks and an indent.
         disable_any_whitespace: no whitespace between the tokens of JSON.
 
@@ -67,7 +67,7 @@ class GuidedDecodingParams:
 
     @property
     def form(self) -> str:
-        """Which one is given."""
+        """Which form is given."""
         return next(form for form in FORMS if getattr(self, form) not in (None, False))
 
 

@@ -1,4 +1,4 @@
-"""From what a caller hands in to what the scheduler takes. What takes long is done in worker threads."""
+"""Turns what a caller hands in into what the scheduler takes. Slow work is done in worker threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _THREADS = 4
 _MAX_TOP_K = 2**31 - 1
-"""What a step's array of int32 holds; beyond any vocabulary."""
+"""The most that a step's int32 array holds; beyond any vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class Intake:
 
     @contextmanager
     def arriving(self, request_id: str) -> Iterator[Arrival]:
-        """Around what prepares a request, so that `abort` finds it: who prepares it looks afterwards whether it still wants it."""
+        """Wraps the preparation of a request, so that `abort` finds it: the preparer checks afterwards whether it is still
+        wanted."""
         arrival = Arrival(request_id)
         self._arrivals.add(arrival)
         try:
@@ -100,7 +101,7 @@ class Intake:
             self._arrivals.discard(arrival)
 
     def abort(self, request_id: str) -> bool:
-        """Mark what is being prepared under a name; False if there is nothing."""
+        """Mark as aborted what is being prepared under an id; False if there is nothing."""
         found = [one for one in self._arrivals if one.request_id == request_id]
         for one in found:
             one.aborted = True
@@ -116,7 +117,7 @@ class Intake:
         *,
         whole: bool,
     ) -> Admission:
-        """All that the pipeline takes of a request.
+        """Everything the pipeline needs of a request.
 
         Args:
             whole: its reader waits for the end, whatever the parameters' ``output_kind`` says.
@@ -132,9 +133,9 @@ class Intake:
         tokens = len(params.stop_token_ids) + len(params.allowed_token_ids or ())
         fitted, ends = await self._off_loop(_length(prompt) + tokens, work)
         count = params.best_of or params.n
-        # Which of more completions than are wanted are the likeliest is known at their ends only.
+        # If more completions run than are wanted, the likeliest are known only when all have ended.
         kind: OutputKind = "final" if whole or count > params.n else params.output_kind
-        # A bare prompt may continue anything; in a conversation an answer begins.
+        # A bare prompt may continue anything; in a conversation, an answer begins.
         thinks = prompt.thinks if isinstance(prompt, RenderedChat) else False
         constraints = await self._constraints.prepare(params, fitted.token_ids, ends, count, thinks=thinks)
         shaping = self._shaping(params, masked=bool(constraints))
@@ -162,7 +163,7 @@ class Intake:
         clock: Callable[[], float],
         options: RequestOptions,
     ) -> Admission:
-        """All that the pipeline takes of a prompt that is to become a vector."""
+        """Everything the pipeline needs of a prompt that is to become a vector."""
         arrival_s = clock()
         check_options(options)
         if params.dimensions is not None and params.dimensions > self._hidden_size:
@@ -184,8 +185,8 @@ class Intake:
         return Admission(generation, [request])
 
     def _sequence_id(self, request_id: str) -> str:
-        """What the engine knows a sequence by. Ids of requests may be used again: what is still said of a sequence that has
-        ended must not meet another."""
+        """The id the engine knows a sequence by. Request ids may be used again: late results of a sequence that has ended must
+        not reach another."""
         return f"{request_id}/{next(self._serial)}"
 
     async def _off_loop(self, length: int, work: Callable[[], T]) -> T:
@@ -215,7 +216,8 @@ class Intake:
         return None if shaping == Shaping() else shaping
 
     def facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
-        """What outputs tell of a prompt; the text is that of the tokens that are left, unless the settings say otherwise."""
+        """What outputs report about a prompt; the text is that of the tokens that are left, unless the settings say
+        otherwise."""
         ids = list(fitted.token_ids)
         chat = prompt.conversation if isinstance(prompt, RenderedChat) else FittedConversation(())
         truncated = fitted.truncated + chat.truncated_tokens
@@ -323,8 +325,8 @@ def _request_options(options: RequestOptions, arrival_s: float) -> dict[str, Any
 
 
 def _told(params: SamplingParams) -> int | None:
-    """How many of the likeliest tokens to tell of beside each drawn one; None tells nothing. Where the likeliest of several
-    completions are wanted, the drawn ones must be told."""
+    """How many of the likeliest tokens to report beside each drawn one; None reports nothing. Where the likeliest of several
+    completions are wanted, the drawn tokens must be reported."""
     ranks = params.best_of is not None and params.best_of > params.n
     return 0 if params.logprobs is None and ranks else params.logprobs
 

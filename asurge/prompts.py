@@ -1,4 +1,4 @@
-"""From what a caller hands in to tokens that fit the context. Blocks: for worker threads."""
+"""Turns what a caller hands in into tokens that fit the context. Blocks: for worker threads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Prompts:
 
         Raises:
             ChatTemplateError: malformed messages, no template, or one that fails.
-            PromptTooLongError: it does not fit, and the settings forbid to cut it.
+            PromptTooLongError: it does not fit, and the settings forbid cutting it.
         """
         config, tokenizer, allowance = self._config, self._tokenizer, Allowance()
 
@@ -91,8 +91,8 @@ class Prompts:
         """A prompt with room for its answer.
 
         Raises:
-            PromptTooLongError: it does not fit, and the settings forbid what would make it.
-            InvalidRequestError: it is no prompt, empty, not Unicode, or holds what is no token.
+            PromptTooLongError: it does not fit, and the settings forbid what would make it fit.
+            InvalidRequestError: it is not a prompt, is empty, is not Unicode, or holds something that is not a token.
         """
         config = self._config
         ids, left_out = self._tokens(prompt, params.truncate_prompt_tokens, self._max_model_len - 1)
@@ -124,7 +124,7 @@ class Prompts:
 
     def _tokens(self, prompt: Prompt, most: int | None, room: int) -> tuple[Sequence[int], int]:
         """A prompt's last ``most`` tokens (-1: ``room``, None: as many as matter), and how many that leaves out."""
-        beyond = self._max_model_len + 1  # with so many a prompt is cut or refused, and with more in the same way
+        beyond = self._max_model_len + 1  # with this many a prompt is cut or refused, just as with more
         wanted = None if most is None else room if most == -1 else min(most, beyond)
         left_out = 0
         check_prompt(prompt)
@@ -147,7 +147,8 @@ class Prompts:
         """All tokens of a text that must not be cut.
 
         Raises:
-            PromptTooLongError: it surely has more than the context holds. Much longer ones are not tokenised to find that out.
+            PromptTooLongError: it certainly has more tokens than the context holds. Much longer texts are not tokenised to
+                find that out.
         """
         most = CHARACTERS_PER_TOKEN * self._max_model_len
         about = f"more than {self._max_model_len}"
@@ -176,7 +177,7 @@ def check_prompt(prompt: object) -> None:
 
 
 def is_list(value: object) -> bool:
-    """Whether something holds others in an order, as lists and arrays do; texts, bytes and mappings are meant as a whole."""
+    """Whether something holds others in order, as lists and arrays do; texts, bytes and mappings count as a whole."""
     if isinstance(value, _NO_LISTS) or not isinstance(value, Collection):
         return False
     try:
@@ -187,17 +188,18 @@ def is_list(value: object) -> bool:
 
 
 def _thinks(template_kwargs: Mapping[str, Any] | None) -> bool | None:
-    """What a template is told of reasoning, under the names that templates have for it."""
+    """What a template is told about reasoning, under the names that templates use for it."""
     given = template_kwargs or {}
     told = [given[name] for name in ("enable_thinking", "thinking") if given.get(name) is not None]
     return bool(told[0]) if told else None
 
 
 def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[int]:
-    """Token ids as Python's integers. At the speed of C where they are already, and nothing is wrong: there may be a million.
+    """Token ids as Python integers. Runs at the speed of C where they already are and nothing is wrong: there may be a
+    million.
 
     Raises:
-        InvalidRequestError: one is no token.
+        InvalidRequestError: one is not a token.
     """
     ids = list(tokens)
     if all_natural(ids) and max(ids, default=0) < vocab_size:
@@ -214,7 +216,7 @@ def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[i
 
 
 def integer(value: object) -> int | None:
-    """Python's integer of any that is one, as numpy's are; whether something is true is none."""
+    """The Python integer of a value that is an integer, as numpy's are; None for anything else, booleans included."""
     try:
         return None if isinstance(value, bool) else operator.index(cast("SupportsIndex", value))
     except TypeError:

@@ -19,7 +19,7 @@ EngineState = Literal["new", "starting", "running", "stopped"]
 
 
 class EngineStatus:
-    """The part of `asurge.Engine` that only looks.
+    """The part of `asurge.Engine` that only observes.
 
     Attributes:
         config: the settings, as they were given.
@@ -39,12 +39,12 @@ class EngineStatus:
 
     @property
     def state(self) -> EngineState:
-        """Where it is in its life. One that has failed is still ``"running"``: see `failure`."""
+        """Where the engine is in its life cycle. One that has failed is still ``"running"``: see `failure`."""
         return self._state
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """What every request is refused with since the engine failed; None while it is well."""
+        """The error every request has been refused with since the engine failed; None if it has not."""
         return None if self._pipeline is None else self._pipeline.failure
 
     @property
@@ -68,7 +68,7 @@ class EngineStatus:
 
     @property
     def bounds_reasoning(self) -> bool:
-        """Whether the model has tokens around its reasoning, as `SamplingParams.thinking_budget` needs them.
+        """Whether the model has tokens that enclose its reasoning, which `SamplingParams.thinking_budget` needs.
 
         Raises:
             EngineNotRunningError: the engine has not started.
@@ -96,7 +96,7 @@ class EngineStatus:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What runs in plain XLA although faster kernels were wanted, and why; empty where all is as it should be.
+        """What runs in plain XLA although faster kernels were wanted, and why; empty if all is as it should be.
 
         Raises:
             EngineNotRunningError: the engine has not started.
@@ -104,11 +104,11 @@ class EngineStatus:
         return self._started().fallbacks
 
     def observe_requests(self, observer: RequestObserver) -> Callable[[], None]:
-        """Have someone told of what requests gain and how they end (`asurge.observe.RequestFigures`), beside those who
-        are told already.
+        """Tell an observer what requests gain and how they end (`asurge.observe.RequestFigures`), in addition to any observers
+        already added.
 
         Returns:
-            What ends it; to be called once.
+            A function that ends this; to be called once.
 
         Raises:
             EngineNotRunningError: the engine has not started or has stopped.
@@ -118,7 +118,7 @@ class EngineStatus:
         return lambda: pipeline.request_observers.remove(observer)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
-        """Have someone watch the steps go by (`asurge.bench.trace.StepTrace`); None ends it.
+        """Have an observer watch the steps go by (`asurge.bench.trace.StepTrace`); None ends this.
 
         Raises:
             EngineNotRunningError: the engine has not started or has stopped.

@@ -14,7 +14,7 @@ from asurge.pipeline import Generation
 
 T = TypeVar("T")
 Submit = Callable[[bool], Awaitable[Generation]]
-"""Has a request admitted, told whether only its end is wanted."""
+"""Admits a request, given whether only its end is wanted."""
 
 
 class TokenStream:
@@ -43,7 +43,7 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> RequestOutput:
-        """The next news.
+        """The next output.
 
         Raises:
             StopAsyncIteration: after the finished output, or once closed.
@@ -75,7 +75,8 @@ class TokenStream:
         self._close()
 
     async def wait_finished(self) -> RequestOutput:
-        """Read to the end and return the last output; the whole, whatever ``output_kind`` says, if nothing was read before.
+        """Read to the end and return the last output; if nothing was read before, it is complete, whatever ``output_kind``
+        says.
 
         Raises:
             AsurgeError: the request was refused or failed.
@@ -115,13 +116,13 @@ class TokenStream:
 async def finish_all(
     streams: Sequence[TokenStream], on_done: Callable[[], object] = lambda: None, at_most: int | None = None
 ) -> list[RequestOutput]:
-    """Read all streams to their ends together; their last outputs, in their order.
+    """Read all streams to their ends together; returns their last outputs, in order.
 
     Args:
-        at_most: so many are admitted and not finished at a time; None: all.
+        at_most: how many may be admitted and unfinished at a time; None: all.
 
     Raises:
-        AsurgeError: of the first that was refused or failed. The others are aborted.
+        AsurgeError: the error of the first that was refused or failed. The others are aborted.
     """
     return await do_all([stream.wait_finished for stream in streams], on_done, at_most)
 
@@ -131,7 +132,7 @@ async def do_all(
     on_done: Callable[[], object] = lambda: None,
     at_most: int | None = None,
 ) -> list[T]:
-    """Do all together, or ``at_most`` so many at a time; what they return, in their order. The first failure is raised, and
+    """Do all together, or at most ``at_most`` at a time; returns their results, in order. The first failure is raised, and
     the others are cancelled."""
     found: dict[int, T] = {}
     left = iter(range(len(works)))

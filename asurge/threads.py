@@ -1,4 +1,4 @@
-"""Worker threads whose places last as long as their work."""
+"""Worker threads that keep their places until their work ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
-    """Do some work in a worker thread. Whoever is cancelled here waits until it has ended, as everywhere in anyio.
+    """Do some work in a worker thread. A caller that is cancelled waits until it has ended, as everywhere in anyio.
 
-    asyncio's own cancellation (`asyncio.wait_for`, ``task.cancel()``) would end the waiting at once, and give the place in the
-    limiter up while the thread goes on: so the one who waits is a task in a group, which only anyio cancels.
+    asyncio's own cancellation (`asyncio.wait_for`, ``task.cancel()``) would end the wait at once, and give up the place in the
+    limiter while the thread goes on: so what waits is a task in a group, which only anyio cancels.
     """
     done: list[T] = []
     failed: list[Exception] = []
