@@ -1,4 +1,4 @@
-"""One completion as it grows: tokens, text, and what is told about them."""
+"""One completion as it grows: tokens, text, and what is reported about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Detokenizer(Protocol):
 
 
 class StopScan(Protocol):
-    """What a stop matcher says of a piece of text."""
+    """What a stop matcher says about a piece of text."""
 
     @property
     def text(self) -> str: ...
@@ -56,7 +56,7 @@ class Choice:
         sequence_id: its name in the scheduler.
         started_s: when the first step with some of its prompt was planned.
         text: all text so far, that of the prompt first where it is echoed.
-        embedding: float32 ``[hidden]``, of a request that is for one and ends with it.
+        embedding: float32 ``[hidden]``, for a request that asks for one and ends with it.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Choice:
 
     @property
     def has_news(self) -> bool:
-        """Whether it has tokens that no output has told of."""
+        """Whether it has tokens that no output has reported."""
         return len(self.token_ids) > self._taken_tokens
 
     @property
@@ -104,8 +104,8 @@ class Choice:
         return None if self._teller is None else self._cumulative
 
     def extend(self, update: Update, now: float) -> str | None:
-        """Append sampled tokens, or take the embedding. Returns what they end the text with, a stop string or `REPETITION`;
-        the caller then finishes."""
+        """Append sampled tokens, or take the embedding. Returns what ends the text, a stop string or `REPETITION`, if anything
+        does; the caller then finishes."""
         if self.finished:
             return None
         if update.embedding is not None:
@@ -122,7 +122,7 @@ class Choice:
         return matched
 
     def _take(self, token_ids: Sequence[int]) -> str | None:
-        """Tokens behind the one that completes a stop string are void."""
+        """Tokens after the one that completes a stop string are void."""
         if self._stops is None and self._repetition is None:
             self.token_ids.extend(token_ids)
             if self._detokenizer is not None:
@@ -171,7 +171,7 @@ class Choice:
         self.publish()
 
     def take(self, *, delta: bool) -> tuple[CompletionOutput, str]:
-        """The completion so far, or what is new of it; and the text that is new since the last call."""
+        """The completion so far, or what is new in it; and the text that is new since the last call."""
         begun, fresh = self._taken_tokens, self.text[self._taken_text :]
         self._taken_text, self._taken_tokens = len(self.text), len(self.token_ids)
         logprobs = self._logprobs

@@ -15,7 +15,7 @@ T = TypeVar("T")
 class DeviceThreads:
     """A thread that dispatches, and one that reads: they must never queue behind other thread work of the application.
 
-    A call that takes longer than ``step_timeout_s`` hangs, and is left to itself.
+    A call that takes longer than ``step_timeout_s`` counts as hung, and is left to itself.
     """
 
     def __init__(self, step_timeout_s: float) -> None:

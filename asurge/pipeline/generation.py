@@ -15,7 +15,7 @@ from asurge.pipeline.logprobs import PromptLogprobs
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptFacts:
-    """What outputs tell of a prompt."""
+    """What outputs report about a prompt."""
 
     text: str | None
     token_ids: list[int]
@@ -33,7 +33,7 @@ class Generation:
 
     Args:
         choices: its completions.
-        kept: how many of them are told of at the end, the likeliest; where that is not all (OpenAI's best_of),
+        kept: how many of them, the likeliest, are reported at the end; where that is not all (OpenAI's best_of),
             ``output_kind`` is "final".
         max_tokens: of each completion; 0 for an embedding.
     """
@@ -68,7 +68,7 @@ class Generation:
 
     @property
     def started_s(self) -> float | None:
-        """When the first completion had waited long enough."""
+        """When the first completion's wait was over."""
         return min([one.started_s for one in self.choices if one.started_s is not None], default=None)
 
     @property
@@ -82,13 +82,13 @@ class Generation:
         return max([one.last_token_s for one in self.choices if one.last_token_s is not None], default=self.arrival_s)
 
     def fail(self, error: BaseException) -> None:
-        """End the request with an error, which the reader gets raised."""
+        """End the request with an error, which is raised to the reader."""
         if not self.finished:
             self.error = error
             self._publish()
 
     def late(self) -> DeadlineExceededError:
-        """What it fails with when its deadline passes."""
+        """The error it fails with when its deadline passes."""
         waited = self._clock() - self.arrival_s
         return DeadlineExceededError(
             f"request {self.request_id!r} did not finish within its deadline ({waited:.3g} s): allow more"
@@ -108,7 +108,7 @@ class Generation:
         return self._snapshot()
 
     def take_whole(self) -> None:
-        """From now on nothing is told before the end, and then all."""
+        """From now on report nothing before the end, and then everything."""
         self._kind = "final"
 
     def _ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""From the device's arrays to what an output tells of tokens."""
+"""Turns the device's arrays into what an output reports about tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogprobTeller:
 
 
 class PromptLogprobs(Sequence[dict[int, Logprob] | None]):
-    """By prompt token, what `LogprobTeller` tells of it; None for the first, which nothing comes before.
+    """For each prompt token, what `LogprobTeller` tells about it; None for the first, which nothing precedes.
 
     Mappings are made when they are looked at: the arrays behind them are small, and thousands of mappings at once would
     stall the event loop.

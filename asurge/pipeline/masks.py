@@ -1,4 +1,4 @@
-"""Which tokens the constrained requests may draw: kept up to date with what they drew, told step by step."""
+"""Which tokens the constrained requests may draw: kept up to date with what they drew, step by step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from asurge.scheduler import Update
 class Masks:
     """The constraints of all requests that have one, by sequence.
 
-    `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled when
-    all that was planned before is accepted, and nothing is accepted for the step it is for before it is drawn. `finished`
-    may be called at any time: a constraint itself must not be asked while its mask is filled.
+    `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled once
+    everything planned before it has been accepted, and nothing is accepted for its step before that is drawn. `finished` may
+    be called at any time: a constraint itself must not be asked while its mask is filled.
     """
 
     def __init__(self, vocab_size: int) -> None:

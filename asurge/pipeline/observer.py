@@ -1,4 +1,4 @@
-"""Who may watch steps and requests go by."""
+"""What may watch steps and requests go by."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class RequestObserver(Protocol):
     """Told on the loop what requests gain and how they end; must be quick."""
 
     def gained(self, tokens: int, since_s: float | None, /) -> None:
-        """One sequence gained tokens, so many seconds after those before; None: they are its first."""
+        """One sequence gained tokens, ``since_s`` seconds after the previous ones; None: they are its first."""
 
     def ended(self, generation: Generation, reason: FinishReason, /) -> None:
-        """A request with all its completions is over."""
+        """A request is over, with all its completions."""
 
     def refused(self) -> None:
         """A request found the queue full."""
@@ -40,7 +40,7 @@ class RequestObserver(Protocol):
 
 
 class RequestObservers(list[RequestObserver]):
-    """Several, told as one."""
+    """Several observers, told as one."""
 
     def gained(self, tokens: int, since_s: float | None) -> None:
         """See `RequestObserver`."""

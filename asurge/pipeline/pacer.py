@@ -8,21 +8,21 @@ GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
 LEAST_SHARE = 0.5
-"""Of the time that decoding takes, what prompts beside it get at least."""
+"""The least time that prompts beside decoding get, as a share of the time that decoding takes."""
 
 _SMOOTHING = 0.2
 
 
 class Pacer:
-    """Learns from the device's times what fits one.
+    """Learns from the device's times how much fits into one dispatch.
 
-    Groups steps that are short against `GROUP_S`, so that the host's work is shared among them. A group hides the host's
+    Groups steps that are short compared with `GROUP_S`, so that the host's work is shared among them. A group hides the host's
     time, but its tokens arrive together and admit nobody in between: where a step takes long by itself, there is nothing
     to gain and it stays alone.
 
     Bounds the prompt tokens beside rows that decode, which wait for them (stall-free batching, Sarathi-Serve, Agrawal et
-    al. 2024): a step takes at most ``mixed_s``, or half as long again as decoding alone, so that those who wait for a
-    first token have a third of the device.
+    al. 2024): a step takes at most ``mixed_s``, or half as long again as decoding alone, so that requests waiting for a first
+    token get a third of the device.
     """
 
     def __init__(self, group_s: float = GROUP_S, mixed_s: float | None = None) -> None:

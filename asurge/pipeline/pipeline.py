@@ -38,7 +38,7 @@ DELIVERIES_A_TURN = 32
 
 
 _News = tuple[StepPlan, list[Update]]
-"""What a step brought to whom."""
+"""A step, and what it brought to which requests."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -129,7 +129,7 @@ class Pipeline:
         return generation is not None and self.cancel(generation)
 
     def cancel(self, generation: Generation) -> bool:
-        """`abort` of this one: another request may have its id by now."""
+        """Like `abort`, for this request only: another may have its id by now."""
         if self._generations.get(generation.request_id) is not generation:
             return False
         for choice in generation.choices:
@@ -171,12 +171,13 @@ class Pipeline:
                 tasks.start_soon(self._watch, work, name=f"asurge.{name}")
 
     async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
-        """One of the coroutines. What it fails with is told at once: another may hang in the device, and the group waits for it."""
+        """One of the coroutines. What it fails with is reported at once: another may hang in the device, and the group waits
+        for it."""
         try:
             await work
         except get_cancelled_exc_class():
             raise
-        except BaseException as error:  # panics of libraries in Rust are no Exceptions
+        except BaseException as error:  # panics of libraries in Rust are not Exceptions
             if self.failure is None:
                 self.failure = EngineDeadError(f"the engine failed ({error!r}): restart it")
                 self.failure.__cause__ = error
@@ -242,8 +243,8 @@ class Pipeline:
             self.observer.saw(stage, plan.step_id, begin_s, self.clock())
 
     async def _draw(self, plan: StepPlan, handle: StepHandle) -> None:
-        """Send the draws behind a forward pass that is running. Masks depend on all tokens drawn before, which come while
-        it runs, and are filled while it runs."""
+        """Send the draws that follow a running forward pass. Masks depend on all tokens drawn before, which arrive while it
+        runs, and are filled while it runs."""
         masked = self._masks.wanted(plan)
         while masked and self._applied < plan.step_id - 1:
             await self._newly_applied.wait()
@@ -317,7 +318,7 @@ class Pipeline:
             self._stop(choice, generation)
 
     def _stop(self, choice: Choice, generation: Generation, stop_reason: str | None = None) -> None:
-        """End a sequence that the scheduler does not know the end of."""
+        """End a sequence whose end the scheduler does not know of."""
         self._scheduler.finish(choice.sequence_id)
         self._wake.set()
         self._end(choice, generation, "stop", stop_reason)

@@ -1,4 +1,4 @@
-"""Who runs in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
+"""Which requests run in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
 
 from asurge.scheduler.planner import Scheduler, duplicate
 from asurge.scheduler.reports import SchedulerStatistics, Update

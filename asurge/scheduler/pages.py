@@ -1,4 +1,4 @@
-"""Pages: who uses which, and which ones nobody uses but can still be found.
+"""Pages: which are used by whom, and which are unused but can still be found.
 
 A page is free, in use (by as many sequences as its count says), or cached: nobody uses it, but its contents
 are known, and it is the first to be given away when no page is free.
@@ -18,18 +18,18 @@ Contents = tuple[int, bytes]
 
 
 def first_column(window: int | None, position: int, page_size: int) -> int:
-    """The first column of a table that a token at ``position``, or one behind it, sees."""
+    """The first column of a table that a token at ``position``, or a later one, sees."""
     return 0 if window is None else max(position - window + 1, 0) // page_size
 
 
 class Tables:
-    """The pages of one sequence: a page in each table for each column, until the column is behind the table's window.
+    """The pages of one sequence: a page in each table for each column, until the column has left the table's window.
 
     Attributes:
-        columns: how many there are, those given up included.
+        columns: how many there are, including those given up.
         first: by table, the first column whose page is held.
         pages: by table, the pages from there on.
-        next_release: before the sequence has so many tokens, no column gets behind a window.
+        next_release: until the sequence has this many tokens, no column leaves a window.
     """
 
     __slots__ = ("_planned", "columns", "first", "next_release", "pages")
@@ -41,7 +41,7 @@ class Tables:
 
     @property
     def held(self) -> int:
-        """Pages, of all tables."""
+        """How many pages are held, in all tables."""
         return sum(map(len, self.pages))
 
     def __iter__(self) -> Iterator[int]:
@@ -52,7 +52,7 @@ class Tables:
                     yield pages[column - first]
 
     def extend(self, columns: int, pool: PagePool) -> None:
-        """Have so many columns more. The caller has checked that the pool holds their pages."""
+        """Add this many columns. The caller has checked that the pool holds their pages."""
         for pages in self.pages:
             pages.extend(pool.allocate() for _ in range(columns))
         self.columns += columns
@@ -69,7 +69,7 @@ class Tables:
             self._planned = None
 
     def planned(self) -> tuple[PageTable, ...]:
-        """The tables as plans may keep them; made anew only when they changed."""
+        """The tables as plans may keep them; rebuilt only when they have changed."""
         if self._planned is None:
             arrays = (np.asarray(pages, np.int32) for pages in self.pages)
             self._planned = tuple(map(PageTable, self.first, arrays))
@@ -80,7 +80,7 @@ class PagePool:
     """Reference-counted pages; full ones can be found again by their contents until they are given away.
 
     Args:
-        max_cached: unused pages kept findable at most; None keeps all.
+        max_cached: how many unused pages are kept findable at most; None keeps all.
     """
 
     def __init__(self, num_pages: int, *, max_cached: int | None = None) -> None:
@@ -99,7 +99,7 @@ class PagePool:
 
     @property
     def num_cached(self) -> int:
-        """Pages that are findable and in nobody's use."""
+        """Pages that are findable and unused."""
         return len(self._cached)
 
     def allocate(self) -> int:
@@ -129,17 +129,17 @@ class PagePool:
         return self._page_of.get(contents)
 
     def share(self, page: int) -> None:
-        """One user more of a found page."""
+        """Add a user to a found page."""
         if self._uses[page] == 0:
             del self._cached[page]
         self._uses[page] += 1
 
     def is_unused(self, page: int) -> bool:
-        """Whether a found page is in nobody's use, so that sharing it takes one from `num_available`."""
+        """Whether a found page is unused, so that sharing it takes one from `num_available`."""
         return self._uses[page] == 0
 
     def register(self, page: int, contents: Contents) -> None:
-        """Make a full page findable. Of equal pages the first is the one that is found."""
+        """Make a full page findable. Of equal pages, the first registered is the one found."""
         if contents not in self._page_of and page not in self._contents_of:
             self._page_of[contents], self._contents_of[page] = page, contents
 

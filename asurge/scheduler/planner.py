@@ -22,7 +22,7 @@ RETRY_AFTER_S = 1.0
 
 
 def duplicate(request_id: str) -> DuplicateRequestError:
-    """What a request gets whose id is in use."""
+    """The error for a request whose id is in use."""
     return DuplicateRequestError(
         f"request_id={request_id!r} is still running: use another id, or wait for it to end", param="request_id"
     )
@@ -73,7 +73,7 @@ class Scheduler:
 
     @property
     def num_in_flight(self) -> int:
-        """Steps planned whose results were not applied yet."""
+        """Steps planned whose results have not been applied yet."""
         return len(self._in_flight)
 
     @property
@@ -104,7 +104,7 @@ class Scheduler:
             raise duplicate(request.sequence_id)
         if len(self._waiting) >= self._max_queued:
             raise EngineOverloadedError(
-                f"{len(self._waiting)} requests wait already (max_queued_requests={self._max_queued}): try later",
+                f"{len(self._waiting)} requests are already waiting (max_queued_requests={self._max_queued}): try later",
                 retry_after_s=RETRY_AFTER_S,
             )
         size = len(request.prompt_token_ids)
@@ -153,7 +153,7 @@ class Scheduler:
 
         Args:
             max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
-            max_prompt_tokens: of prompts beside rows whose tokens somebody reads as they come, besides what the budget allows;
+            max_prompt_tokens: the most prompt tokens beside rows whose tokens somebody reads as they come, within the budget;
                 at least one quantum.
         """
         self._residents.release_behind_windows()
@@ -167,7 +167,7 @@ class Scheduler:
             budget = min(budget, max(max_prompt_tokens, self.limits.prefill_quantum))
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
-        # By rank: whoever is preempted for another one's pages comes later, and has no row in this step yet.
+        # By rank: a sequence preempted for another's pages comes later, and has no row in this step yet.
         for sequence in list(self._running):
             if sequence.phase is not Phase.RUNNING:
                 continue
@@ -213,7 +213,7 @@ class Scheduler:
         return budget - -(-count // quantum) * quantum
 
     def _longest_chunk(self, sequence: Sequence) -> int:
-        """What one step may compute of a prompt: all, unless it is long and others have theirs to be computed."""
+        """How much of a prompt one step may compute: all, unless it is long and others have prompts to be computed."""
         threshold = self.config.long_prefill_token_threshold
         alone = not self._waiting and not any(
             other.scheduled < other.known and not other.draws_next for other in self._running if other is not sequence
@@ -280,7 +280,7 @@ class Scheduler:
         return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached)
 
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
-        """Fail the requests of a failed step, and have everybody who depends on what it was to write start over.
+        """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.
         A sequence preempted since the step was planned does not fail: it starts over anyway."""
         updates = []
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
@@ -300,7 +300,7 @@ class Scheduler:
         return updates
 
     def _recompute(self, affected: list[Sequence]) -> None:
-        """Have running sequences start over. Those that wait may have drawn from pages they no longer hold, so
+        """Have running sequences start over. Waiting ones may have drawn from pages they no longer hold, so
         their draws in flight are void too."""
         for sequence in self._waiting:
             sequence.void_draws()

@@ -26,9 +26,9 @@ def page_digest(parent: bytes, token_ids: ImmutableSequence[int]) -> bytes:
 def damaged_pages(failed: StepPlan, later: Iterable[StepPlan], page_size: int) -> set[int]:
     """Pages whose contents cannot be trusted after a step failed.
 
-    Those are the pages it was to write, whoever owns them by now, and all that the steps behind it wrote after
-    reading such a page: keys and values depend on everything before them. A page that was given away and
-    written anew since counts as damaged too, which costs a recomputation and nothing else.
+    Those are the pages it was to write, whoever owns them by now, and all that later steps wrote after reading such a page:
+    keys and values depend on everything before them. A page that has been given away and rewritten since counts as damaged
+    too, which costs a recomputation and nothing else.
 
     Args:
         failed: the step that failed.
@@ -67,8 +67,8 @@ class PrefixCache:
         self._windowed = [(table, window) for table, window in enumerate(windows) if window is not None]
 
     def lookup(self, sequence: Sequence) -> Tables:
-        """Pages whose contents begin the sequence: in each table those that a token behind them sees. One token always
-        stays to be computed: it draws the next."""
+        """Pages whose contents begin the sequence: in each table, those that a token after them sees. One token always remains
+        to be computed: it draws the next."""
         columns = self._columns(sequence)
         tables = Tables(columns, [first_column(window, columns * self._page_size, self._page_size) for window in self._windows], [])  # fmt: skip
         for table, first in enumerate(tables.first):
@@ -93,7 +93,7 @@ class PrefixCache:
         sequence.registered = full
 
     def _columns(self, sequence: Sequence) -> int:
-        """How far a sequence's beginning is there in every table."""
+        """How many columns of a sequence's beginning the cache can give in every table."""
         columns = (sequence.known - 1) // self._page_size if self.enabled else 0
         for table in self._full:
             missing = (column for column in range(columns) if self._find(sequence, table, column) is None)
@@ -103,8 +103,8 @@ class PrefixCache:
         return columns
 
     def _missing(self, sequence: Sequence, columns: int) -> int | None:
-        """The last column that is missing where a window needs it, if the cache is to hold so many. A shorter beginning needs
-        it too, unless it ends before it."""
+        """The last missing column that a window needs, if this many columns are to come from the cache. A shorter beginning
+        needs it too, unless it ends before it."""
         for table, window in self._windowed:
             first = first_column(window, columns * self._page_size, self._page_size)
             for column in range(columns - 1, first - 1, -1):

@@ -1,4 +1,4 @@
-"""Who of the waiting comes next: by priority, by tenant, by what the cache holds, by arrival."""
+"""Which waiting request comes next: by priority, by tenant, by what the cache holds, by arrival."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CACHE_WINDOW = 16
 
 
 class Tenants:
-    """What each tenant was served, in tokens divided by its weight.
+    """What each tenant has been served, in tokens divided by its weight.
 
     The virtual token counter of "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): the tenant with the
     least comes next, and one that comes back after a pause is lifted to the least of those that stayed, so that idling
@@ -23,7 +23,7 @@ class Tenants:
     """
 
     OUTPUT_COST = 2.0
-    """Of a generated token, in prompt tokens."""
+    """The cost of a generated token, in prompt tokens."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self._weights = weights
@@ -31,7 +31,7 @@ class Tenants:
         self._open: dict[str, int] = {}
 
     def enter(self, tenant: str) -> None:
-        """One of its requests has come."""
+        """One of its requests has arrived."""
         if not self._open.get(tenant):
             least = min((self._served[other] for other, count in self._open.items() if count), default=None)
             served = self._served.get(tenant, 0.0)
@@ -41,7 +41,7 @@ class Tenants:
     def leave(self, tenant: str) -> None:
         """One of its requests has ended."""
         self._open[tenant] -= 1
-        if not any(self._open.values()):  # nobody is there whom a counter could compare with
+        if not any(self._open.values()):  # there is nobody left to compare counters with
             self._open.clear()
             self._served.clear()
 
@@ -57,9 +57,9 @@ class Tenants:
 class WaitingQueue:
     """The requests without a slot, preempted ones among them.
 
-    Higher priority comes first, if the policy says so. Of one priority, the tenant that was served least comes next; of one
-    tenant, whoever came first, or whoever of its first `CACHE_WINDOW` finds most of its prompt in the cache. Who is
-    overtaken too often (``max_overtakes``) comes next whatever the cache holds.
+    Higher priority comes first, if the policy says so. Within a priority, the tenant that was served least comes next; within
+    a tenant, the request that came first, or the one of its first `CACHE_WINDOW` that finds most of its prompt in the cache. A
+    request that was overtaken too often (``max_overtakes``) comes next whatever the cache holds.
 
     Args:
         matched: tokens of a sequence that the cache holds.
@@ -77,7 +77,7 @@ class WaitingQueue:
         return itertools.chain.from_iterable(self._lines.values())
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a request; one that was preempted finds its old place."""
+        """Take in a request; one that was preempted returns to its old place."""
         bisect.insort(self._lines.setdefault(sequence.request.tenant, []), sequence, key=_rank)
         self._size += 1
 
@@ -90,14 +90,14 @@ class WaitingQueue:
         self._size -= 1
 
     def first(self) -> Sequence | None:
-        """Who comes next; None if nobody waits."""
+        """The request that comes next; None if none waits."""
         if not self._lines:
             return None
         line = min(self._lines.values(), key=self._order)
         return self._best_cached(line) if self._config.cache_aware else line[0]
 
     def overtake(self, sequence: Sequence) -> None:
-        """Count, for everyone in front of a request that is admitted, that it was overtaken."""
+        """Count, for every request ahead of one that is admitted, that it was overtaken."""
         if self._config.cache_aware:
             for other in self._lines[sequence.request.tenant][:CACHE_WINDOW]:
                 if other is sequence:

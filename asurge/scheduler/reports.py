@@ -1,4 +1,4 @@
-"""What the scheduler tells about requests and about itself."""
+"""What the scheduler reports about requests and about itself."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ class Request:
     """What the engine admits: a sequence to be generated, of which one request of a user may have several.
 
     Attributes:
-        sequence_id: unlike any other sequence's, also after its end.
-        stop_token_ids: with the model's end tokens, unless they are ignored.
+        sequence_id: unlike any other sequence's, even after its end.
+        stop_token_ids: including the model's end tokens, unless they are ignored.
         cache_salt: requests with different ones share no pages.
-        prompt_logprobs: asks for those of all prompt tokens behind the first.
+        prompt_logprobs: asks for those of all prompt tokens after the first.
         pooling: asks for the embedding of the prompt, and for no token: ``max_tokens`` is 0.
         streamed: somebody reads the tokens as they come, so that steps between them have to be short.
         priority: lower numbers come first, where the policy says so.
         tenant: who is charged.
-        arrival_s, deadline_s: on the caller's clock; behind its deadline a request fails.
+        arrival_s, deadline_s: on the caller's clock; past its deadline a request fails.
     """
 
     sequence_id: str
@@ -98,8 +98,8 @@ class Sequence:
         self.pending = 0
         self.cached = 0
         self.told = 1  # prompt tokens whose logprobs are on the host; the first has none
-        self.scored = 1  # and those on their way
-        self.pooled: npt.NDArray[np.float32] | None = None  # the sum so far; computing the prompt anew begins it anew
+        self.scored = 1  # including those on their way
+        self.pooled: npt.NDArray[np.float32] | None = None  # the sum so far; recomputing the prompt restarts it
         self.tables = NO_PAGES
         self.digests: list[bytes] = []
         self.registered = 0  # columns whose pages were made findable
@@ -150,14 +150,14 @@ class Sequence:
         return self._row(tokens, count, draws=int(draws), history=history, targets=targets, pooled=pooled)
 
     def pool(self, row: PlanRow, sums: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """Take in what a chunk adds to the embedding; returns that when the prompt is at its end."""
+        """Take in what a chunk adds to the embedding; returns the embedding when the prompt is at its end."""
         self.pooled = sums if self.pooled is None else self.pooled + sums
         if row.start + row.num_tokens < self.known:
             return None
         return self.pooled / np.float32(self.known) if self.request.pooling == "mean" else self.pooled
 
     def _score(self, count: int) -> npt.NDArray[np.int32] | None:
-        """The prompt tokens behind each of the next ``count``, but for those that were scored before."""
+        """The prompt token after each of the next ``count``, except those that were scored before."""
         prompt = self.request.prompt_token_ids
         begin, end = max(self.scheduled + 1, self.scored), min(self.scheduled + count + 1, len(prompt))
         if begin >= end:

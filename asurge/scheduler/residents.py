@@ -1,4 +1,4 @@
-"""Who is running: the sequences that hold a slot and pages, and how they come by them and lose them."""
+"""What is running: the sequences that hold a slot and pages, and how they get and lose them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Residents:
         self._windowed = [(table, window) for table, window in enumerate(limits.windows) if window is not None]
 
     def release_behind_windows(self) -> None:
-        """Take pages that no layer reads any more. Steps in flight that read them run before any that writes them anew."""
+        """Take back pages that no layer reads any more. Steps in flight that read them run before any that rewrites them."""
         if not self._windowed:
             return
         size = self._limits.page_size
@@ -61,20 +61,20 @@ class Residents:
             self.preempt(last)
 
     def _would_fit(self, sequence: Sequence) -> bool:
-        """Whether a waiting request could run if all of lower priority gave up their pages."""
+        """Whether a waiting request could run if all requests of lower priority gave up their pages."""
         given = sum(one.tables.held for one in self.running if one.rank.priority > sequence.rank.priority)
         return self._pages_needed(sequence, self._shared(sequence)) <= self._pool.num_available + given
 
     def _shared(self, sequence: Sequence) -> Tables:
-        """Pages that a waiting sequence finds in the cache. Where every token's hidden state is wanted, none."""
+        """Pages that a waiting sequence finds in the cache. None where every token's hidden state is wanted."""
         count = len(self._limits.windows)
         if sequence.request.needs_all_computed:
             return Tables(0, [0] * count, [[] for _ in range(count)])
         return self._cache.lookup(sequence)
 
     def _pages_needed(self, sequence: Sequence, shared: Tables) -> int:
-        """Pages of the pool that a waiting sequence takes until all that is known of it is computed, with those that it
-        shares with nobody so far."""
+        """Pages of the pool that a waiting sequence takes until all its known tokens are computed, including found ones that
+        nobody else uses."""
         limits = self._limits
         columns = limits.columns(sequence.known)
         held = sum(map(limits.columns_held, limits.windows, (columns - first for first in shared.first)))
@@ -96,7 +96,7 @@ class Residents:
         return True
 
     def admit(self, sequence: Sequence) -> bool:
-        """Move a waiting sequence to a slot, sharing the pages of its prefix, if pages are there for the rest of what is
+        """Move a waiting sequence to a slot, sharing the pages of its prefix, if there are pages for the rest of what is
         known. Only a higher priority preempts for that (`make_room`)."""
         shared = self._shared(sequence)
         if self._pages_needed(sequence, shared) > self._pool.num_available:
@@ -124,7 +124,7 @@ class Residents:
             self.running.move_to_end(other)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take slot and pages away; the sequence waits in its old place and is computed anew. Draws in flight count."""
+        """Take slot and pages away; the sequence waits in its old place and is recomputed. Draws in flight count."""
         self._totals.preemptions += 1
         self.vacate(sequence)
         sequence.phase = Phase.WAITING
