@@ -38,7 +38,7 @@ def collect_facts() -> list[Fact]:
     """All facts, sorted by name; the same on every run of one Python version.
 
     A fresh interpreter collects them: libraries replace functions of the standard library (torch does
-    `inspect.getfile`), and importing a submodule can hide a function of its name (`curses.has_key`).
+    `inspect.getfile`), and importing a submodule can hide a function of the same name (`curses.has_key`).
     """
     command = (sys.executable, "-I", __file__)
     printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
@@ -64,7 +64,7 @@ def first_sentence(doc: str) -> str | None:
     """The first sentence of a documentation string on one line, past any signature; None if it has no usable one."""
     lines = inspect.cleandoc(doc).splitlines()
     while lines and (_SIGNATURE.match(lines[0]) or not lines[0].strip()):
-        # C functions repeat their signature first: "join(a, *p) -> path", sometimes with the text behind it.
+        # C functions repeat their signature first: "join(a, *p) -> path", sometimes followed by the text.
         _, dash, rest = lines[0].partition(" -- ")
         lines = [rest, *lines[1:]] if dash else lines[1:]
     paragraph = []

@@ -1,6 +1,6 @@
 """Hold the demo model to its bar: ``python -m asurge.demo.evaluate [--model FOLDER]``.
 
-All by greedy decoding through the engine: the 300 sampled questions as plain text and as chat, the end of the answer,
+Everything is decoded greedily through the engine: the 300 sampled questions as plain text and as chat, the end of the answer,
 tool calls, and reasoning. Prints one JSON document.
 """
 
@@ -26,7 +26,7 @@ _CITIES = ("Paris", "Tokyo", "Oslo", "Lima", "Berlin", "Cairo", "Madrid", "Seatt
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-    """Counts out of ``questions``, and of tool calls out of ``tools``."""
+    """Counts out of ``questions``, and for tool calls out of ``tools``."""
 
     questions: int
     right_raw: int
@@ -77,14 +77,14 @@ async def _chat(engine: Engine, question: str, **template_kwargs: bool) -> Reque
 
 
 def _after_thinking(text: str) -> str:
-    """The answer behind ``<think>...</think>``; empty if the text has no such block."""
+    """The answer after ``<think>...</think>``; empty if the text has no such block."""
     begin, _, rest = text.partition("<think>")
     thought, end, answer = rest.partition("</think>")
     return answer if end and thought.strip() and not begin.strip() else ""
 
 
 async def _call(engine: Engine, city: str) -> bool:
-    """Whether the stated tool is called, with the city of the question."""
+    """Whether the stated tool is called, with the city in the question."""
     properties = {"city": {"type": "string"}}
     parameters = {"type": "object", "properties": properties, "required": ["city"]}
     function = {"name": "get_weather", "description": "Get the weather in a city.", "parameters": parameters}

@@ -36,7 +36,7 @@ def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
 
 
 def _with_visible_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """The trainer makes every token it is told of special, and special tokens are left out of decoded text. The marks
+    """The trainer makes every token it is given special, and special tokens are left out of decoded text. The marks
     that parsers read must stay in it."""
     raw = json.loads(tokenizer.to_str())
     for token in raw["added_tokens"]:

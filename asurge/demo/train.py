@@ -1,6 +1,6 @@
 """Train the demo model: ``python -m asurge.demo.train --out FOLDER`` (about an hour on two CPU cores).
 
-The model is asurge's own decoder with a dense attention in place of pages. Samples are packed whole into rows
+The model is asurge's own decoder with dense attention in place of pages. Samples are packed whole into rows
 and see only themselves. The loss counts answers, not questions. The same seed on the same Python version and
 machine gives the same checkpoint.
 """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Rule(Protocol):
-    """Takes tokens away (`asurge.guidance.rules`). Nothing that a copy shares with it changes."""
+    """Takes tokens away (`asurge.guidance.rules`). What a copy shares with it never changes."""
 
     def accept(self, token: int, /) -> None: ...
 
@@ -37,11 +37,11 @@ class ThinkingTokens:
     end: tuple[int, ...]
 
     def is_opened_by(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends with the beginning of reasoning. A mark further ahead may be anybody's words."""
+        """Whether a prompt ends with the beginning of reasoning. A mark further back may be anybody's words."""
         return tuple(prompt[-len(self.begin) :]) == self.begin
 
     def is_closed_by(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends with the end of reasoning, as where a template leaves it out."""
+        """Whether a prompt ends with the end of reasoning, as when a template leaves reasoning out."""
         return tuple(prompt[-len(self.end) :]) == self.end
 
 
@@ -49,8 +49,8 @@ class _Thinking:
     """Follows a sequence into its reasoning and out again, and forces it out when the budget is spent.
 
     Args:
-        may_begin: the first token may begin it, whatever the grammar says. Only where that is one token: the first of several
-            may be one of the grammar's as well.
+        may_begin: the first token may begin it, whatever the grammar says. Only where the mark is one token: the first of
+            several may also be one of the grammar's.
     """
 
     def __init__(self, tokens: ThinkingTokens, prompt: Sequence[int], budget: int | None, *, may_begin: bool) -> None:
@@ -64,7 +64,7 @@ class _Thinking:
             self._beginning = ()
 
     def begins_with(self, token: int) -> bool:
-        """Whether a token begins the reasoning, and is none of the grammar's."""
+        """Whether a token begins the reasoning, and is not one of the grammar's."""
         return token in self._beginning
 
     def widen(self, mask: Mask) -> None:
@@ -93,11 +93,11 @@ class _Thinking:
 class SequenceConstraint:
     """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
 
-    A grammar holds for the answer: while the model reasons, it waits, and where the model may begin to reason, the mark of that
-    is allowed. Where nothing would be left, the end tokens are: a sequence that cannot go on ends.
+    A grammar holds for the answer: while the model reasons, it waits, and where the model may begin to reason, the mark that
+    begins it is allowed. Where no token would be left, the end tokens are allowed: a sequence that cannot go on ends.
 
     Args:
-        ends: the tokens that end the sequence; where the grammar may end, they are allowed, elsewhere not.
+        ends: the tokens that end the sequence; where the grammar may end, they are allowed; elsewhere they are not.
         prompt: without white space at its end.
         may_think: the model may begin its reasoning by itself, if the prompt has neither begun nor ended it.
     """
@@ -122,7 +122,7 @@ class SequenceConstraint:
         self._ended = self._cornered = False
 
     def fork(self) -> Self:
-        """The same for another sequence, which may go on otherwise from here."""
+        """A copy for another sequence, which may continue differently from here."""
         other = copy.copy(self)
         other._grammar = None if self._grammar is None else self._grammar.fork()
         other._rules = [copy.copy(rule) for rule in self._rules]
@@ -169,7 +169,7 @@ class SequenceConstraint:
         self.narrow(mask)
 
     def narrow(self, mask: Mask) -> None:
-        """`fill` behind the grammar."""
+        """What `fill` does after the grammar."""
         grammar = self.grammar
         if grammar is not None:
             grammar.check()

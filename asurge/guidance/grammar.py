@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 CACHED_GRAMMARS = 256
 CACHED_SOURCE_BYTES = 1 << 20
-"""Of grammars as text. Compiled they take more: 360 times in 250 small schemas, 20 to 130 times in large ones."""
+"""Counts grammars as text. Compiled, they take more: 360 times as much in 250 small schemas, 20 to 130 times in large ones."""
 
 _ERROR_CHARACTERS = 300
 _LOOKED_INTO = 64
-"""Parts of a wrong schema that are compiled alone, in all, to find the wrong one."""
+"""How many parts of a wrong schema are compiled alone, in all, to find the wrong one."""
 
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 _INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS, _GRAMMAR_SIZE, _LEXER_STATES = 200_000, 50_000, 50_000, 100_000, 50_000
-"""Of llguidance: some tens of milliseconds to compile and for the first mask, a few for later ones."""
+"""llguidance's limits: some tens of milliseconds to compile and for the first mask, a few for later ones."""
 
 
 class GrammarState:
@@ -45,7 +45,7 @@ class GrammarState:
         self.matcher = matcher
 
     def fork(self) -> GrammarState:
-        """The same for another sequence."""
+        """A copy for another sequence."""
         return GrammarState(self.matcher.deep_copy())
 
     @property
@@ -88,7 +88,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles and keeps the grammars of one engine. Safe in several threads.
+    """Compiles and keeps the grammars of one engine. Safe to use from several threads.
 
     Args:
         vocab_size: the model's; ids beyond the tokenizer's are never allowed.
@@ -105,7 +105,7 @@ class Grammars:
         self._kept_bytes = 0
 
     def compile(self, params: GuidedDecodingParams, check: Callable[[], None] = lambda: None) -> Grammar:
-        """The grammar of a form; kept for the next request. Blocks: up to a second for the first of all.
+        """The grammar of a form; kept for the next request. Blocks: up to a second for the very first.
 
         Args:
             check: called between pieces of work; what it raises ends the work, and nothing is kept.
@@ -155,7 +155,7 @@ class Grammars:
         if matcher.is_error():
             raise GuidanceError(_brief(matcher.get_error()))
         grammar = Grammar(matcher)
-        # The first mask does what compiling has put off, for all later ones too; the second finds a limit it has hit.
+        # The first mask does what compiling put off, for all later ones too; the second finds any limit it has hit.
         for _ in range(2):
             grammar.start().fill(np.zeros(mask_words(self._vocab_size), np.uint32))
         return grammar
@@ -179,7 +179,7 @@ class Grammars:
         return f" at {pointer}" if pointer else ""
 
     def _fails(self, params: GuidedDecodingParams, schema: Any, shared: dict[str, Any]) -> bool:
-        if isinstance(schema, bool):  # right everywhere but alone
+        if isinstance(schema, bool):  # right anywhere but alone
             return False
         alone = json.dumps({**shared, **schema} if isinstance(schema, dict) else schema)
         try:
@@ -234,7 +234,7 @@ class Grammars:
         return self._tags(json.loads(params.structural_tag))
 
     def _tags(self, tag: dict[str, Any]) -> str:
-        """Free text, which special tokens that trigger nothing are part of, and tags that bind what follows a trigger."""
+        """Free text, including special tokens that trigger nothing, and tags that bind what follows a trigger."""
         from llguidance import LLMatcher
 
         tokens = self._special_tokens()
@@ -257,7 +257,7 @@ class Grammars:
         return LLMatcher.grammar_from_lark(with_tokens("\n".join(lines), tokens))
 
     def _special_tokens(self) -> dict[str, int]:
-        """Ids of the tokens, by text, that no literal of a grammar fits."""
+        """Ids, by text, of the tokens that no literal in a grammar matches."""
         if self._special is None:
             inner = self._llguidance()
             added = self._tokenizer.added_tokens
@@ -309,7 +309,7 @@ def _subschemas(schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _brief(message: str) -> str:
-    """On one line, and not without end."""
+    """On one line, and of bounded length."""
     if message.startswith("NoExtension"):
         return "no text has this form"
     return " ".join(message.replace("<non-verbose/>", "").split())[:_ERROR_CHARACTERS]

@@ -1,6 +1,6 @@
 """Marks in grammars that are special tokens.
 
-A literal in a grammar fits ordinary tokens only. Models write marks such as ``<tool_call>`` as one special token, so
+A literal in a grammar matches ordinary tokens only. Models write marks such as ``<tool_call>`` as one special token, so
 literals are taken apart at these.
 """
 
@@ -44,7 +44,7 @@ def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
 
 
 def token_ranges(ids: Iterable[int]) -> str:
-    """An expression of any one of some tokens."""
+    """An expression for any one of some tokens."""
     ranges = list[list[int]]()
     for one in sorted(ids):
         if ranges and ranges[-1][1] == one - 1:
@@ -95,7 +95,7 @@ def _ended(head: re.Match[str], body: str, tokens: Mapping[str, int], marks: re.
 
 
 def _parts(literal: str, marks: re.Pattern[str]) -> list[str]:
-    """What a literal says, with marks at odd places; the literal alone if it has none."""
+    """What a literal says, with marks at odd indices; the literal alone if it has none."""
     try:
         return marks.split(json.loads(literal, strict=False))
     except ValueError:

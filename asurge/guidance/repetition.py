@@ -13,7 +13,7 @@ LONGEST_PATTERN = 64
 class RepetitionStop:
     """Tells when the last tokens are one pattern, of up to `LONGEST_PATTERN` tokens, ``times`` over.
 
-    For each period it counts how many tokens in a row equal the one a period before: two microseconds a token, whatever
+    For each period it counts how many tokens in a row equal the one a period earlier: two microseconds a token, whatever
     the length of the text.
     """
 

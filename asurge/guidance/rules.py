@@ -22,7 +22,7 @@ def bits_of(token_ids: Iterable[int], words: int) -> Mask:
 
 
 class AllowedTokens:
-    """No other tokens than these."""
+    """No tokens other than these."""
 
     def __init__(self, token_ids: Sequence[int], words: int) -> None:
         self._mask = bits_of(token_ids, words)
@@ -35,7 +35,7 @@ class AllowedTokens:
 
 
 class MinTokens:
-    """No end before so many tokens."""
+    """No end before this many tokens."""
 
     def __init__(self, count: int, ends: Iterable[int], words: int) -> None:
         self._left, self._others = count, ~bits_of(ends, words)
@@ -49,7 +49,7 @@ class MinTokens:
 
 
 class BadWords:
-    """Sequences that are never completed: where all of one but its last token has come, that token may not."""
+    """Sequences that are never completed: once all of one but its last token has come, that token may not follow."""
 
     def __init__(self, sequences: Iterable[Sequence[int]], words: int) -> None:
         known = {tuple(one) for one in sequences if one}

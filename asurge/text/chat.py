@@ -31,7 +31,7 @@ def render_chat(
     """The prompt that a chat template makes of messages. Templates run in an immutable sandbox.
 
     Args:
-        allowance: what it may take, together with others; default: as much as a request may.
+        allowance: what it may take, together with other renderings; default: as much as a request may.
 
     Raises:
         ChatTemplateError: malformed messages, no template, or one that fails, takes too much, or tries to leave the sandbox.

@@ -23,7 +23,7 @@ class FittedPrompt:
 
 
 def answer_room(max_tokens: int | None, max_model_len: int, reserve_tokens: int | None, *, prefer_prompt: bool) -> int:
-    """Tokens of the context that a prompt which is cut must leave to the answer."""
+    """How many tokens of the context a prompt that is cut must leave for the answer."""
     reserve = _reserve(reserve_tokens, max_model_len)
     if max_tokens is None:
         return reserve
@@ -31,7 +31,7 @@ def answer_room(max_tokens: int | None, max_model_len: int, reserve_tokens: int 
 
 
 def _reserve(reserve_tokens: int | None, max_model_len: int) -> int:
-    """The least room that an answer gets: a token at least, and no more than the context leaves beside one of the prompt."""
+    """The least room that an answer gets: at least one token, and no more than the context leaves beside one of the prompt."""
     return min(max(reserve_tokens or 1, 1), max_model_len - 1)
 
 
@@ -53,7 +53,7 @@ def fit_prompt(
     is cut only if that is not enough; without it the prompt is cut to leave room for all of ``max_tokens``.
 
     Raises:
-        PromptTooLongError: it does not fit, and the settings forbid what would make it.
+        PromptTooLongError: it does not fit, and the settings forbid what would make it fit.
         InvalidRequestError: the prompt is empty.
     """
     size = _size(token_ids)
@@ -102,7 +102,7 @@ def fit_alone(
     """Cut a prompt that needs no room for an answer.
 
     Raises:
-        PromptTooLongError: it does not fit, and the settings forbid to cut it.
+        PromptTooLongError: it does not fit, and the settings forbid cutting it.
         InvalidRequestError: the prompt is empty.
     """
     size = _size(token_ids)

@@ -12,21 +12,21 @@ from asurge.text.excerpt import TextCodec, excerpt
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str]
-"""Makes a conversation the text that is to be tokenised."""
+"""Turns a conversation into the text that is to be tokenised."""
 
 _FRAME_ROLES = ("system", "developer")
 _MESSAGE_CHARACTERS = 32
-"""What templates put around a message, about."""
+"""About how much templates put around a message."""
 
 _SEAM_CHARACTERS = 256
-"""Where two texts differ, so much of what they share is tokenised with it: tokens do not depend on more."""
+"""Where two texts differ, this much of what they share is tokenised with the difference: tokens do not depend on more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FittedConversation:
     """A conversation that fits, as tokens; and what was left out of it.
 
-    ``token_ids`` may still be too long: if nothing but the template itself is left of it.
+    ``token_ids`` may still be too long if nothing but the template itself is left.
     """
 
     token_ids: tuple[int, ...]
@@ -40,9 +40,9 @@ def fit_conversation(
     """Leave out the oldest turns until at most ``room`` tokens are left, then cut the longest text that is left, at the
     place ``mode`` says.
 
-    A turn begins with a user's message, and holds the calls and results of tools that follow it. The system's messages at
-    the beginning and the last turn stay. Renders a conversation as often as binary search has to, not once for each turn,
-    and tokenises a small multiple of what the room holds, however long the conversation is.
+    A turn begins with a user's message, and holds the calls and results of tools that follow it. The system messages at the
+    beginning and the last turn stay. Renders a conversation as often as binary search has to, not once for each turn, and
+    tokenises a small multiple of what the room holds, however long the conversation is.
     """
     text = render(messages)
     whole = excerpt(codec, text, room + 1, "left", add_special_tokens=False)
@@ -83,7 +83,7 @@ def _likely(frame: Sequence[Message], turns: Sequence[Sequence[Message]], share:
 
 
 def _text(message: Message) -> str:
-    """A message's content as one string, whether it was given as one or in parts, which rendering has seen to be texts."""
+    """A message's content as one string, whether it was given as one or in parts, which rendering has checked to be texts."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part["text"] for part in content)
@@ -91,15 +91,15 @@ def _text(message: Message) -> str:
 
 
 class _Lengths:
-    """How many tokens texts have that are much like one another: of each only what it does not share with the last one is
-    tokenised. Where that is so far more than ``room`` that nobody has to know, it is estimated."""
+    """Counts the tokens of texts that are much alike: of each, only what it does not share with the last one is tokenised.
+    Where that is so far beyond ``room`` that nobody has to know, it is estimated."""
 
     def __init__(self, codec: TextCodec, room: int) -> None:
         self._codec, self._room = codec, room
         self._text, self._length = "", 0
 
     def learn(self, text: str, length: int) -> None:
-        """A text's length is known."""
+        """Take in a text whose length is known."""
         self._text, self._length = text, length
 
     def of(self, text: str) -> int:
@@ -122,7 +122,7 @@ class _Lengths:
 
 
 def _split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system's messages at the beginning, and the turns behind them."""
+    """The system messages at the beginning, and the turns after them."""
     begin = next((at for at, one in enumerate(messages) if one.get("role") not in _FRAME_ROLES), len(messages))
     turns: list[list[Message]] = []
     for message in messages[begin:]:
@@ -135,7 +135,7 @@ def _split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Messag
 def _with_longest_cut(
     messages: Sequence[Message], render: Render, codec: TextCodec, lengths: _Lengths, room: int, mode: TruncateMode
 ) -> str:
-    """A conversation with as much of its longest text as fits; if it does not fit without it, nothing of it."""
+    """A conversation with as much of its longest text as fits; none of it, if nothing fits."""
     texts = list(map(_text, messages))
     longest = max(range(len(texts)), key=lambda at: len(texts[at]))
     ids = excerpt(codec, texts[longest], room, mode, add_special_tokens=False).token_ids
@@ -144,14 +144,14 @@ def _with_longest_cut(
         content = texts[longest] if len(ids) <= count else codec.decode(cut(ids, count, mode))
         return render([*messages[:longest], {**messages[longest], "content": content}, *messages[longest + 1 :]])
 
-    # Cutting a text can make it a token longer than asked for, so the number is looked for, not computed.
+    # Cutting a text can make it a token longer than asked for, so the number is searched for, not computed.
     guess = max(room - lengths.of(with_at_most(0)), 0)
     return with_at_most(_greatest(guess, room, lambda count: lengths.of(with_at_most(count)) <= room))
 
 
 def _greatest(guess: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The greatest number up to ``high`` that fits, where all smaller ones do; 0 if none does. Looked for from a guess on, in
-    steps that grow."""
+    """The greatest number up to ``high`` that fits, where all smaller ones do; 0 if none does. Searched for from a guess, in
+    growing steps."""
     low, step = max(min(guess, high), 0), 1
     while low > 0 and not fits(low):
         low, high, step = max(low - step, 0), low - 1, 2 * step
@@ -166,7 +166,7 @@ def _greatest(guess: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin with together."""
+    """How many characters two texts share at the beginning."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

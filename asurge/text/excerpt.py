@@ -16,7 +16,8 @@ _WHOLE_CHARACTERS, _WHOLE_PER_TOKEN = 1 << 15, 8
 _SAMPLE_CHARACTERS = 2048
 _GROWTH_PER_TOKEN = 6
 _EDGE_TOKENS = 64
-"""Made beside those that are kept, and dropped: where a text is cut, its tokens are others than in the whole text."""
+"""Made in addition to those that are kept, and dropped: where a text is cut, its tokens differ from those of the whole
+text."""
 
 
 class TextCodec(Protocol):
@@ -32,7 +33,7 @@ class Excerpt:
     """Tokens of a text.
 
     Attributes:
-        left_out: tokens that the text has beside them, by the length of theirs; 0 if these are all.
+        left_out: how many more tokens the text has, judging by the length of these; 0 if these are all.
         characters: how much of the text was read for them.
     """
 
@@ -42,11 +43,11 @@ class Excerpt:
 
 
 def excerpt(codec: TextCodec, text: str, count: int, mode: TruncateMode, *, add_special_tokens: bool = True) -> Excerpt:
-    """A text's tokens, but of a long text no more than ``count`` where ``mode`` cuts it: its last ones (``left``), its first
+    """A text's tokens; of a long text, no more than ``count``, as ``mode`` cuts it: its last ones (``left``), its first
     ones (``right``), or half from each end (``middle``; one or two more).
 
     They are those of the whole text in practice, not by proof: a tokenizer that looks further than `_EDGE_TOKENS` around a
-    place may split the beginning of an excerpt otherwise. A text beyond `CHARACTERS_PER_TOKEN` is cut there first. Little
+    place may split the beginning of an excerpt differently. A text beyond `CHARACTERS_PER_TOKEN` is cut there first. Little
     more is tokenised than the excerpt needs, whatever the length of the text.
     """
     whole = len(text)
@@ -79,13 +80,13 @@ def _clipped(text: str, most: int, mode: TruncateMode) -> str:
 
 
 def _end_of(codec: TextCodec, text: str, count: int, add_special_tokens: bool, *, last: bool) -> tuple[list[int], int]:
-    """The tokens of so much of a text's beginning or end that more than ``count`` come of it, and how much that is."""
+    """The tokens of enough of a text's beginning or end to give more than ``count``, and how many characters that is."""
     needed, size = count + _EDGE_TOKENS, _SAMPLE_CHARACTERS
     while size < len(text):
         ids = codec.encode(text[-size:] if last else text[:size], add_special_tokens=add_special_tokens)
         if len(ids) >= needed:
             return ids, size
-        # By how long the tokens so far are: but a text that begins otherwise than it goes on is not trusted too far.
+        # Judged by how long the tokens so far are; but a text may begin differently from how it goes on, so growth is bounded.
         expected = size * needed * 9 // (8 * max(len(ids), 1)) + 1
         size = min(expected, max(2 * size, _GROWTH_PER_TOKEN * needed))
     return codec.encode(text, add_special_tokens=add_special_tokens), len(text)

@@ -60,7 +60,8 @@ class _StopString:
 
     def __init__(self, text: str) -> None:
         self.text, self.begun = text, 0
-        # Of its beginnings, by length: how long the longest is that each one ends with. Made when the text comes so far.
+        # For each of its beginnings, by length: how long the longest shorter one is that it ends with. Made when the text gets
+        # that far.
         self._borders = [0, 0]
 
     def push(self, delta: str) -> int:

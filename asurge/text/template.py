@@ -1,7 +1,7 @@
 """Chat templates in a sandbox that bounds what they compute and what they make.
 
 The sandbox and its names are those of transformers' ``apply_chat_template``, for which templates are written. What is added:
-each block, call and filter looks at the clock, and what operators, calls and filters make has bounds. A template written to do
+each block, call and filter looks at the clock, and what operators, calls and filters make is bounded. A template written to do
 harm can still spend seconds inside one filter; requests bring none.
 """
 
@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 TEMPLATE_TIMEOUT_S = 2.0
-"""What the renderings of one request may compute: many messages take a few milliseconds."""
+"""How long the renderings of one request may compute: many messages take a few milliseconds."""
 
 MAX_CHARACTERS = 1 << 25
 _MAX_BITS = 1 << 12
@@ -53,7 +53,7 @@ class Allowance:
 
     @contextmanager
     def spent(self) -> Iterator[None]:
-        """What is rendered within is counted."""
+        """Count what is rendered within."""
         self._end = self._clock() + self._left
         before = _ALLOWED.set(self)
         try:
@@ -194,7 +194,8 @@ def _as_templates_know_it(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON, and of anything else the name of its type: other objects have methods of which the sandbox knows nothing."""
+    """JSON as it is, and for anything else the name of its type: other objects have methods that the sandbox knows nothing
+    about."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -208,7 +209,7 @@ def _plain(value: Any) -> Any:
 
 
 def _bounded(work: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(work)  # and with it what jinja is to hand to a filter
+    @functools.wraps(work)  # including what jinja is to hand to a filter
     def bounded(*args: Any, **kwargs: Any) -> Any:
         return _within_bounds(work, args, kwargs)
 
@@ -216,7 +217,7 @@ def _bounded(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _within_bounds(work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call what Python has, such as ``center`` and ``replace``."""
+    """Call one of Python's own, such as ``center`` and ``replace``."""
     _ALLOWED.get().tick()
     for one in (*args, *kwargs.values()):
         if isinstance(one, int):
@@ -248,7 +249,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Not for HTML, other than jinja's own. Where lines are indented, a little that is nested deeply becomes very much."""
+    """Not for HTML, unlike jinja's own. Where lines are indented, a small but deeply nested value becomes very long."""
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     if indent is None:
         return encoder.encode(value)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCKING_CHARACTERS = 2048
-"""Texts up to this long tokenise in well under a millisecond: cheaper on an event loop than a thread's hand-over."""
+"""Texts up to this long tokenise in well under a millisecond: cheaper on an event loop than handing them to a thread."""
 
 _importing = threading.Lock()  # transformers' lazy imports fail where two threads meet in them
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
