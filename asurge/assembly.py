@@ -24,7 +24,7 @@ class Parts:
 
     Attributes:
         vocab_size: the model's: ids at or beyond it are refused.
-        compilations: since the start.
+        compilations: how many there have been since the start.
         load_weights: blocking; reads another checkpoint of the same shape, and returns what puts its weights in place.
         fallbacks: what runs in plain XLA although kernels were wanted, and why.
     """

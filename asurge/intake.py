@@ -296,7 +296,7 @@ def _length(prompt: Prompt) -> int:
     """How much of a prompt is left to prepare: a conversation was tokenised when it was rendered.
 
     Raises:
-        InvalidRequestError: it is no prompt.
+        InvalidRequestError: it is not a prompt.
     """
     check_prompt(prompt)
     return 0 if isinstance(prompt, RenderedChat) else len(prompt)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class DeviceThreads:
-    """A thread that dispatches, and one that reads: they must never queue behind other thread work of the application.
+    """A thread that dispatches, and one that reads: they must never queue behind the application's other thread work.
 
     A call that takes longer than ``step_timeout_s`` counts as hung, and is left to itself.
     """
@@ -23,7 +23,7 @@ class DeviceThreads:
         self._dispatching, self._reading = CapacityLimiter(1), CapacityLimiter(1)
 
     async def dispatch(self, work: Callable[[], T]) -> T:
-        """Do some work to its end, also when cancelled: what it sends to the device must not outlive the device's state.
+        """Do some work to its end, even when cancelled: what it sends to the device must not outlive the device's state.
 
         Raises:
             TimeoutError: it hangs.

@@ -171,8 +171,8 @@ class Pipeline:
                 tasks.start_soon(self._watch, work, name=f"asurge.{name}")
 
     async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
-        """One of the coroutines. What it fails with is reported at once: another may hang in the device, and the group waits
-        for it."""
+        """Run one of the coroutines. What it fails with is reported at once: another may hang in the device, and the group
+        waits for it."""
         try:
             await work
         except get_cancelled_exc_class():

@@ -1,4 +1,4 @@
-"""Pages: which are used by whom, and which are unused but can still be found.
+"""Pages: which sequences use which, and which are unused but can still be found.
 
 A page is free, in use (by as many sequences as its count says), or cached: nobody uses it, but its contents
 are known, and it is the first to be given away when no page is free.

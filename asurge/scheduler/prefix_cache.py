@@ -81,8 +81,8 @@ class PrefixCache:
         return self._columns(sequence) * self._page_size
 
     def register(self, sequence: Sequence) -> None:
-        """Make full pages of known tokens findable. Planned is enough: whoever finds them runs later, or in the
-        same step, where each layer writes all pages before it reads any."""
+        """Make full pages of known tokens findable. Planned is enough: a sequence that finds them runs later, or in the same
+        step, where each layer writes all pages before it reads any."""
         full = min(sequence.scheduled, sequence.known) // self._page_size
         if full <= sequence.registered or not self.enabled:
             return

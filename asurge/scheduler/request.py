@@ -19,7 +19,7 @@ NO_PAGES = Tables(0, [], [])
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine admits: a sequence to be generated, of which one request of a user may have several.
+    """What the engine admits: a sequence to be generated; one request of a user may have several.
 
     Attributes:
         sequence_id: unlike any other sequence's, even after its end.
