@@ -1,4 +1,4 @@
-"""``/admin``: for those who run the server, behind a key of its own; without one there is no such thing."""
+"""``/admin``: for those who run the server, behind a key of its own; without that key, the routes do not exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NewKey(msgspec.Struct, kw_only=True):
 
 
 class WeightsRequest(msgspec.Struct, kw_only=True):
-    """Weights to take."""
+    """Weights to switch to."""
 
     checkpoint: str
     model: str | None = None
@@ -68,7 +68,7 @@ def _guarded(handler: Any) -> Any:
             raise ApiError("the admin key is needed", status=401, kind="authentication_error", code="invalid_api_key")
         try:
             response: web.StreamResponse = await handler(request)
-        except (ConfigError, ModelLoadError, EngineStateError) as error:  # told in full to those who run the server
+        except (ConfigError, ModelLoadError, EngineStateError) as error:  # reported in full to those who run the server
             raise ApiError(str(error), status=409 if isinstance(error, EngineStateError) else 400) from error
         return response
 
@@ -95,8 +95,8 @@ async def _drain(request: web.Request) -> web.Response:
 
 
 async def _weights(request: web.Request) -> web.Response:
-    """Go on with the weights of another checkpoint of the same shape. Waits until the requests under way have ended;
-    those that come meanwhile are refused."""
+    """Switch to the weights of another checkpoint of the same shape. Waits until the requests under way have ended;
+    those that arrive meanwhile are refused."""
     asked, state = await read(request, WeightsRequest), request.app[STATE]
     served = state.find(asked.model)
     with state.held():
@@ -122,12 +122,12 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
 
 
 async def _keys(request: web.Request) -> web.Response:
-    """All keys by name, with what they were used for; never the keys themselves."""
+    """All keys by name, with their usage; never the keys themselves."""
     return reply(orjson.dumps(request.app[STATE].keys.usage()))
 
 
 async def _new_key(request: web.Request) -> web.Response:
-    """Make a key. It is told once, here."""
+    """Make a key. It is shown once, here."""
     asked = await read(request, NewKey)
     return reply(orjson.dumps({"key": request.app[STATE].keys.generate(asked.label), "label": asked.label}))
 

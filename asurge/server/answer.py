@@ -19,14 +19,14 @@ from asurge.text import BLOCKING_CHARACTERS
 
 
 class Answer(Protocol):
-    """An API's way to tell of what a model says."""
+    """An API's way to present what a model says."""
 
     def whole(self, output: RequestOutput) -> msgspec.Struct:
         """A finished answer. May be called in a worker thread."""
         ...
 
     async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
-        """The same in events."""
+        """The same, as events."""
         ...
 
     def failed(self, error: BaseException) -> bytes:

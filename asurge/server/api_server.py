@@ -110,7 +110,7 @@ class ApiServer:
         """
         host, port = self.config.host if host is None else host, self.config.port if port is None else port
         context = None if self.config.certificate is None else _tls(self.config)
-        # Before models load, which takes longer than a wrong address is worth.
+        # Before models load: a wrong address should not have to wait for that.
         sock = _bound(host, port, self.config.write_timeout_s)
         # Cancelling handlers of clients that are gone frees their pages at once.
         runner = Runner(
@@ -138,7 +138,7 @@ class ApiServer:
                 await runner.cleanup()
 
     async def _until_ready(self, tell: Callable[[str], None], on_ready: Callable[[], None], url: str) -> None:
-        """Tell of what can be used, and end where nothing can."""
+        """Report what can be used, and stop if nothing can."""
         models = self.state.models.values()
         tell(f"{url}/ loading {', '.join(self.state.models)} …")
         await self.state.settled.wait()
@@ -155,8 +155,8 @@ def _bound(host: str, port: int, write_timeout_s: float) -> socket.socket:
         sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"host={host!r}, port={port} cannot be used: {error.strerror or error}") from error
-    # Streams are watched by themselves. Whole answers that nobody takes, and what connections still hold when they are
-    # closed, are Linux' to give up; connections inherit it.
+    # Streams are watched separately. Whole answers that nobody takes, and what connections still hold when they are
+    # closed, are left for Linux to give up; connections inherit the setting.
     if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(write_timeout_s * 1000))
     return sock
@@ -192,7 +192,7 @@ def _load(context: ssl.SSLContext, config: ServerConfig) -> None:
 
 
 async def _reload(context: ssl.SSLContext, config: ServerConfig) -> None:
-    """New connections get a certificate that was renewed since."""
+    """Give new connections a certificate that has been renewed."""
 
     def changed() -> tuple[float, ...]:
         return tuple(

@@ -29,12 +29,12 @@ def make_app(
 ) -> web.Application:
     """An application that serves engines, to be run alone or mounted (``app.add_subapp("/llm", make_app(engine))``).
 
-    Engines that were not started yet are started and stopped with the application, which answers meanwhile; engines that
-    run already are left to their owners.
+    Engines that have not been started are started and stopped with the application, which answers meanwhile; engines
+    that are already running are left to their owners.
 
     Args:
         engine: one, or several by the names they are served under.
-        aliases: further names, by which name they stand for.
+        aliases: further names, with the names they stand for.
         keys: who may call; see `ServerConfig.require_api_key`.
         settings: those of `ServerConfig`, if ``config`` is not given.
 

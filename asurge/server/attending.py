@@ -1,4 +1,4 @@
-"""Work for a client, done while it is there."""
+"""Work for a client, done while it is connected."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ async def threaded(request: web.Request, work: Callable[[], R]) -> R:
 async def attended(
     request: web.Request, work: Callable[[], Awaitable[R]], tend: Callable[[], Awaitable[None]] | None = None
 ) -> R:
-    """Do some work while the client is there.
+    """Do some work while the client is connected.
 
-    aiohttp's cancellation ends the waiting for worker threads at once, which gives up their places in limits while they
-    go on; anyio's waits for them. So the work is a task in a group.
+    aiohttp's cancellation ends the wait for worker threads at once, which gives up their places in limits while they
+    still run; anyio's waits for them. So the work is a task in a group.
 
     Args:
         tend: called now and then; ends the work if it raises.
@@ -40,7 +40,7 @@ async def attended(
         scope.cancel()
 
     async def watch(scope: anyio.CancelScope) -> None:
-        # aiohttp tells handlers of lost connections only where the application's runner was made so.
+        # aiohttp cancels handlers of lost connections only where the application's runner was told to.
         while True:
             await anyio.sleep(_WATCH_S)
             if request.transport is None or request.transport.is_closing():

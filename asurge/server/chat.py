@@ -39,7 +39,7 @@ from asurge.stream import TokenStream
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """Go on with a conversation."""
+    """Continue a conversation."""
     asked = await read(request, ChatCompletionRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)

@@ -1,4 +1,4 @@
-"""Completions, read: what of a model's text is answer, reasoning or call, and what of it is told."""
+"""Reading completions: which parts of a model's text are answer, reasoning or call, and which of them are reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ChoiceReaders:
     """Readers of the completions of one request, by their index.
 
     Args:
-        reasons: whether reasoning is told.
+        reasons: whether reasoning is reported.
         legacy: calls are OpenAI's old function calls: one at most.
     """
 
@@ -23,26 +23,26 @@ class ChoiceReaders:
 
     @property
     def reasoned_much(self) -> bool:
-        """Whether to count the tokens of the reasoning takes long."""
+        """Whether counting the tokens of the reasoning takes long."""
         return sum(reader.reasoned for reader in self._readers.values()) > BLOCKING_CHARACTERS
 
     def reasoning_tokens(self) -> int:
-        """How many tokens the texts of all reasoning so far have, told or not. Tokens themselves come in bunches that
-        may hold the end of the reasoning, and a request's answer must not depend on them. Blocks."""
+        """How many tokens the texts of all reasoning so far have, reported or not. Tokens themselves come in bunches
+        that may hold the end of the reasoning, and a request's answer must not depend on the bunches. Blocks."""
         encode = self._served.engine.tokenizer.encode
         return sum(len(encode(reader.reasoning, add_special_tokens=False)) for reader in self._readers.values())
 
     def call_id(self, event: ToolCallStart) -> str:
-        """The id under which a call is told, and comes back."""
+        """The id under which a call is reported, and comes back."""
         assert self._talk.tool_format is not None
         return event.call_id or self._talk.tool_format.call_id()
 
     def has_begun(self, one: CompletionOutput) -> bool:
-        """Whether something of a completion was read already."""
+        """Whether any of a completion has been read."""
         return one.index in self._readers
 
     def of(self, one: CompletionOutput, output: RequestOutput) -> ChoiceReader:
-        """The reader of a completion, whose request's output tells the prompt."""
+        """The reader of a completion; its request's output has the prompt."""
         reader = self._readers.get(one.index)
         if reader is None:
             talk = self._talk
@@ -73,7 +73,7 @@ class ChoiceReader:
         return "".join(self._reasoning)
 
     def read(self, one: CompletionOutput) -> list[Event]:
-        """What the news of a completion say, as far as it is told."""
+        """What is new in a completion, as far as it is reported."""
         self.finished = one.finish_reason is not None
         if self._parser is None:
             return [Content(one.text)] if one.text else []

@@ -32,7 +32,7 @@ DEFAULT_MAX_TOKENS = 16
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    """Go on with texts."""
+    """Continue texts."""
     asked = await read(request, CompletionRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
@@ -126,7 +126,7 @@ class CompletionAnswer:
         return self._body(choices, self._usage(outputs))
 
     async def stream(self, exchange: Exchange, streams: Sequence[TokenStream], events: EventStream) -> None:
-        """What comes of all prompts, as it comes; then the usage if wanted, and the mark of success."""
+        """What comes for all prompts, as it comes; then the usage if wanted, and the mark of success."""
         last: dict[int, RequestOutput] = {}
 
         async def follow(at: int) -> None:
@@ -134,7 +134,7 @@ class CompletionAnswer:
             async for output in exchange.outputs(streams[at]):
                 news = [one for one in output.outputs if one.index not in finished]
                 chunks = functools.partial(self._chunks, at, news, output)
-                # The first tells of the prompt's tokens, too.
+                # The first reports the prompt's tokens, too.
                 data = chunks() if at in last else await exchange.written(chunks, much=self._asked.tells_of_tokens)
                 last[at] = output
                 finished |= {one.index for one in output.outputs if one.finish_reason is not None}
@@ -184,7 +184,7 @@ class CompletionAnswer:
         return choice
 
     def _logprobs(self, index: int, one: CompletionOutput, prompt: RequestOutput | None) -> CompletionLogprobs:
-        """Of new tokens; of the prompt's before them where it is echoed."""
+        """Those of new tokens, after those of the prompt where it is echoed."""
         tokens: list[tuple[int, Mapping[int, Logprob] | None]] = []
         if prompt is not None and self._asked.echo and prompt.prompt_logprobs is not None:
             tokens += zip(prompt.prompt_token_ids, prompt.prompt_logprobs, strict=False)

@@ -14,27 +14,27 @@ class ServerConfig:
     """How the engine is served. Checked when made.
 
     Attributes:
-        host, port: where `asurge serve` listens. Other machines reach it only where you say so, as with ``0.0.0.0``.
-        require_api_key: refuse requests without a valid key; without, keys are optional and still counted.
+        host, port: where `asurge serve` listens. Other machines reach it only if you say so, as with ``0.0.0.0``.
+        require_api_key: refuse requests without a valid key; otherwise keys are optional, and usage is still counted.
         allow_query_key: take keys from ``?api_key=`` too, which ends up in logs of proxies.
-        admin_key: opens ``/admin``; None: there is no such thing.
+        admin_key: opens ``/admin``; None: there is no ``/admin``.
         profile_dir: where ``/admin/profile`` writes traces; None: it takes none.
         share_prefix_cache: let requests of different keys hit each other's cached prefixes. How fast an answer comes
-            tells whether somebody else sent the same text before.
+            reveals whether somebody else has sent the same text before.
         cors_origins: pages of these origins may call; ``*`` is any.
         max_body_bytes: of a request, also after decompression.
         max_prompts: prompts of one request to ``/v1/completions`` or ``/v1/embeddings``.
         max_choices: completions of one request, all prompts together.
-        max_request_logprobs: logprobs that one request may return, over all places of prompts and texts.
-        body_timeout_s: within which a request's body must have come, in all.
-        write_timeout_s: a reader of a stream that takes nothing for so long is cut, and its request ended; a slow one is
-            left alone.
-        idle_timeout_s: for which a connection may be open without a request, and within which the head of one must come;
-            should be longer than a proxy in front keeps connections. An application that is mounted has its host's.
-        keep_alive_s: a stream that has nothing to say sends a comment so often.
+        max_request_logprobs: logprobs that one request may return, over all positions of prompts and texts.
+        body_timeout_s: within which the whole body of a request must arrive.
+        write_timeout_s: a reader of a stream that takes nothing for this long is cut off, and its request ended; a slow
+            one is left alone.
+        idle_timeout_s: how long a connection may stay open without a request, and within which the head of one must arrive;
+            should be longer than a proxy in front keeps connections. A mounted application has its host's.
+        keep_alive_s: how often a stream with nothing to say sends a comment.
         drain_timeout_s: how long requests may go on when the server is told to stop.
-        tool_format, reasoning_format: of the model's texts (`asurge.parsing`); None: as its chat template looks.
-        template_kwargs: what requests may hand to the chat template.
+        tool_format, reasoning_format: of the model's texts (`asurge.parsing`); None: chosen by its chat template.
+        template_kwargs: what requests may pass to the chat template.
         certificate, certificate_key: TLS, as PEM files; read again when they change.
         requests_per_minute, tokens_per_minute: for each key that has no limits of its own; None: unlimited.
         stored_responses: of ``/v1/responses``, kept for retrieval.

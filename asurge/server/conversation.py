@@ -52,7 +52,7 @@ class Conversation:
         return self.tool_format is not None or self.reasoning_format is not None
 
     def parser(self, served: Served, prompt_token_ids: Sequence[int]) -> OutputParser:
-        """For one completion behind a prompt, which may have begun the reasoning."""
+        """For one completion after a prompt, which may have begun the reasoning."""
         reasoning = self.reasoning_format
         tail = served.engine.tokenizer.decode(prompt_token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
         opened = reasoning is not None and tail.rstrip().endswith(reasoning.begins)
@@ -74,7 +74,7 @@ def conversation_of(
         switches: what the endpoint itself tells the chat template.
 
     Raises:
-        ApiError, InvalidRequestError: the request asks for what is not there, or for what does not go together.
+        ApiError, InvalidRequestError: the request asks for what does not exist, or for what does not go together.
     """
     asked.check()
     if asked.chat_template is not None:
@@ -124,8 +124,8 @@ def conversation_of(
 
 
 def template_messages(messages: Sequence[Message], template: str | None) -> list[dict[str, Any]]:
-    """Messages as the engine's chat takes them, for a template. Most know one system message, at the beginning: of what
-    else is said in that place, they leave out some and refuse the rest.
+    """Messages as the engine's chat takes them, for a template. Most know one system message, at the beginning: of
+    further ones there, they leave out some and refuse the rest.
 
     Raises:
         InvalidRequestError: one has no text.
@@ -157,7 +157,7 @@ def _template_message(at: int, message: Message, knows_developers: bool) -> dict
 
 
 def _text(at: int, message: Message) -> str | None:
-    """A message's content as one text. What is wrong is told with the place in the request."""
+    """A message's content as one text. Errors name the place in the request."""
     where, content = f"messages[{at}]", message.content
     if isinstance(content, str):
         return content
@@ -183,7 +183,7 @@ def _object(arguments: str | Mapping[str, Any] | None) -> Any:
 
 
 def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, str | NamedFunction]:
-    """The tools and how to choose among them; functions are what they were called first."""
+    """The tools and how to choose among them; functions are what they used to be called."""
     tools, choice = asked.tools, asked.tool_choice
     if asked.functions is not None:
         if tools is not None:
@@ -205,7 +205,7 @@ def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, s
 
 
 def _check_schema(schema: Mapping[str, Any], where: str) -> None:
-    """Refuse what says nothing of a tool's parameters, whoever reads it: a grammar, a parser or a template."""
+    """Refuse what cannot describe a tool's parameters to any of its readers: grammars, parsers and templates."""
     for name in ("properties", "$defs", "definitions"):
         if not isinstance(schema.get(name) or {}, Mapping):
             raise ApiError(f"{where}: {name} must be an object", param=where, code="invalid_value")
@@ -231,7 +231,7 @@ def _forced(
 
 
 def _bound(tool_format: ToolFormat, tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """What binds the arguments of strict tools. All share the marks, so the others are told of too, with any arguments."""
+    """What binds the arguments of strict tools. All share the marks, so the others are listed too, with any arguments."""
     if not any(tool["function"].get("strict") for tool in tools):
         return {}
     free = {"type": "object"}
@@ -244,7 +244,7 @@ def _bound(tool_format: ToolFormat, tools: list[dict[str, Any]]) -> dict[str, An
 
 
 def allowed_kwargs(given: Mapping[str, Any] | None, config: ServerConfig) -> dict[str, Any]:
-    """What a request hands to the chat template.
+    """What a request passes to the chat template.
 
     Raises:
         ApiError: the settings do not allow it.
@@ -278,7 +278,7 @@ def conversation_tokens(
     tools: Sequence[Tool] | None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """A conversation as the engine would be asked, whole. Blocks; raises as `all_tokens` does."""
+    """The tokens of a conversation as the engine would get it, whole. Blocks; raises as `all_tokens` does."""
     listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
     given = template_messages(messages, served.engine.tokenizer.chat_template)
     rendered = render_chat(served.engine.tokenizer, given, tools=listed, template_kwargs=template_kwargs)
@@ -286,7 +286,7 @@ def conversation_tokens(
 
 
 def effort_switches(effort: str | None) -> dict[str, Any]:
-    """What chat templates are told of the effort of reasoning."""
+    """What chat templates are told about the effort of reasoning."""
     if effort is None:
         return {}
     return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})

@@ -24,7 +24,7 @@ from asurge.server.state import Served
 from asurge.stream import do_all
 
 _NUMBERS_A_TURN = 1 << 16
-"""Numbers that are written before the loop's other tasks have a turn: about a millisecond."""
+"""Numbers that are written before the loop's other tasks get a turn: about a millisecond."""
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -50,7 +50,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def _embed(
     exchange: Exchange, asked: EmbeddingRequest, served: Served, prompt: str | list[int]
 ) -> EmbeddingOutput:
-    """One of the vectors, which is charged as soon as it is there: what becomes of the others does not matter."""
+    """One of the vectors, charged as soon as it is there, whatever becomes of the others."""
     (output,) = await served.engine.embed(
         [prompt],
         pooling=asked.pooling or "mean",

@@ -25,7 +25,7 @@ class ApiError(AsurgeError):
     """An answer other than the one that was asked for.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         kind: OpenAI's ``type``.
         code: OpenAI's ``code``.
         param: the name of the refused parameter.
@@ -58,7 +58,7 @@ class RateLimitError(ApiError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """What is told of an error: never a traceback, a path, or another's text."""
+    """What is reported of an error: never a traceback, a path, or somebody else's text."""
 
     message: str
     status: int
@@ -97,7 +97,7 @@ _ANTHROPIC = {
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to tell of an error. What is not asurge's own is told as an internal error and no more."""
+    """What to report of an error. One that is not asurge's own is an internal error and no more."""
     text = str(error)
     if len(text) > _CHARACTERS:  # it may quote a request, which may be megabytes
         text = text[:_CHARACTERS] + "…"

@@ -38,17 +38,17 @@ REQUEST_ID = web.RequestKey("asurge.request_id", str)
 BODY_BYTES = web.RequestKey("asurge.body_bytes", int)
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 _LARGE_BYTES = 32 << 10
-"""Bodies up to this size are decoded and prepared in a few milliseconds at most: cheaper on the loop than a thread's
-hand-over, which takes 0.2 ms. Of 8 MiB in small parts, the loop is held up for 20 to 130 ms instead of 60 to 680."""
+"""Bodies up to this size are decoded and prepared in a few milliseconds at most: cheaper on the loop than the
+hand-over to a thread, which takes 0.2 ms. With 8 MiB in small parts, the loop is held up for 20 to 130 ms instead of 60 to 680."""
 
 _decoder = functools.cache(msgspec.json.Decoder)  # making one takes longer than reading with it
 
 
 async def read(request: web.Request, kind: type[T]) -> T:
-    """A request's body, checked. Much of it is decoded in a worker thread.
+    """A request's body, checked. A large one is decoded in a worker thread.
 
     Raises:
-        ApiError: it is not JSON, or not what it should be; ``param`` says where. Or it has not come in time.
+        ApiError: it is not JSON, or not what it should be; ``param`` says where. Or it did not arrive in time.
         ConnectionResetError: the client is gone.
     """
     config = request.app[STATE].config
@@ -94,7 +94,7 @@ class Exchange:
     for what was done, however it ended.
 
     Attributes:
-        charges_drawn: whether the tokens that are drawn cost something.
+        charges_drawn: whether tokens that are drawn are charged.
 
     Raises:
         ApiError: the server takes no requests.
@@ -120,7 +120,7 @@ class Exchange:
         self.key.charge(self._tokens + sum(prompt for prompt, _ in usages), drawn)
 
     def follow(self, served: Served, stream: TokenStream) -> TokenStream:
-        """An engine's stream that is for this request."""
+        """An engine's stream that serves this request."""
         self._streams.append((served, stream))
         return stream
 
@@ -129,7 +129,7 @@ class Exchange:
         self._tokens += prompt_tokens
 
     def abort(self) -> None:
-        """End its streams; the client is told that the server stops."""
+        """End its streams; the client is told that the server is stopping."""
         for served, stream in self._streams:
             served.engine.abort_request(stream.request_id)
 
@@ -137,7 +137,7 @@ class Exchange:
         """Whose request it is, for fairness and for the prefix cache."""
         options = asked.options()
         options["tenant"] = self.key.name
-        # Everybody's salts begin with a name of their own, those without a key too: nobody's can be spelt by another.
+        # Everybody's salts begin with a name of their own, also those without a key, so that nobody can spell another's.
         options["cache_salt"] = asked.salt if self.state.config.share_prefix_cache else f"{self.key.name}:{asked.salt}"
         return options
 
@@ -159,11 +159,11 @@ class Exchange:
         return output
 
     async def prepared(self, work: Callable[[], R]) -> R:
-        """What is made of the body: in a worker thread if there is much of it."""
+        """Make something of the body: in a worker thread if it is large."""
         return work() if self.request.get(BODY_BYTES, 0) <= _LARGE_BYTES else await threaded(self.request, work)
 
     async def written(self, work: Callable[[], R], *, much: bool) -> R:
-        """What an answer is made of: in a worker thread if that is much work."""
+        """Make something of an answer: in a worker thread if that is much work."""
         return await threaded(self.request, work) if much else work()
 
     async def streamed(
@@ -171,8 +171,8 @@ class Exchange:
         write: Callable[[EventStream], Awaitable[None]],
         failed: Callable[[BaseException], bytes] = openai_failure,
     ) -> web.StreamResponse:
-        """Admit requests, then let ``write`` stream what comes of them. What is refused at admission is an answer of its
-        own; what fails later becomes the last event, without a mark of success.
+        """Admit requests, then let ``write`` stream what comes of them. A refusal at admission is an answer of its own;
+        a later failure becomes the last event, without a mark of success.
 
         Args:
             failed: an error as an event.
@@ -203,7 +203,7 @@ def with_bounded_logprobs(
     params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig
 ) -> SamplingParams:
     """Bound how many logprobs a request could return: they take much more room than the text. Where it leaves open how
-    long the text may be, that becomes as long as the bound allows.
+    long the text may be, the text may be as long as the bound allows.
 
     Args:
         sizes: of the prompts, in tokens or in characters, which are not fewer.
@@ -230,6 +230,6 @@ def with_bounded_logprobs(
 
 
 def told_reason(one: CompletionOutput, asked: Sampling) -> str | int | None:
-    """The stop string or token that the request named and that ended a completion; the model's own end is none."""
+    """The stop string or token that the request named and that ended a completion; None where the model ended it."""
     reason = one.stop_reason
     return None if isinstance(reason, int) and reason not in (asked.stop_token_ids or ()) else reason

@@ -19,7 +19,7 @@ _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("it
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format; with ``?format=json``, key figures as JSON. Of usage, that of the key that asks, and the
+    """Prometheus' text format; with ``?format=json``, key figures as JSON. Usage is that of the calling key, and the
     total."""
     return await figures_reply(request, request.app[STATE].keys.usage([request[KEY]]))
 
@@ -39,7 +39,7 @@ async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, A
 
 
 def _exposition(usage: Mapping[str, Mapping[str, Any]], totals: Mapping[str, int]) -> bytes:
-    """What keys were used for, by name, and counters of the whole server, in Prometheus' text format."""
+    """Usage of keys by name, and counters of the whole server, in Prometheus' text format."""
     lines = []
     for kind in ("requests", "prompt_tokens", "completion_tokens", "refused"):
         lines.append(f"# TYPE asurge_api_key_{kind}_total counter")

@@ -1,4 +1,4 @@
-"""The output of ``/v1/responses``: items that grow, and the events that tell of it."""
+"""The output of ``/v1/responses``: items that grow, and the events that report it."""
 
 from __future__ import annotations
 

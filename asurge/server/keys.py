@@ -17,12 +17,12 @@ from asurge.server.errors import RateLimitError
 _PREFIX = "sk-asurge-"
 ANONYMOUS = "anonymous"
 Meter = Literal["requests", "tokens"]
-"""What a request counts against of a key's limits: that of requests, or that of tokens as well."""
+"""Which of a key's limits a request counts against: that of requests, or that of tokens as well."""
 
 
 @dataclasses.dataclass(slots=True)
 class Usage:
-    """What a key was used for, or all of them."""
+    """Usage of a key, or of all of them."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -31,15 +31,15 @@ class Usage:
 
 
 class TokenBucket:
-    """What is left of a limit: it fills up to a minute's worth, and may go into debt, because what an answer costs is known
-    at its end."""
+    """What is left of a limit: it refills up to a minute's worth, and may go into debt, because what an answer costs is only
+    known at its end."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
         self._most, self._rate, self._clock = max(per_minute, 1.0), per_minute / 60.0, clock
         self._left, self._seen_s = self._most, clock()
 
     def wait_s(self, amount: float) -> float:
-        """Seconds until so much is there; 0 if it is."""
+        """Seconds until this much is there; 0 if it is."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._seen_s) * self._rate)
         self._seen_s = now
@@ -102,7 +102,7 @@ class KeyRing:
         requests_per_minute, tokens_per_minute: for keys without limits of their own; None: unlimited.
 
     Attributes:
-        total: what all keys were used for, those that were revoked and the lack of one included.
+        total: usage of all keys, including revoked ones and requests without a key.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class KeyRing:
         return iter(list(self._keys.values()))
 
     def add(self, key: str, settings: Mapping[str, Any] | None = None) -> ApiKey:
-        """Know a key.
+        """Accept a key from now on.
 
         Args:
             settings: ``label``, ``requests_per_minute``, ``tokens_per_minute``.
@@ -142,7 +142,7 @@ class KeyRing:
         return known
 
     def generate(self, label: str = "") -> str:
-        """A new key. It is told once, here."""
+        """A new key. It is shown once, here."""
         key = _PREFIX + secrets.token_urlsafe(32)
         self.add(key, {"label": label})
         return key
@@ -156,7 +156,7 @@ class KeyRing:
         return False
 
     def find(self, key: str) -> ApiKey | None:
-        """The key, if it is known; looks at every known one, so that time tells nothing."""
+        """The key, if it is known; looks at every known one, so that timing reveals nothing."""
         digest, found = _digest(key), None
         for known in self._keys.values():
             if hmac.compare_digest(known.digest, digest):
@@ -164,7 +164,7 @@ class KeyRing:
         return found
 
     def usage(self, of: Iterable[ApiKey] | None = None) -> dict[str, dict[str, Any]]:
-        """By name, what some keys, or all, were used for; the requests without a key under ``anonymous``."""
+        """Usage of some keys, or of all, by name; requests without a key are under ``anonymous``."""
         keys = (self.anonymous, *self._keys.values()) if of is None else of
         return {one.name: {"label": one.label, **dataclasses.asdict(one.usage)} for one in keys}
 

@@ -41,12 +41,12 @@ async def _beside(state: ServerState) -> None:
 
 
 async def _start(served: Served, state: ServerState) -> None:
-    """A model that cannot start leaves the others alone; readiness and requests tell of it."""
+    """A model that cannot start leaves the others alone; readiness and requests report it."""
     try:
         served.owned = served.engine.state == "new"
         if served.owned:
             await served.engine.initiate()
-        while served.engine.state == "starting":  # noqa: ASYNC110 - by its owner, who tells nobody when it has
+        while served.engine.state == "starting":  # noqa: ASYNC110 - by its owner, and nothing signals the end of that
             await anyio.sleep(_LOOK_S)
         state.opened(served)
     except AsurgeError as error:

@@ -50,7 +50,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """Go on with a conversation."""
+    """Continue a conversation."""
     asked = await read(request, MessagesRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
@@ -103,7 +103,7 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
 
 
 def _switches(asked: CountMessagesRequest) -> dict[str, Any]:
-    """What the chat template is told of reasoning."""
+    """What the chat template is told about reasoning."""
     found = effort_switches(None if asked.output_config is None else asked.output_config.effort)
     if asked.thinking is not None and asked.thinking.type != "adaptive":
         found["enable_thinking"] = asked.thinking.type == "enabled"
@@ -276,7 +276,7 @@ def _event(name: str, body: dict[str, Any] | bytes) -> bytes:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """Arguments as an object; those that a length limit cut off are none."""
+    """Arguments as an object; an empty one where a length limit cut them off."""
     try:
         found = orjson.loads(text or "{}")
     except orjson.JSONDecodeError:

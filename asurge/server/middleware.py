@@ -30,12 +30,12 @@ OPEN = web.AppKey("asurge.open", frozenset[str])
 """Names of the routes that need no key."""
 
 METERED = web.AppKey("asurge.metered", dict[str, Meter])
-"""What counts against a key's limits, by names of routes."""
+"""What counts against a key's limits, by the names of routes."""
 
 
 @web.middleware
 async def around(request: web.Request, handler: web.Handler) -> web.StreamResponse:  # type: ignore[name-defined]
-    """One middleware for all of it: each more is a coroutine per request."""
+    """One middleware for all of it: each further one would be a coroutine per request."""
     given, began_s = request.headers.get("X-Request-Id", ""), time.monotonic()
     request_id = (
         given if 0 < len(given) <= _ID_CHARACTERS and given.isprintable() and given.isascii() else secrets.token_hex(8)
@@ -48,7 +48,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
         response = _refused(request, _http(error) if isinstance(error, web.HTTPException) else failure_of(error))
     except ConnectionError:
         _cut(request)
-        response = web.Response(status=CLIENT_GONE)  # nobody gets it; what is raised would be logged as a failure
+        response = web.Response(status=CLIENT_GONE)  # nobody gets it; an exception would be logged as a failure
     except asyncio.CancelledError:
         _tell(request, 200 if request.get(SENT, False) else CLIENT_GONE, began_s)
         raise
@@ -56,7 +56,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
         _log.exception("request %s failed", request_id)
         response = _refused(request, failure_of(error))
     if not response.prepared and request.writer.output_size:
-        # A stream has begun: cut off, it tells of failure, which a second answer within it would not.
+        # A stream has begun: cut off, it shows that it failed, which a second answer within it would not.
         _cut(request)
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
@@ -136,14 +136,14 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, state: Ser
     response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
     if request.method == hdrs.METH_OPTIONS:
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, DELETE, OPTIONS"
-        # Those that the page asks for: clients send many of their own, as ``x-stainless-os``.
+        # Those that the page asks for: clients send many of their own, such as ``x-stainless-os``.
         wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, _CORS_HEADERS)
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
         response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
 
 
 def _tell(request: web.Request, status: int, began_s: float) -> None:
-    """The path as it was sent, so that it is one line, and without its query, which may hold a key."""
+    """Log the path as it was sent, so that it is one line, and without its query, which may hold a key."""
     quiet = request.match_info.route.name in request.app[OPEN]  # probes ask every second
     if _access.isEnabledFor(logging.INFO) and not quiet:
         name = request[KEY].name if KEY in request else "-"

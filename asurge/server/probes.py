@@ -1,4 +1,4 @@
-"""Whether the server lives, how busy it is, and which version it has."""
+"""Whether the server is alive, how busy it is, and which version it has."""
 
 from __future__ import annotations
 

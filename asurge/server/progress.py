@@ -21,13 +21,13 @@ class Progress:
         self._taken, self._since_s = 0, 0.0
 
     def stalled_s(self) -> float | None:
-        """For how many seconds nothing was taken, as far as one has looked; None: nothing waits to be taken."""
+        """For how many seconds nothing has been taken, as seen by calls of this; None: nothing is waiting to be taken."""
         transport, now = self._request.transport, self._clock()
         if transport is None:
             return None
         held = transport.get_write_buffer_size()
         kernel = _kernel(transport)
-        # What the process holds tells nothing of a reader while megabytes of it fit into the kernel.
+        # What the process holds says nothing about a reader while megabytes of it fit into the kernel.
         waits = held > 0 or (kernel is not None and kernel.waits)
         taken = self._request.writer.output_size - held if kernel is None else kernel.taken
         if not waits or taken != self._taken:
@@ -36,7 +36,7 @@ class Progress:
 
 
 class _Kernel(NamedTuple):
-    """What Linux tells of a connection: whether it holds bytes that the other end has not acknowledged, and how many that
+    """What Linux reports of a connection: whether it holds bytes that the other end has not acknowledged, and how many that
     end has."""
 
     waits: bool
@@ -53,6 +53,6 @@ def _kernel(transport: asyncio.Transport) -> _Kernel | None:
         return None
     try:
         unacked, taken, unsent = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    except (OSError, struct.error):  # it is closed, or not of TCP; or the kernel is older than 4.6
+    except (OSError, struct.error):  # it is closed, or not TCP; or the kernel is older than 4.6
         return None
     return _Kernel(unacked + unsent > 0, taken)

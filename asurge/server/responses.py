@@ -49,7 +49,7 @@ _TEXTS = ("input_text", "output_text", "text")
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """Go on with a conversation."""
+    """Continue a conversation."""
     asked = await read(request, ResponsesRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
@@ -57,7 +57,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         if asked.previous_response_id is not None:
             kept = request.app[STORE].get(asked.previous_response_id, exchange.key)
             before = kept.conversation
-            request[BODY_BYTES] += kept.size  # it is prepared with what the body holds
+            request[BODY_BYTES] += kept.size  # it is prepared together with the body
         known: Mapping[str, Item] = {}
         if not isinstance(asked.input, str) and any(item.type == _REFERENCE for item in asked.input):
             known = request.app[STORE].items(exchange.key)
@@ -91,7 +91,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[str, Item]) -> ChatCompletionRequest:
-    """The same request in terms of chat, behind the conversation before it.
+    """The same request in terms of chat, after the conversation before it.
 
     Args:
         known: items that may be named by their ids.
@@ -140,7 +140,7 @@ def _format(asked: ResponsesRequest) -> ResponseFormat | None:
 
 
 def _resolved(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
-    """Items, with those in place of which there is an id.
+    """Items, with ids replaced by the items they stand for.
 
     Raises:
         ApiError: an id is not known, or comes twice.
@@ -162,7 +162,7 @@ def _resolved(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
 
 
 def _messages(items: Sequence[Item]) -> list[Message]:
-    """What was said: a text and the calls beside it are one turn, as models write them."""
+    """What was said: a text and the calls that go with it are one turn, as models write them."""
     found: list[Message] = []
     for at, item in enumerate(items):
         where = f"input[{at}]"
@@ -265,7 +265,7 @@ class ResponseAnswer:
                 await events.send(b"".join(data))
 
     def failed(self, error: BaseException) -> bytes:
-        """The last event of an answer that failed; behind the first ones, which clients wait for before any other."""
+        """The last event of an answer that failed, after the first ones, which clients wait for before any other."""
         begun, failure = self._begin(), failure_of(error)
         self._response.status, self._response.output = "failed", self._items.items
         self._response.error = {"code": failure.code or "server_error", "message": failure.message}
@@ -279,7 +279,7 @@ class ResponseAnswer:
         return [self._event("response.created"), self._event("response.in_progress")]
 
     def _take(self, output: RequestOutput) -> list[bytes]:
-        """Take news in; returns the events that tell of them."""
+        """Take in what is new; returns the events that report it."""
         one = output.outputs[0]
         return self._items.take(self._readers.of(one, output).read(one))
 

@@ -43,8 +43,8 @@ class Route:
         body: what it reads; None: nothing.
         answer: what it answers with, as JSON; a media type: what it answers with otherwise.
         streams: whether it can answer with server-sent events.
-        metered: what it counts against of a key's limits.
-        open: whether it needs no key: it tells nothing that is anybody's.
+        metered: which of a key's limits it counts against.
+        open: whether it needs no key, because it reveals nothing that belongs to anybody.
     """
 
     method: str

@@ -30,18 +30,18 @@ class EventStream:
         self._sent_s = anyio.current_time()
 
     async def send(self, events: bytes) -> None:
-        """Events as they stand."""
+        """Send events as they are."""
         self._sent_s = anyio.current_time()
         await self.response.write(events)
 
     async def close(self) -> None:
-        """The end, behind which nothing is sent, however long a slow reader takes to have it."""
+        """End the stream: nothing is sent after that, however long a slow reader takes to get it."""
         self._sent_s = math.inf
         await self.response.write_eof()
         self._request[SENT] = True
 
     async def tend(self) -> None:
-        """To be called now and then: sends a comment, if nothing was sent for long.
+        """To be called now and then: sends a comment if nothing has been sent for long.
 
         Raises:
             ConnectionResetError: the reader has taken nothing for too long.
@@ -49,7 +49,7 @@ class EventStream:
         stalled_s = self._progress.stalled_s()
         if stalled_s is not None and stalled_s >= self._config.write_timeout_s:
             raise ConnectionResetError("the reader takes nothing")
-        # One that has something to take needs no comment, and the sender would wait for it.
+        # A reader that has something to take needs no comment, and the sender would wait for it.
         if stalled_s is None and anyio.current_time() - self._sent_s >= self._config.keep_alive_s:
             await self.send(b": keep-alive\n\n")
 

@@ -37,7 +37,7 @@ class Rates:
         self._seen: deque[tuple[float, int, int]] = deque()
 
     def seen(self, now_s: float, first: int, second: int) -> tuple[float, float]:
-        """Their values now; returns their growth per second."""
+        """Take their values now; returns their growth per second."""
         while len(self._seen) > 1 and self._seen[1][0] < now_s - self._over_s:
             self._seen.popleft()
         self._seen.append((now_s, first, second))
@@ -73,7 +73,7 @@ class UnderWay(Protocol):
 
 
 class ServerState:
-    """One server's.
+    """The state of one server.
 
     Args:
         aliases: further names of models.
@@ -201,7 +201,7 @@ class ServerState:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Refuse further requests for a while, which others may do at the same time, and whatever `pause` says."""
+        """Refuse further requests for a while, whatever `pause` says; others may do so at the same time."""
         self._holds += 1
         try:
             yield

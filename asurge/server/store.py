@@ -18,7 +18,7 @@ STORED_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer that is kept, with the conversation up to and with it.
+    """An answer that is kept, with the conversation up to and including it.
 
     Attributes:
         items: those of the answer, by their ids.
@@ -54,8 +54,8 @@ class _Shelf:
 
 
 class ResponseStore:
-    """The newest answers, bounded in number and bytes. Each key sees its own only, and what is too much is taken from the
-    key that holds most, so that nobody pushes out what others keep."""
+    """The newest answers, bounded in number and bytes. Each key sees only its own, and when there is too much, the
+    key that holds most loses some, so that nobody pushes out what others keep."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -75,7 +75,7 @@ async def count_tokens(request: web.Request) -> web.Response:
 
 
 async def tokenizer_info(request: web.Request) -> web.Response:
-    """What the tokenizer is."""
+    """Facts about the tokenizer."""
     served = request.app[STATE].find(request.query.get("model"))
     tokenizer = served.engine.tokenizer
     info: dict[str, Any] = {
@@ -96,10 +96,10 @@ def _tokens(
     special: bool,
     template_kwargs: dict[str, Any] | None = None,
 ) -> Callable[[], list[int]]:
-    """What makes tokens of a text or a conversation, in a thread.
+    """A function that makes tokens of a text or a conversation, for a worker thread.
 
     Raises:
-        ApiError: both are given, or none.
+        ApiError: both are given, or neither.
     """
     if (text is None) == (messages is None):
         raise ApiError("give either a text or messages", param="prompt")

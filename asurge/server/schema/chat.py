@@ -76,7 +76,7 @@ class NamedTool(msgspec.Struct, kw_only=True):
 
 
 class ChatCompletionRequest(Sampling, kw_only=True):
-    """A conversation to go on with."""
+    """A conversation to continue."""
 
     messages: list[Message]
     max_completion_tokens: int | None = None
@@ -109,7 +109,7 @@ class TopLogprob(msgspec.Struct, kw_only=True):
 
 
 class TokenLogprob(TopLogprob, kw_only=True):
-    """How likely the token that came was, and those in its place."""
+    """How likely the token that was drawn was, and those that could have taken its place."""
 
     top_logprobs: list[TopLogprob]
 
@@ -172,7 +172,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """What is new of an answer."""
+    """What is new in an answer."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -182,7 +182,7 @@ class Delta(msgspec.Struct, kw_only=True):
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
-    """What is new of one of the answers."""
+    """What is new in one of the answers."""
 
     index: int
     delta: Delta

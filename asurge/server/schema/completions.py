@@ -11,7 +11,7 @@ from asurge.server.schema.sampling import Sampling, Usage
 
 
 class CompletionRequest(Sampling, kw_only=True):
-    """Texts or token ids to go on with."""
+    """Texts or token ids to continue."""
 
     prompt: str | list[str | int | list[int]]
     best_of: int | None = None
@@ -25,7 +25,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
     @property
     def scores(self) -> bool:
-        """Whether it asks for its own logprobs alone: the one token that has to be drawn is nobody's."""
+        """Whether it asks only for the prompt's logprobs: the one token that has to be drawn is left out."""
         return bool(self.echo) and self.max_tokens == 0
 
 
@@ -39,7 +39,7 @@ class CompletionLogprobs(msgspec.Struct, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
-    """One of the texts; in a stream, what is new of it."""
+    """One of the texts; in a stream, what is new in it."""
 
     index: int
     text: str

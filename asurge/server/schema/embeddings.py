@@ -38,7 +38,7 @@ class EmbeddingUsage(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingResponse(msgspec.Struct, kw_only=True):
-    """All vectors, in the order of what they are of."""
+    """All vectors, in the order of their inputs."""
 
     data: list[Embedding]
     model: str

@@ -21,7 +21,7 @@ class ThinkingBlock(msgspec.Struct, kw_only=True, tag="thinking", tag_field="typ
 
 
 class RedactedThinkingBlock(msgspec.Struct, kw_only=True, tag="redacted_thinking", tag_field="type"):
-    """Reasoning that nobody may read; passed over."""
+    """Reasoning that nobody may read; ignored."""
 
     data: str = ""
 
@@ -35,7 +35,7 @@ class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type
 
 
 class ToolResultBlock(msgspec.Struct, kw_only=True, tag="tool_result", tag_field="type"):
-    """What a call brought."""
+    """What a call returned."""
 
     tool_use_id: str
     content: str | list[TextBlock] = ""
@@ -104,7 +104,7 @@ class CountMessagesRequest(msgspec.Struct, kw_only=True):
 
 
 class MessagesRequest(CountMessagesRequest, kw_only=True):
-    """A conversation to go on with."""
+    """A conversation to continue."""
 
     max_tokens: int
     stream: bool = False

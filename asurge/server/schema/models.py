@@ -1,4 +1,4 @@
-"""Models, tokens, and what the server tells of itself."""
+"""Models, tokens, and what the server says about itself."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ class InputText(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Item(msgspec.Struct, kw_only=True):
-    """Something that happened in a conversation: a message (without a type, too), a call, what it brought, reasoning, or
-    the id of such a thing that an answer held."""
+    """Something that happened in a conversation: a message (also without a type), a call, what it returned, reasoning,
+    or the id of such an item of an earlier answer."""
 
     type: str = "message"
     id: str | None = None
@@ -69,7 +69,7 @@ class ReasoningOptions(msgspec.Struct, kw_only=True):
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):
-    """A conversation to go on with; OpenAI's fields, and of asurge's those that are not about form."""
+    """A conversation to continue: OpenAI's fields, and those of asurge's that are not about form."""
 
     input: str | list[Item]
     model: str | None = None

@@ -56,14 +56,14 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """What a stream tells besides the text."""
+    """What a stream carries besides the text."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
 class EngineRequest(msgspec.Struct, kw_only=True):
-    """What an engine is to work for, and how beside others."""
+    """What an engine is to work on, and how it is treated beside others."""
 
     model: str | None = None
     user: str | None = None
@@ -74,11 +74,11 @@ class EngineRequest(msgspec.Struct, kw_only=True):
 
     @property
     def salt(self) -> str:
-        """Requests with different ones share nothing in the prefix cache."""
+        """Requests with different salts share nothing in the prefix cache."""
         return self.cache_salt or ""
 
     def options(self) -> RequestOptions:
-        """How the request is treated beside others, as far as it says itself."""
+        """How the request is treated beside others, as far as it says so itself."""
         options = RequestOptions()
         if self.priority is not None:
             options["priority"] = self.priority
@@ -148,7 +148,7 @@ class Sampling(EngineRequest, kw_only=True):
 
     @property
     def tells_of_tokens(self) -> bool:
-        """Whether the answer tells how likely tokens were."""
+        """Whether the answer says how likely tokens were."""
         return self.prompt_logprobs is not None
 
     def check(self) -> None:
@@ -163,11 +163,11 @@ class Sampling(EngineRequest, kw_only=True):
 
         Args:
             form: arguments of `asurge.GuidedDecodingParams` that the tools ask for.
-            own: what the endpoint says of parameters.
+            own: parameters that the endpoint sets itself.
 
         Raises:
             InvalidRequestError: a value is out of range.
-            ApiError: the request asks for a form, and its tools for another.
+            ApiError: the request asks for one form, and its tools for another.
         """
         values = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         asked = self._form()
@@ -208,7 +208,7 @@ class CompletionTokensDetails(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Tokens; those of reasoning are told at the end of a chat."""
+    """Tokens; those of reasoning are given at the end of a chat."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -218,7 +218,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, prompt: int, completion: int, cached: int, reasoning: int | None = None) -> Usage:
-        """Told apart, tokens of reasoning are never more than there are."""
+        """Where tokens of reasoning are given, they are never more than those of the completion."""
         details = UNSET if reasoning is None else CompletionTokensDetails(reasoning_tokens=min(reasoning, completion))
         return cls(
             prompt_tokens=prompt,
