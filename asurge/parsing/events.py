@@ -46,7 +46,7 @@ Event = Content | Reasoning | ToolCallStart | ToolCallArguments
 
 
 class Output:
-    """Collects events. Neighbouring pieces of one kind become one; blank text behind a mark is left out.
+    """Collects events. Neighbouring pieces of one kind become one; blank text after a mark is left out.
 
     Args:
         shown: text that is to be content, without what must never be seen.
@@ -78,7 +78,7 @@ class Output:
         self._add(Content, self._unmarked(text))
 
     def refused(self, text: str) -> None:
-        """Text that was read as part of a call and is none: content, without special tokens."""
+        """Text that was read as part of a call but is none: content, without special tokens."""
         if text:
             self._after_mark = False
             self.content(self._shown(text))
@@ -102,7 +102,7 @@ class Output:
         self._add(ToolCallArguments, text)
 
     def end(self) -> None:
-        """The call is complete, or no more of it can be read; without arguments they are an empty object."""
+        """The call is complete, or no more of it can be read; if it has no arguments, they are an empty object."""
         if self.in_call:
             if not self._has_arguments:
                 self.arguments("{}")

@@ -10,12 +10,12 @@ from asurge.parsing.events import Output
 from asurge.parsing.reader import MalformedError, Reader, Wait
 
 MAX_DEPTH = 128
-"""Of nested values. Deeper ones are no call: nobody could read them without bounds."""
+"""Of nested values. Deeper ones are not a call: reading them would have no bounds."""
 
 ARGUMENTS = ("arguments", "parameters")
 _NAMES = ("name", "function")
 _KEYS = (*ARGUMENTS, *_NAMES, "id", "type", "description")
-"""Of what may be a call without a mark: an answer in JSON is not held longer than up to another key."""
+"""Of what may be a call without a mark: an answer in JSON is held back only up to the first other key."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 # Alternatives that begin differently: there is one way to match, and no backtracking.
@@ -23,7 +23,7 @@ _STRING = re.compile(r'(?:[^"\\]+|\\.)*', re.DOTALL)
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]*")
 
 _VALUE, _ITEM, _KEY, _MEMBER, _COLON, _NEXT = range(6)
-"""What may come: a value; one or the end of a list; a key; one or the end of an object; a colon; a comma or an end."""
+"""What may come: a value; a value or the end of a list; a key; a key or the end of an object; a colon; a comma or an end."""
 _BETWEEN, _IN_STRING, _IN_ESCAPE, _IN_SCALAR = range(4)
 
 
@@ -36,7 +36,7 @@ class JsonScanner:
         self.done = self.failed = False
 
     def scan(self, text: str, at: int) -> int:
-        """Read on; where reading ended: at the end of the value or of the text, or where it is not JSON."""
+        """Read on; returns where reading ended: at the end of the value or of the text, or where it is not JSON."""
         while at < len(text) and not self.done and not self.failed:
             if self._place == _BETWEEN:
                 found = _BLANK.match(text, at)
@@ -135,10 +135,10 @@ def json_value(reader: Reader, sink: Callable[[str], object] = lambda text: None
 
 
 def json_string(reader: Reader) -> Wait[str]:
-    """Read one string; what it says.
+    """Read one string; returns what it says.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: it is not one.
     """
     if (yield from reader.peek()) != '"':
         raise MalformedError("string")
@@ -174,9 +174,9 @@ def _refuse(constant: str) -> str:
 
 
 def call_object(reader: Reader, out: Output, *, bare: bool = False) -> Wait[None]:
-    """Read ``{"name": ..., "arguments": {...}}`` as a call; the members may come in any order, and others beside them.
+    """Read ``{"name": ..., "arguments": {...}}`` as a call; the members may come in any order, with others among them.
 
-    The call starts once its name is known and its arguments begin; before that what is read may turn out to be none.
+    The call starts once its name is known and its arguments begin; before that, what is read may turn out not to be one.
 
     Args:
         bare: no mark says that this is a call: it must have arguments, and these must be an object.
@@ -218,7 +218,7 @@ def call_object(reader: Reader, out: Output, *, bare: bool = False) -> Wait[None
 
 
 def _arguments(reader: Reader, call: _Call, *, quoted: bool) -> Wait[None]:
-    """Arguments as they are; an object that was put into a string is taken out of it."""
+    """Read arguments as they are; an object that was put into a string is taken out of it."""
     if not quoted:
         yield from json_value(reader, call.arguments)
         return
@@ -277,10 +277,10 @@ def call_with(reader: Reader, out: Output, name: str, call_id: str | None = None
 
 
 def call_list(reader: Reader, out: Output, *, bare: bool = False) -> Wait[None]:
-    """Read ``[{...}, {...}]`` as calls. What is wrong behind the first one is content from there on.
+    """Read ``[{...}, {...}]`` as calls. What is wrong after the first one is content from there on.
 
     Raises:
-        MalformedError: it is no list of calls, or breaks off.
+        MalformedError: it is not a list of calls, or breaks off.
     """
     yield from reader.need("[")
     yield from reader.space()

@@ -20,16 +20,16 @@ class Lark:
 
     @staticmethod
     def text(text: str) -> str:
-        """A literal; nothing is one too."""
+        """A literal; may be empty."""
         return json.dumps(text, ensure_ascii=False)
 
     @staticmethod
     def json(schema: Mapping[str, Any]) -> str:
-        """A value of a schema."""
+        """A value that fits a schema."""
         return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
 
     def rule(self, body: str, *, attributes: str = "", terminal: bool = False) -> str:
-        """A new rule; its name."""
+        """Add a rule; returns its name."""
         name = f"{'T' if terminal else 'r'}{len(self._rules)}"
         self._rules.append(f"{name}{attributes}: {body}")
         return name

@@ -13,7 +13,7 @@ from asurge.parsing.schemas import quoted
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _OTHER_NUMBER_SIZE = 64
-"""Of numbers that are written as JSON does not, which are few and short."""
+"""Of numbers written in ways that JSON does not allow; they are few and short."""
 
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
@@ -21,19 +21,19 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v
 _BODIES = {quote: re.compile(rf"(?:[^{quote}\\]+|\\.)*", re.DOTALL) for quote in "'\""}
 """Of strings. The alternatives begin differently: there is one way to match."""
 _ITEM = re.compile(r"([-+.\w]+)\s*,\s*(?=[^\s\])}])")
-"""Of a list, with another behind it."""
+"""Of a list, with another after it."""
 
 
 class Literals:
-    """Reads Python's literals: strings, numbers, constants, lists, tuples and dicts. Of bounded depth."""
+    """Reads Python's literals: strings, numbers, constants, lists, tuples and dicts, to a bounded depth."""
 
     _scalar = re.compile(r"[-+.\w]*")
 
     def value(self, reader: Reader) -> Wait[str]:
-        """Read one value; its JSON.
+        """Read one value; returns its JSON.
 
         Raises:
-            MalformedError: it is none, or not complete.
+            MalformedError: it is not one, or not complete.
         """
         pieces, closers = list[str](), list[str]()
         while True:
@@ -58,7 +58,7 @@ class Literals:
             return "".join(pieces)
 
     def _listed(self, text: str, at: int, pieces: list[str]) -> int:
-        """Read items of a list that are plain and there already, in one go; where reading ended."""
+        """Read items of a list that are plain and already there, in one go; returns where reading ended."""
         while (found := _ITEM.match(text, at)) is not None:
             try:
                 pieces.append(plain(found[1]) + ", ")
@@ -68,7 +68,7 @@ class Literals:
         return at
 
     def _another(self, reader: Reader, pieces: list[str], closers: list[str]) -> Wait[bool]:
-        """Read on behind a value, over brackets that close, to the next one; whether there is one."""
+        """Read on after a value, past closing brackets, to the next one; returns whether there is one."""
         while closers:
             yield from reader.space()
             comma = yield from reader.skip(",")
@@ -83,7 +83,7 @@ class Literals:
         return False
 
     def _key(self, reader: Reader, closer: str) -> Wait[str]:
-        """Read the key of a member, if members are what is read."""
+        """Read the key of a member, if it is members that are read."""
         if closer != "}":
             return ""
         key = yield from self.key(reader, (yield from reader.peek()))
@@ -92,18 +92,18 @@ class Literals:
         return key + ": "
 
     def key(self, reader: Reader, char: str) -> Wait[str]:
-        """Read a key that begins with a character; a JSON string."""
+        """Read a key that begins with a character; returns a JSON string."""
         key = yield from self.scalar(reader, char)
         return key if key.startswith('"') else quoted(key)
 
     def scalar(self, reader: Reader, char: str) -> Wait[str]:
-        """Read what has no parts and begins with a character."""
+        """Read a value without parts that begins with a character."""
         if char in _BODIES:
             return quoted((yield from self.string(reader)))
         return plain((yield from reader.word(self._scalar)))
 
     def string(self, reader: Reader) -> Wait[str]:
-        """Read a string in quotes, single or triple; what it says."""
+        """Read a string in quotes, single or triple; returns what it says."""
         quote = yield from reader.take(1)
         end = quote
         if (yield from reader.skip(quote * 2)):

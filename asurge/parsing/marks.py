@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class Marks:
-    """Of marks that begin at different places the first counts, of those that begin together the longest."""
+    """Of marks that begin at different places the first counts, of those that begin at the same place the longest."""
 
     def __init__(self, marks: Iterable[str]) -> None:
         known = sorted(set(marks))
@@ -35,7 +35,7 @@ class Marks:
         return self._pattern.sub("", text) if self._pattern is not None else text
 
     def _held(self, text: str, at: int) -> int:
-        """Where the longest end of the text starts that may grow into a mark."""
+        """Where the longest end of the text that may grow into a mark starts."""
         for begin in range(max(at, len(text) - self._longest + 1), len(text)):
             if text[begin:] in self._prefixes:
                 return begin

@@ -14,17 +14,17 @@ from asurge.parsing.reasoning import ReasoningFormat
 
 
 class OutputParser:
-    """Takes the text of one completion apart into reasoning, content and tool calls. What comes of a text does not
-    depend on the pieces it is fed in.
+    """Takes the text of one completion apart into reasoning, content and tool calls. The result does not
+    depend on the pieces that the text is fed in.
 
     Text is passed on at once unless it may be the beginning of a mark. What begins like a call is held until it has its
-    name, and is content if it turns out to be none. White space behind a mark is left out.
+    name, and is content if it turns out not to be one. White space after a mark is left out.
 
     Args:
         tool_format: None leaves calls in the content.
         reasoning_format: None leaves reasoning in the content.
         reasoning_open: the prompt ends within reasoning.
-        tools: OpenAI's definitions; formats that write strings without quotes tell types by them.
+        tools: OpenAI's definitions; formats that write strings without quotes take types from them.
         special_tokens: further texts that must never be shown: the tokenizer's special tokens, if text is decoded with
             them.
     """
@@ -53,7 +53,7 @@ class OutputParser:
         self._finished = False
 
     def feed(self, text: str) -> list[Event]:
-        """What a further piece of the text adds. Nothing, behind `finish`."""
+        """What a further piece of the text adds. Nothing, after `finish`."""
         if text and not self._finished:
             self._reader.feed(text)
             next(self._steps, None)

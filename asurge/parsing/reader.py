@@ -20,7 +20,7 @@ _SPACE = re.compile(r"\s*")
 
 
 class MalformedError(Exception):
-    """Text that was thought to be a call has not its form, or ends within it."""
+    """Text that was thought to be a call does not have its form, or ends within it."""
 
 
 class Reader:
@@ -39,15 +39,15 @@ class Reader:
         self.text, self.at = self.text[self.at :] + text, 0
 
     def keep(self, begun: str = "") -> None:
-        """From here on what is read, behind what has begun it, can be had back by `kept`."""
+        """Keep what is read from here on, after what has begun it, for `kept` to give back."""
         self._kept, self._kept_from = [begun], self.at
 
     def forget(self) -> None:
-        """It is not wanted any more."""
+        """What `keep` keeps is no longer wanted."""
         self._kept = None
 
     def kept(self) -> str:
-        """What was read since `keep`."""
+        """What has been read since `keep`."""
         if self._kept is None:
             return ""
         text = "".join((*self._kept, self.text[self._kept_from : self.at]))
@@ -59,7 +59,7 @@ class Reader:
         self.at -= size
 
     def more(self) -> Wait[bool]:
-        """Wait for more text; whether any can still come."""
+        """Wait for more text; returns whether any can still come."""
         if self.closed:
             return False
         yield
@@ -84,13 +84,13 @@ class Reader:
                 return
 
     def word(self, pattern: re.Pattern[str]) -> Wait[str]:
-        """`run` as one text."""
+        """`run`, returning one text."""
         pieces = list[str]()
         yield from self.run(pattern, pieces.append)
         return "".join(pieces)
 
     def space(self) -> Wait[None]:
-        """Read over white space."""
+        """Skip white space."""
         yield from self.run(_SPACE)
 
     def skip(self, mark: str) -> Wait[bool]:
@@ -105,7 +105,7 @@ class Reader:
         """Read some characters.
 
         Raises:
-            MalformedError: the text ends before.
+            MalformedError: the text ends before that.
         """
         while len(self.text) - self.at < size:
             if not (yield from self.more()):

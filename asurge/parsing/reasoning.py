@@ -11,12 +11,12 @@ from asurge.parsing.reader import Reader, Wait
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """How a family of models marks its reasoning. It comes first, behind white space at most, or it is none.
+    """How a family of models marks its reasoning. It comes first, after white space at most; anything later is not reasoning.
 
     Attributes:
-        begins: marks of which one begins it.
-        ends: marks of which one ends it; if none comes, all of the text is reasoning.
-        breaks: marks that end it too and are part of what follows, as those of a tool call.
+        begins: marks, any of which begins it.
+        ends: marks, any of which ends it; if none comes, all of the text is reasoning.
+        breaks: marks that also end it and are part of what follows, such as those of a tool call.
         needs_special_tokens: the marks are special tokens: text must be decoded with them.
         channels: the text is in channels (gpt-oss): they are read with the tool calls.
     """

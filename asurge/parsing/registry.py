@@ -37,7 +37,7 @@ _TOOLS: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
 _THINK = ReasoningFormat(("<think>",), ("</think>",))
 _SECTIONS = ("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>")
 _REASONING: tuple[tuple[ReasoningFormat, tuple[str, ...]], ...] = (
-    # After the files of these names in vLLM's reasoning parsers.
+    # After the files with these names among vLLM's reasoning parsers.
     (_THINK, ("think", "deepseek_r1", "deepseek_v3", "qwen3", "glm45", "ernie45", "step3", "olmo3", "minimax_m2")),
     (ReasoningFormat(("[THINK]",), ("[/THINK]",), needs_special_tokens=True), ("mistral",)),
     (
@@ -84,7 +84,7 @@ def _register(known: dict[str, T], name: str, fmt: T) -> None:
 
 
 _TOOL_MARKS = (
-    # Those that are part of others' come later.
+    # Marks that are part of other marks come later.
     ("<|channel|>", "gpt_oss"),
     ("<start_function_call>", "gemma"),
     ("<|tool_calls_section_begin|>", "kimi_k2"),

@@ -14,7 +14,7 @@ from asurge.parsing.lark import Lark
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _HOPS = 16
-"""From one reference to the next."""
+"""From one reference to the next, at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Parameter:
 
     @property
     def is_text(self) -> bool:
-        """Whether the value is a string in any case: then formats write it without quotes."""
+        """Whether the value is always a string: formats then write it without quotes."""
         schema = _resolved(self.schema)
         if "type" in schema:
             return bool(schema["type"] == "string")
@@ -41,7 +41,7 @@ class Parameter:
 
 
 def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema behind its references into its own definitions."""
+    """A schema, after following its references into its own definitions."""
     found: Any = schema
     for _ in range(_HOPS):
         if not isinstance(found, Mapping) or not isinstance(found.get("$ref"), str):
@@ -52,7 +52,7 @@ def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _mapping(found: object) -> Mapping[str, Any]:
-    """Part of a schema that is to be an object; of anything else nothing is known."""
+    """Part of a schema that should be an object; if it is anything else, nothing is known of it."""
     return found if isinstance(found, Mapping) else {}
 
 
@@ -70,12 +70,12 @@ def parameters(schema: Mapping[str, Any]) -> list[Parameter]:
 
 
 def texts(tools: Tools) -> dict[str, frozenset[str]]:
-    """Of each tool the parameters that are strings in any case."""
+    """For each tool, the parameters that are always strings."""
     return {name: frozenset(one.name for one in parameters(schema) if one.is_text) for name, schema in functions(tools)}
 
 
 def as_json(text: str, is_text: bool) -> str:
-    """A value that was written without quotes, as JSON: text of which it is not known to be text may be JSON."""
+    """A value that was written without quotes, as JSON: what is not known to be text may be JSON already."""
     if not is_text:
         stripped = text.strip()
         stripped = _PYTHON_WORDS.get(stripped, stripped)
@@ -89,7 +89,7 @@ def quoted(text: str) -> str:
 
 
 def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = "") -> str:
-    """An expression of a string without quotes that fits a schema, and of the mark that ends it, with text before."""
+    """An expression for a string without quotes that fits a schema, and for the mark that ends it, with text before."""
     schema = _resolved(schema)
     options = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(options, list | tuple) and options:
@@ -105,7 +105,7 @@ def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = ""
 
 
 def _searched(pattern: str) -> str:
-    """A pattern that may match anywhere, as one that matches the whole."""
+    """A pattern that may match anywhere, as one that matches the whole text."""
     begin = "" if pattern.startswith("^") else "(?s:.*)"
     end = "" if pattern.endswith("$") and not pattern.endswith("\\$") else "(?s:.*)"
     inner = pattern.removeprefix("^")
@@ -118,7 +118,7 @@ def _escaped(pattern: str) -> str:
 
 
 def sequence(lark: Lark, items: Sequence[tuple[str, bool]], separator: str) -> str:
-    """Expressions one after another, of which only those that are required must be there."""
+    """Expressions one after another, of which only the required ones must be there."""
     behind, alone = '""', '""'
     for one, required in reversed(items):
         skipped = ("", "") if required else (f" | {behind}", f" | {alone}")

@@ -1,4 +1,4 @@
-"""What every format of tool calls has."""
+"""What all formats of tool calls have in common."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPECIAL_TOKENS = (
     "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "<|python_tag|>",
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
 )  # fmt: skip
-"""Of all families: where text is decoded with special tokens, these are never part of the answer."""
+"""From all families: where text is decoded with special tokens, these are never part of the answer."""
 
 
 class ToolFormat(abc.ABC):
@@ -52,12 +52,12 @@ class ToolFormat(abc.ABC):
 
     @abc.abstractmethod
     def grammar(self, tools: Tools, *, parallel: bool) -> str | None:
-        """A grammar, in llguidance's dialect of Lark, of one call of one of the tools, or if ``parallel`` of one or more.
+        """A grammar, in llguidance's dialect of Lark, for one call of one of the tools, or if ``parallel`` for one or more.
         Marks are literals in it: `asurge.guidance` knows which are special tokens. None where the format cannot write the
         tools' names."""
 
     def call_id(self) -> str:
-        """An id for a call without one, as the family's chat templates take it when the call comes back."""
+        """An id for a call without one, as the family's chat templates accept it when the call comes back."""
         return f"call_{secrets.token_hex(12)}"
 
 
@@ -91,13 +91,13 @@ class MarkedFormat(ToolFormat):
         """Read what follows a mark: one or more calls.
 
         Raises:
-            MalformedError: it is no call, or breaks off.
+            MalformedError: it is not a call, or breaks off.
         """
 
 
 def attempt(reader: Reader, out: Output, begun: str, call: Wait[None]) -> Wait[None]:
-    """Read a call. What turns out to be none is content from its mark on; a call that has started stays as it is, and
-    what follows the place where it cannot be read further is content."""
+    """Read a call. What turns out not to be one is content from its mark on; a call that has started stays as it is, and
+    whatever follows the place where it can be read no further is content."""
     reader.keep(begun)
     try:
         yield from call

@@ -14,7 +14,7 @@ from asurge.parsing.reader import Reader, Wait
 from asurge.parsing.schemas import text_value
 
 MAX_HEADER = 256
-"""Characters. What is longer is none."""
+"""Characters. What is longer is not a header."""
 
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
@@ -23,16 +23,16 @@ _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
 class GptOss(ToolFormat):
-    """gpt-oss: each message is a header, ``<|message|>``, a body and a mark behind it. The channel ``analysis`` is
+    """gpt-oss: each message is a header, ``<|message|>``, a body and a mark after it. The channel ``analysis`` is
     reasoning; a message with a recipient, ``<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}
     <|call|>``, is a call, and the rest is content. A header in which the text ends is left out.
 
-    Only one call can be forced: the mark behind it ends the model's turn.
+    Only one call can be forced: the mark after it ends the model's turn.
 
     After OpenAI's description of its harmony format and SGLang's gpt_oss_detector.py.
 
     Args:
-        calls: whether calls are read as such; else they are content.
+        calls: whether calls are read as such; otherwise they are content.
     """
 
     hidden = (_START, _CHANNEL, _CONSTRAIN, _MESSAGE, *_ENDS)
@@ -53,7 +53,7 @@ class GptOss(ToolFormat):
 
     @staticmethod
     def _first(reader: Reader, out: Output) -> Wait[str]:
-        """The prompt has begun the first header: its rest may be the recipient."""
+        """The prompt has begun the first header: the rest of it may be the recipient."""
         reader.keep()
         yield from reader.space()
         if (yield from reader.skip("to=")):
@@ -64,7 +64,7 @@ class GptOss(ToolFormat):
         return ""
 
     def _message(self, begun: str, reader: Reader, out: Output, marks: Marks) -> Wait[str | None]:
-        """Read a message; the mark behind it, or the one that does not belong into its header."""
+        """Read a message; returns the mark after it, or the one that does not belong in its header."""
         header = _Header(begun, out)
         while True:
             mark = yield from reader.until(marks, header.add)
@@ -91,7 +91,7 @@ class GptOss(ToolFormat):
 
     @staticmethod
     def _body(reader: Reader, marks: Marks, sink: Callable[[str], None]) -> Wait[str | None]:
-        """Read up to the mark behind a message; others are left out."""
+        """Read up to the mark after a message; others are left out."""
         while True:
             mark = yield from reader.until(marks, sink)
             if mark is None or mark in _ENDS or mark in (_START, _CHANNEL):
@@ -119,7 +119,7 @@ class GptOss(ToolFormat):
 
 
 class _Header:
-    """Collects a header; what is too long for one goes to the content."""
+    """Collects a header; what is too long for one becomes content."""
 
     def __init__(self, begun: str, out: Output) -> None:
         self.text, self._out = begun, out

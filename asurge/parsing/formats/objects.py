@@ -16,14 +16,14 @@ from asurge.parsing.reader import MalformedError, Reader, Wait
 
 
 class ObjectFormat(MarkedFormat):
-    """A mark, one call or a list of calls, and maybe a mark behind them.
+    """A mark, one call or a list of calls, and maybe a mark after them.
 
     Attributes:
-        ends: marks that may stand behind the calls.
+        ends: marks that may stand after the calls.
         opening, closing: how grammars and tags write what surrounds the calls.
         between: what they write between two calls; None if each call has its own marks.
         key: what they call the arguments.
-        tail: what they write behind the arguments.
+        tail: what they write after the arguments.
     """
 
     ends: ClassVar[tuple[str, ...]] = ()
@@ -42,7 +42,7 @@ class ObjectFormat(MarkedFormat):
         yield from self.end(reader)
 
     def objects(self, reader: Reader, out: Output) -> Wait[None]:
-        """Read objects one behind the other."""
+        """Read objects one after another."""
         yield from call_object(reader, out)
         yield from reader.space()
         while (yield from reader.peek()) == "{":
@@ -51,7 +51,7 @@ class ObjectFormat(MarkedFormat):
             yield from reader.space()
 
     def end(self, reader: Reader) -> Wait[None]:
-        """Read over the mark behind calls, if there is one."""
+        """Skip the mark after calls, if there is one."""
         yield from reader.space()
         for mark in self.ends:
             if (yield from reader.skip(mark)):
@@ -184,7 +184,9 @@ class Mistral(ObjectFormat):
     between: ClassVar[str | None] = ", "
 
     def call_id(self) -> str:
-        return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))  # templates refuse conversations with others
+        return "".join(
+            secrets.choice(_ALPHANUMERIC) for _ in range(9)
+        )  # templates refuse conversations with any other kind
 
     def objects(self, reader: Reader, out: Output) -> Wait[None]:
         if (yield from reader.peek()) == "{":

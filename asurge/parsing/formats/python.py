@@ -15,7 +15,7 @@ from asurge.parsing.schemas import Parameter, parameters, quoted, sequence, text
 
 
 class Pythonic(MarkedFormat):
-    """Llama 3.2, Llama 4, OLMo 3 and others: ``[f(a=1, b="x"), g()]`` at the start of a text, or behind
+    """Llama 3.2, Llama 4, OLMo 3 and others: ``[f(a=1, b="x"), g()]`` at the start of a text, or after
     ``<|python_start|>`` anywhere. Each argument becomes JSON once it is complete.
 
     After vLLM's pythonic_tool_parser.py and llama4_pythonic_tool_parser.py.

@@ -1,4 +1,4 @@
-"""Formats in which marks stand around name and arguments of a call."""
+"""Formats in which marks stand around the name and the arguments of a call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SectionFormat(MarkedFormat):
     """Calls in a section: marks around all of them, and marks around each.
 
     Attributes:
-        section: the marks around all.
+        section: the marks around all of them.
     """
 
     section: ClassVar[tuple[str, str]]
@@ -30,7 +30,7 @@ class SectionFormat(MarkedFormat):
 
     @abc.abstractmethod
     def tail(self) -> str:
-        """Its text behind them."""
+        """Its text after them."""
 
     def tags(self, tools: Tools) -> dict[str, Any] | None:
         begin, end = self.section
@@ -54,8 +54,8 @@ class SectionFormat(MarkedFormat):
 class DeepSeekV3(SectionFormat):
     """DeepSeek V3 and R1: the arguments in a fenced block; DeepSeek V3.1's calls without one are read too.
 
-    ``<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>name`` and a block of JSON, ``<｜tool▁call▁end｜>`` behind
-    each call, ``<｜tool▁calls▁end｜>`` behind all. After vLLM's deepseekv3_tool_parser.py and deepseekv31_tool_parser.py.
+    ``<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>name`` and a block of JSON, ``<｜tool▁call▁end｜>`` after
+    each call, ``<｜tool▁calls▁end｜>`` after all. After vLLM's deepseekv3_tool_parser.py and deepseekv31_tool_parser.py.
     """
 
     begins = ("<｜tool▁call▁begin｜>",)

@@ -16,11 +16,11 @@ from asurge.parsing.schemas import Parameter, as_json, parameters, quoted, text_
 
 
 class TaggedFormat(MarkedFormat):
-    """Values without quotes between marks. They become JSON once each is complete: strings where the tool's schema says
-    so, else what they are as JSON, and strings if they are none.
+    """Values without quotes between marks. Each becomes JSON once it is complete: a string where the tool's schema says
+    so, else whatever it is as JSON, and a string if it is not JSON.
 
     Attributes:
-        value_end: the mark behind a value.
+        value_end: the mark after a value.
     """
 
     value_end: ClassVar[str]
@@ -53,7 +53,7 @@ class TaggedFormat(MarkedFormat):
 
     @abc.abstractmethod
     def next(self, reader: Reader) -> Wait[bool]:
-        """Read the mark of another argument, or that of the end of the call; whether there is another."""
+        """Read the mark of another argument, or of the end of the call; returns whether there is another."""
 
     @abc.abstractmethod
     def key(self, reader: Reader) -> Wait[str]:
@@ -81,18 +81,18 @@ class TaggedFormat(MarkedFormat):
         return lark.build(f"{call} ({NEWLINES} {call})*" if parallel else call)
 
     def value(self, lark: Lark, parameter: Parameter) -> str:
-        """An expression of a value and what ends it."""
+        """An expression for a value and what ends it."""
         before, behind = self.around_value
         if parameter.is_text:
             return f"{text_value(lark, parameter.schema, self.value_end, before)} {lark.text(behind)}"
         return f"{lark.json(parameter.schema)} {lark.text(before + self.value_end + behind)}"
 
     around_value: ClassVar[tuple[str, str]]
-    """What grammars write before the mark behind a value, and behind that."""
+    """What grammars write before the mark after a value, and after that."""
 
     @abc.abstractmethod
     def around_arguments(self, name: str) -> tuple[str, str]:
-        """What grammars write before and behind the arguments."""
+        """What grammars write before and after the arguments."""
 
     @abc.abstractmethod
     def before_value(self, key: str) -> str:
