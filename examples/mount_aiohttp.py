@@ -26,7 +26,7 @@ async def ask(request: web.Request) -> web.StreamResponse:
                 await response.write(b"data: " + orjson.dumps({"text": out.delta_text}) + b"\n\n")
     except InvalidRequestError as error:
         raise web.HTTPBadRequest(text=str(error)) from error
-    except EngineStateError as error:  # it loads still; /llm/readiness tells
+    except EngineStateError as error:  # still loading; /llm/readiness says when it is done
         raise web.HTTPServiceUnavailable(text=str(error)) from error
     await response.write(b"data: [DONE]\n\n")
     return response

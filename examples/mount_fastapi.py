@@ -25,7 +25,7 @@ def application(engine: Engine) -> FastAPI:
     async def admitted(q: str) -> AsyncIterator[TokenStream]:
         params = SamplingParams(max_tokens=64, temperature=0.0)
         async with engine.stream(q, params) as stream:  # a refused request still gets a proper status
-            yield stream  # closed behind the response, also where the client has gone: that ends the request
+            yield stream  # closed after the response, also if the client has gone: that ends the request
 
     app = FastAPI(lifespan=lifespan)
 

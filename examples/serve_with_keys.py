@@ -9,11 +9,9 @@ from asurge.server import ApiServer
 
 def main(port: int) -> None:
     server = ApiServer(Engine("demo"), require_api_key=True, requests_per_minute=60)
-    print("key:", server.generate_api_key(label="notebook"))  # told here and never again: the server keeps its hash
+    print("key:", server.generate_api_key(label="notebook"))  # shown here and never again: the server keeps its hash
     print("curl -H 'Authorization: Bearer KEY' URL/v1/models", flush=True)
-    server.fire(
-        port=port, tell=partial(print, flush=True)
-    )  # returns when it was stopped, and requests under way are done
+    server.fire(port=port, tell=partial(print, flush=True))  # returns once stopped, with requests under way done
     for name, used in server.keys.usage().items():
         print(f"{name} {used['label']}: {used['requests']} requests, {used['completion_tokens']} tokens")
 

@@ -1,4 +1,4 @@
-"""Texts of a given form: JSON by a schema, one of some choices, a pattern. Any model keeps to it, at any temperature."""
+"""Texts of a given form: JSON that fits a schema, one of some choices, a pattern. Any model keeps to it, at any temperature."""
 
 import asyncio
 import json

@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
     parser = commands.add_parser(
         "serve",
         help="serve OpenAI's API over HTTP",
-        description="Serve OpenAI's API over HTTP. Stops on SIGINT or SIGTERM, after requests under way.",
+        description="Serve OpenAI's API over HTTP. Stops on SIGINT or SIGTERM, once requests under way are done.",
     )
     parser.add_argument(
         "models",
@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         action="append",
         default=[],
         metavar="NAME",
-        help="further name of the first model; may be repeated",
+        help="a further name for the first model; may be repeated",
     )
     _add_network_options(parser.add_argument_group("network"))
     _add_key_options(parser.add_argument_group("keys and limits"))
@@ -49,7 +49,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         dest="tool_format",
         default=None,
         metavar="FORMAT",
-        help="default: as the chat template looks",
+        help="default: chosen by the chat template",
     )
     group.add_argument("--reasoning-parser", dest="reasoning_format", default=None, metavar="FORMAT")
     group.add_argument(
@@ -58,10 +58,10 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         action="append",
         default=None,
         metavar="NAME",
-        help="what requests may hand to the chat template; may be repeated",
+        help="what requests may pass to the chat template; may be repeated",
     )
     add_engine_options(parser)
-    parser.set_defaults(run=run, model=None)  # so that one that was given is not mistaken for the default
+    parser.set_defaults(run=run, model=None)  # so that a model that is given is not mistaken for the default
 
 
 def _add_network_options(group: Any) -> None:
@@ -75,7 +75,7 @@ def _add_network_options(group: Any) -> None:
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="pages that may call; may be repeated",
+        help="whose pages may call; may be repeated",
     )
     group.add_argument("--max-body-bytes", type=int, default=8 << 20, metavar="N")
     group.add_argument("--idle-timeout", dest="idle_timeout_s", type=float, default=75.0, metavar="SECONDS")
@@ -87,7 +87,7 @@ def _add_network_options(group: Any) -> None:
         metavar="FOLDER",
         help=f"for traces that /admin/profile takes (with {ADMIN_VARIABLE})",
     )
-    group.add_argument("--no-access-log", action="store_true", help="no line for each request")
+    group.add_argument("--no-access-log", action="store_true", help="no log line for each request")
 
 
 def _add_key_options(group: Any) -> None:
@@ -96,19 +96,19 @@ def _add_key_options(group: Any) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help=f"a key that is needed from then on; may be repeated (also in {KEYS_VARIABLE}, separated by commas)",
+        help=f"a key to accept; with one, every request needs a key; may be repeated (also in {KEYS_VARIABLE}, separated by commas)",
     )
     group.add_argument(
         "--api-key-file",
         type=Path,
         default=None,
         metavar="FILE",
-        help="a key on each line, with a label behind it if you like",
+        help="a key on each line, with a label after it if you like",
     )
     group.add_argument("--no-query-key", action="store_true", help="refuse keys in ?api_key=")
     group.add_argument("--share-prefix-cache", action="store_true", help="between keys")
-    group.add_argument("--requests-per-minute", type=float, default=None, metavar="N", help="of each key")
-    group.add_argument("--tokens-per-minute", type=float, default=None, metavar="N", help="of each key")
+    group.add_argument("--requests-per-minute", type=float, default=None, metavar="N", help="for each key")
+    group.add_argument("--tokens-per-minute", type=float, default=None, metavar="N", help="for each key")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -127,8 +127,8 @@ def run(given: argparse.Namespace) -> int:
     aliases = {name: first for name in given.served_model_name if name != first}
     server = ApiServer(engines, require_api_key=bool(keys), api_keys=keys, aliases=aliases, **settings)
     console = Console(stderr=True, highlight=False)
-    # What is there when models are ready stays. The collector would look through it all now and then, 175 ms in which no
-    # token comes; a library leaves that to its host, but this process is all the server's.
+    # What exists when models are ready stays. The collector would look through it all now and then, 175 ms in which no
+    # token comes; a library leaves that to its host, but this process belongs to the server alone.
     server.fire(tell=lambda line: console.print(f"asurge: {line}", markup=False), on_ready=gc.freeze)
     return 0
 
@@ -137,7 +137,7 @@ def _engines(given: argparse.Namespace) -> dict[str, Engine]:
     """Engines by the names they are served under.
 
     Raises:
-        ConfigError: two have one name, or models are given in two ways.
+        ConfigError: two have the same name, or models are given in two ways.
     """
     from asurge.engine import Engine
 
@@ -170,12 +170,12 @@ def _keys(given: argparse.Namespace) -> dict[str, dict[str, str]]:
     """All keys, with their labels.
 
     Raises:
-        ConfigError: the file cannot be read; it, or the environment's variable, holds none.
+        ConfigError: the file cannot be read; or it, or the environment variable, holds no key.
     """
     keys: dict[str, dict[str, str]] = {key: {} for key in given.api_key}
     if (variable := os.environ.get(KEYS_VARIABLE)) is not None:
         named = [key.strip() for key in variable.split(",") if key.strip()]
-        if not named:  # a server that was to need keys must not be open
+        if not named:  # a server that was meant to need keys must not be open
             raise ConfigError(f"{KEYS_VARIABLE} holds no key: add one, or leave it out")
         keys |= {key: {} for key in named}
     if given.api_key_file is not None:
