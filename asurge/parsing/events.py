@@ -78,7 +78,7 @@ class Output:
         self._add(Content, self._unmarked(text))
 
     def refused(self, text: str) -> None:
-        """Text that was read as part of a call but is none: content, without special tokens."""
+        """Text that was read as part of a call but is not one: content, without special tokens."""
         if text:
             self._after_mark = False
             self.content(self._shown(text))

@@ -207,4 +207,4 @@ async def _reload(context: ssl.SSLContext, config: ServerConfig) -> None:
                 _load(context, config)
                 before = now
         except (OSError, ConfigError) as error:
-            _log.warning("the certificate was not read again: %s", error)
+            _log.warning("the certificate could not be read again: %s", error)

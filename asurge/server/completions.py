@@ -69,7 +69,7 @@ def prompts_of(field: str, given: str | Sequence[str | int | list[int]], config:
     elif given:
         prompts = [[one for one in given if isinstance(one, int)]]
     if not prompts:
-        raise ApiError(f"{field} is empty: give one at least", param=field, code="invalid_value")
+        raise ApiError(f"{field} is empty: give at least one", param=field, code="invalid_value")
     if len(prompts) > config.max_prompts:
         raise ApiError(f"{field} has {len(prompts)} entries: at most {config.max_prompts} are allowed", param=field)
     return prompts

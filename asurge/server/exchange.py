@@ -60,7 +60,7 @@ async def read(request: web.Request, kind: type[T]) -> T:
             body = await source.read()
     except TimeoutError:
         raise ApiError(
-            f"the body has not come within body_timeout_s={config.body_timeout_s}: send it faster, or less of it",
+            f"the body did not arrive within body_timeout_s={config.body_timeout_s}: send it faster, or less of it",
             status=408,
             code="body_timeout",
         ) from None

@@ -73,14 +73,14 @@ class ApiKey:
             costs_tokens: whether it needs some of the key's tokens, too.
 
         Raises:
-            RateLimitError: its requests or tokens of this minute are used up.
+            RateLimitError: its requests or tokens for this minute are used up.
         """
         for kind, bucket in (("requests", self.requests), ("tokens", self.tokens if costs_tokens else None)):
             wait_s = 0.0 if bucket is None else bucket.wait_s(1.0)
             if wait_s > 0.0:
                 for usage in (self.usage, self.total):
                     usage.refused += 1
-                raise RateLimitError(f"the key's {kind} of this minute are used up: wait", retry_after_s=wait_s)
+                raise RateLimitError(f"the key's {kind} for this minute are used up: wait", retry_after_s=wait_s)
         if self.requests is not None:
             self.requests.take(1.0)
         for usage in (self.usage, self.total):

@@ -86,7 +86,7 @@ class ServerState:
         self, engines: Mapping[str, Engine], aliases: Mapping[str, str], keys: KeyRing, config: ServerConfig
     ) -> None:
         if not engines:
-            raise ConfigError("engines is empty: give one at least")
+            raise ConfigError("engines is empty: give at least one")
         for kind, name, known in (("tool_format", config.tool_format, TOOL_FORMATS), ("reasoning_format", config.reasoning_format, REASONING_FORMATS)):  # fmt: skip
             if name is not None and name not in known:
                 raise ConfigError(f"{kind}={name!r} is unknown: use one of {', '.join(sorted(known))}")

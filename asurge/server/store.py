@@ -77,7 +77,7 @@ class ResponseStore:
         shelf = self._shelves.get(owner.name)
         if shelf is None or name not in shelf.kept:
             raise ApiError(
-                "there is no such response: it was not stored, or is forgotten", status=404, code="not_found"
+                "there is no such response: it was not stored, or has been forgotten", status=404, code="not_found"
             )
         return shelf.kept[name]
 

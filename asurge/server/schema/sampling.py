@@ -189,7 +189,7 @@ class Sampling(EngineRequest, kw_only=True):
             known = {"json", "regex", "choice", "grammar", "json_object", "structural_tag", "whitespace_pattern", "disable_any_whitespace"}  # fmt: skip
             if unknown := self.structured_outputs.keys() - known:
                 raise ApiError(
-                    f"structured_outputs has the unknown {', '.join(sorted(unknown))}", param="structured_outputs"
+                    f"structured_outputs has unknown fields: {', '.join(sorted(unknown))}", param="structured_outputs"
                 )
             form |= {name: value for name, value in self.structured_outputs.items() if value is not None}
         return form
