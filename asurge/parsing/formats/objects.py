@@ -184,9 +184,8 @@ class Mistral(ObjectFormat):
     between: ClassVar[str | None] = ", "
 
     def call_id(self) -> str:
-        return "".join(
-            secrets.choice(_ALPHANUMERIC) for _ in range(9)
-        )  # templates refuse conversations with any other kind
+        # The templates refuse conversations with ids of any other kind.
+        return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
 
     def objects(self, reader: Reader, out: Output) -> Wait[None]:
         if (yield from reader.peek()) == "{":
