@@ -43,7 +43,7 @@ _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq$")
 
 def checkpoint_table(config: DecoderConfig) -> Table:
     """The tensors of a checkpoint in Hugging Face's naming, which most families take from Llama."""
-    hidden, prefix = config.hidden_size, config.stored.prefix
+    hidden, prefix = config.hidden_size, config.layout.prefix
     table: Table = {
         ("embedding",): (Source(f"{prefix}model.embed_tokens.weight", (config.vocab_size, hidden)),),
         ("norm", "weight"): (Source(f"{prefix}model.norm.weight", (hidden,)),),
@@ -66,12 +66,12 @@ def _layer(config: DecoderConfig, layer: int) -> Table:
         table[norm, "weight"] = (Source(f"{name}.weight", (hidden,)),)
     if config.is_sparse(layer):
         return table | _experts(config)
-    return table | _feed_forward(config, ("mlp",), config.stored.feed_forward, config.intermediate_size)
+    return table | _feed_forward(config, ("mlp",), config.layout.feed_forward, config.intermediate_size)
 
 
 def _feed_forward(config: DecoderConfig, path: ParameterPath, name: str, inner: int) -> Table:
     parts = [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)]
-    if config.stored.fused:
+    if config.layout.fused:
         parts = [(f"{name}.gate_up_proj", 2 * inner)]
     table = _linear((*path, "gate_up_proj"), parts, config.hidden_size, bias=config.mlp_bias)
     down = [(f"{name}.down_proj", config.hidden_size)]
@@ -93,10 +93,10 @@ def _norm_names(config: DecoderConfig) -> dict[str, str]:
 def _attention(config: DecoderConfig) -> Table:
     sizes = (config.q_size, config.kv_size, config.kv_size)
     parts = [(f"self_attn.{part}_proj", size) for part, size in zip("qkv", sizes, strict=True)]
-    if config.stored.fused:
+    if config.layout.fused:
         parts = [("self_attn.qkv_proj", sum(sizes))]
     table = _linear(("attention", "qkv_proj"), parts, config.hidden_size, bias=config.qkv_bias)
-    if config.stored.adjacent_pairs:
+    if config.layout.adjacent_pairs:
         for path, (q, k, v) in table.items():
             q, k = (
                 dataclasses.replace(part, paired_heads=heads)
@@ -145,6 +145,6 @@ def _experts(config: DecoderConfig) -> Table:
 
 def is_ignored(name: str, config: DecoderConfig) -> bool:
     """Whether a tensor may be in a checkpoint although nothing uses it."""
-    if _IGNORED.match(name) or name.startswith(config.stored.others):
+    if _IGNORED.match(name) or name.startswith(config.layout.others):
         return True
-    return config.tie_word_embeddings and name == f"{config.stored.prefix}lm_head.weight"
+    return config.tie_word_embeddings and name == f"{config.layout.prefix}lm_head.weight"

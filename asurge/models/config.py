@@ -47,7 +47,7 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
+class CheckpointLayout:
     """How a checkpoint names and lays out what the model has in only one form.
 
     Attributes:
@@ -109,7 +109,7 @@ class DecoderConfig:
     score_softcap: float | None = None
     logit_softcap: float | None = None
     experts: Experts | None = None
-    stored: Stored = Stored()
+    layout: CheckpointLayout = CheckpointLayout()
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

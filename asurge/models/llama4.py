@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from asurge.errors import ModelLoadError
-from asurge.models.config import CHUNKED, FULL, ConfigReader, DecoderConfig, Experts, Stored, decoder_config, windows
+from asurge.models.config import (
+    CHUNKED,
+    FULL,
+    CheckpointLayout,
+    ConfigReader,
+    DecoderConfig,
+    Experts,
+    decoder_config,
+    windows,
+)
 from asurge.ops.attention import Window
 from asurge.ops.sharpening import Sharpening
 
@@ -39,7 +48,7 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
         unrotated=unrotated,
         sharpening=_sharpening(read),
         experts=_experts(read),
-        stored=Stored(feed_forward="feed_forward", adjacent_pairs=True),
+        layout=CheckpointLayout(feed_forward="feed_forward", adjacent_pairs=True),
     )
 
 
@@ -49,10 +58,10 @@ def conditional(raw: Mapping[str, Any]) -> DecoderConfig:
     if not isinstance(text, Mapping):
         raise ModelLoadError(f"config.json: text_config={text!r} must be an object")
     inner = config(text)
-    stored = dataclasses.replace(
-        inner.stored, prefix="language_model.", others=("vision_model.", "multi_modal_projector.")
+    layout = dataclasses.replace(
+        inner.layout, prefix="language_model.", others=("vision_model.", "multi_modal_projector.")
     )
-    return dataclasses.replace(inner, stored=stored)
+    return dataclasses.replace(inner, layout=layout)
 
 
 def _windows(read: ConfigReader, unrotated: tuple[bool, ...]) -> tuple[Window | None, ...]:

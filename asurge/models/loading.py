@@ -64,7 +64,7 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Stored:
+class _TensorHeader:
     """What a file's header says about one tensor."""
 
     path: Path
@@ -80,18 +80,18 @@ class _Tensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stored: dict[str, _Stored] = {}
+        self._headers: dict[str, _TensorHeader] = {}
         for path in _weight_files(folder):
             try:
                 with safe_open(path, framework="numpy") as file:
                     for name in file.keys():  # noqa: SIM118 - not a mapping
                         header = file.get_slice(name)
-                        self._stored[name] = _Stored(path, tuple(header.get_shape()), header.get_dtype())
+                        self._headers[name] = _TensorHeader(path, tuple(header.get_shape()), header.get_dtype())
             except (SafetensorError, OSError) as error:
                 raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
 
     def names(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._headers)
 
     def check(self, source: Source) -> None:
         """Compare a tensor with what the config asks for, before anything is allocated.
@@ -99,21 +99,21 @@ class _Tensors:
         Raises:
             WeightsError: its shape or dtype does not fit.
         """
-        stored = self._stored[source.name]
-        if stored.shape != source.shape:
+        header = self._headers[source.name]
+        if header.shape != source.shape:
             raise WeightsError(
-                f"{stored.path}: tensor {source.name} has shape {list(stored.shape)}, but config.json asks for "
+                f"{header.path}: tensor {source.name} has shape {list(header.shape)}, but config.json asks for "
                 f"{list(source.shape)}: weights and config do not belong together"
             )
-        if stored.dtype not in _STORED_DTYPES:  # integers would pass for weights, without their scales
+        if header.dtype not in _STORED_DTYPES:  # integers would pass for weights, without their scales
             raise WeightsError(
-                f"{stored.path}: tensor {source.name} is stored as {stored.dtype}, not as one of "
+                f"{header.path}: tensor {source.name} is stored as {header.dtype}, not as one of "
                 f"{', '.join(_STORED_DTYPES)}: take a checkpoint that is not quantised"
             )
 
     def read(self, source: Source) -> np.ndarray:
         """A tensor as it is stored."""
-        with safe_open(self._stored[source.name].path, framework="numpy") as file:
+        with safe_open(self._headers[source.name].path, framework="numpy") as file:
             return file.get_tensor(source.name)
 
     def read_into(self, host: np.ndarray, source: Source) -> None:
@@ -130,7 +130,7 @@ class _Tensors:
     def _transpose_into(self, host: np.ndarray, source: Source) -> None:
         """One matrix after another, so that no other copy of the whole is needed."""
         count, inputs, outputs = source.shape
-        with safe_open(self._stored[source.name].path, framework="numpy") as file:
+        with safe_open(self._headers[source.name].path, framework="numpy") as file:
             stored = file.get_slice(source.name)
             for index, target in enumerate(host.reshape(count, outputs, inputs)):
                 matrix = stored[index]

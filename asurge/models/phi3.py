@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from asurge.models import mistral
-from asurge.models.config import DecoderConfig, Stored
+from asurge.models.config import CheckpointLayout, DecoderConfig
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
-    return dataclasses.replace(mistral.config({"sliding_window": None, **raw}), stored=Stored(fused=True))
+    return dataclasses.replace(mistral.config({"sliding_window": None, **raw}), layout=CheckpointLayout(fused=True))

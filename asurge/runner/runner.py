@@ -24,7 +24,7 @@ from asurge.runner.lattice import Lattice, StepShape
 from asurge.runner.layout import layout_for
 from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.packing import TableShape, pack, packed_size
-from asurge.runner.pool import Pooler, Sums
+from asurge.runner.pooling import Pooler, Sums
 from asurge.runner.score import Scorer, Scores
 from asurge.runner.step import HiddenStates, Pages, StepSpec, make_step, split_model
 
