@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any
 
 import anyio
 from anyio import get_cancelled_exc_class
@@ -162,19 +161,19 @@ class Pipeline:
         updates_in, updates = anyio.create_memory_object_stream[_News](self._depth)
         async with anyio.create_task_group() as tasks:
             for name, work in (
-                ("expire", self._expire()),
-                ("schedule", self._schedule(plans_in)),
-                ("model_step", self._model_step(plans, handles_in)),
-                ("collect", self._collect(handles, updates_in)),
-                ("detokenize", self._detokenize(updates)),
+                ("expire", self._expire),
+                ("schedule", partial(self._schedule, plans_in)),
+                ("model_step", partial(self._model_step, plans, handles_in)),
+                ("collect", partial(self._collect, handles, updates_in)),
+                ("detokenize", partial(self._detokenize, updates)),
             ):
                 tasks.start_soon(self._watch, work, name=f"asurge.{name}")
 
-    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _watch(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one of the coroutines. What it fails with is reported at once: another may hang in the device, and the group
         waits for it."""
         try:
-            await work
+            await work()
         except get_cancelled_exc_class():
             raise
         except BaseException as error:  # panics of libraries in Rust are not Exceptions
