@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.errors import RequestAbortedError
-from asurge.intake import Intake
+from asurge.intake import Running, admit
 from asurge.outputs import EmbeddingOutput
 from asurge.params import EmbeddingParams, RequestOptions
-from asurge.pipeline import Generation, Pipeline
+from asurge.pipeline import Generation
 from asurge.prompts import Prompt
 from asurge.stream import do_all
-
-Running = Callable[[], tuple[Pipeline, Intake]]
-"""The parts of an engine; raises if it is not running."""
 
 
 async def embed_all(
@@ -46,14 +43,12 @@ async def embed_all(
 async def _embed(
     running: Running, request_id: str, prompt: Prompt, params: EmbeddingParams, options: RequestOptions
 ) -> EmbeddingOutput:
-    pipeline, intake = running()
-    with intake.arriving(request_id) as arrival:
-        admitted = await intake.prepare_embedding(request_id, prompt, params, pipeline.clock, options)
-    running()  # it may have stopped meanwhile
-    generation = admitted.generation
-    pipeline.submit(generation, admitted.requests)
-    if arrival.aborted:
-        pipeline.cancel(generation)
+    pipeline, _ = running()
+    generation = await admit(
+        running,
+        request_id,
+        lambda intake, clock: intake.prepare_embedding(request_id, prompt, params, clock, options),
+    )
     try:
         await generation.wait_output()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -18,7 +18,7 @@ from asurge.assembly import assemble
 from asurge.config import EngineConfig
 from asurge.embedding import embed_all
 from asurge.errors import ConfigError, EngineStateError, InvalidRequestError
-from asurge.intake import Intake
+from asurge.intake import Admission, Intake, admit
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pacer, Pipeline
@@ -167,15 +167,11 @@ class Engine(EngineStatus):
         name = request_id or f"req-{secrets.token_hex(8)}"
 
         async def submit(whole: bool) -> Generation:
-            pipeline, intake = self._running()
-            params = self._params(name, prompt, sampling_params)
-            with intake.arriving(name) as arrival:
-                admitted = await intake.prepare(name, prompt, params, pipeline.clock, options, whole=whole)
-            pipeline, _ = self._running()
-            pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
-            if arrival.aborted:
-                pipeline.cancel(admitted.generation)
-            return admitted.generation
+            def prepare(intake: Intake, clock: Callable[[], float]) -> Awaitable[Admission]:
+                params = self._params(name, prompt, sampling_params)
+                return intake.prepare(name, prompt, params, clock, options, whole=whole)
+
+            return await admit(self._running, name, prepare)
 
         return TokenStream(name, submit, pipeline.cancel)
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from asurge.constraints import Constraints
 from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
-from asurge.pipeline import Choice, Generation, LogprobTeller, PromptFacts, PromptLogprobs
+from asurge.pipeline import Choice, Generation, LogprobTeller, Pipeline, PromptFacts, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.prompts import Prompt, Prompts, RenderedChat, check_prompt, check_tokens
 from asurge.scheduler import Request
@@ -91,8 +91,7 @@ class Intake:
 
     @contextmanager
     def arriving(self, request_id: str) -> Iterator[Arrival]:
-        """Wraps the preparation of a request, so that `abort` finds it: the preparer checks afterwards whether it is still
-        wanted."""
+        """Wraps the preparation of a request, so that `abort` finds it; see `admit`."""
         arrival = Arrival(request_id)
         self._arrivals.add(arrival)
         try:
@@ -290,6 +289,24 @@ class Intake:
 
     def _decode_token(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False)
+
+
+Running = Callable[[], tuple[Pipeline, Intake]]
+"""The parts of an engine; raises if it is not running."""
+
+
+async def admit(
+    running: Running, request_id: str, prepare: Callable[[Intake, Callable[[], float]], Awaitable[Admission]]
+) -> Generation:
+    """Have a request prepared, with the pipeline's clock, and submit it. If it is aborted meanwhile, it ends at once."""
+    pipeline, intake = running()
+    with intake.arriving(request_id) as arrival:
+        admitted = await prepare(intake, pipeline.clock)
+    pipeline, _ = running()  # the engine may have stopped meanwhile
+    pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)
+    if arrival.aborted:
+        pipeline.cancel(admitted.generation)
+    return admitted.generation
 
 
 def _length(prompt: Prompt) -> int:

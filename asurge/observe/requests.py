@@ -69,12 +69,12 @@ class RequestFigures:
     def ended(self, generation: Generation, reason: FinishReason) -> None:
         self._ended[reason].inc()
         self._prompt.observe(len(generation.prompt.token_ids))
-        count = sum(len(choice.token_ids) for choice in generation.choices)
-        self._generated.observe(count)
+        counts = [len(choice.token_ids) for choice in generation.choices]
+        self._generated.observe(sum(counts))
         self._choices.observe(len(generation.choices))
         if generation.max_tokens:
             self._max_tokens.observe(generation.max_tokens)
-            self._longest.observe(max(len(choice.token_ids) for choice in generation.choices))
+            self._longest.observe(max(counts))
         self._time(generation)
         first_s, last_s = generation.first_token_s, generation.last_token_s
         whole = last_s - generation.arrival_s
@@ -86,7 +86,7 @@ class RequestFigures:
         ttft = first_s - generation.arrival_s
         self._ttft.observe(ttft)
         self.ttft_s.add(ttft)
-        behind = max(len(choice.token_ids) for choice in generation.choices) - 1
+        behind = max(counts) - 1
         if behind > 0:
             self._tpot.observe((last_s - first_s) / behind)
 

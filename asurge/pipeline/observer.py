@@ -8,6 +8,7 @@ from asurge.outputs import FinishReason
 
 if TYPE_CHECKING:
     from asurge.pipeline.generation import Generation
+    from asurge.plan import StepPlan
 
 Stage = Literal["plan", "dispatch", "draw", "device", "apply", "deliver"]
 STAGES: tuple[Stage, ...] = ("plan", "dispatch", "draw", "device", "apply", "deliver")
@@ -57,7 +58,9 @@ class RequestObservers(list[RequestObserver]):
         for one in self:
             one.refused()
 
-    def stepped(self, tokens: int) -> None:
-        """See `RequestObserver`."""
-        for one in self:
-            one.stepped(tokens)
+    def stepped(self, plan: StepPlan) -> None:
+        """See `RequestObserver`. Tokens are only counted if anybody listens."""
+        if self:
+            tokens = sum([row.num_tokens for row in plan.rows])
+            for one in self:
+                one.stepped(tokens)

@@ -264,7 +264,7 @@ class Pipeline:
             async for handle in handles:
                 result = await self._threads.read(handle.wait)
                 self._totals.steps += result.plan.draws
-                self.request_observers.stepped(sum([row.num_tokens for row in result.plan.rows]))
+                self.request_observers.stepped(result.plan)
                 self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 begin_s = self.clock()

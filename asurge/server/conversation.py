@@ -19,7 +19,7 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
 from asurge.server.state import Served
-from asurge.text import render_chat
+from asurge.text import message_text, render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
@@ -128,7 +128,7 @@ def template_messages(messages: Sequence[Message], template: str | None) -> list
     further ones there, they leave out some and refuse the rest.
 
     Raises:
-        InvalidRequestError: one has no text.
+        ChatTemplateError: one has no text.
     """
     knows_developers = _DEVELOPER.search(template or "") is not None
     found = [_template_message(at, message, knows_developers) for at, message in enumerate(messages)]
@@ -144,7 +144,8 @@ def template_messages(messages: Sequence[Message], template: str | None) -> list
 def _template_message(at: int, message: Message, knows_developers: bool) -> dict[str, Any]:
     """A message with calls in their one form, with arguments as objects."""
     found: dict[str, Any] = msgspec.to_builtins(message)
-    found["content"] = _text(at, message)
+    calls = message.role == "assistant" and bool(message.tool_calls or message.function_call)
+    found["content"] = message_text(f"messages[{at}]", found["content"], optional=calls)
     if found["role"] == "function":
         found["role"] = "tool"
     if found["role"] == "developer" and not knows_developers:
@@ -154,22 +155,6 @@ def _template_message(at: int, message: Message, knows_developers: bool) -> dict
     for call in found["tool_calls"] or ():
         call["function"]["arguments"] = _object(call["function"]["arguments"])
     return found
-
-
-def _text(at: int, message: Message) -> str | None:
-    """A message's content as one text. Errors name the place in the request."""
-    where, content = f"messages[{at}]", message.content
-    if isinstance(content, str):
-        return content
-    for nth, part in enumerate(content or ()):
-        if part.type != "text" or part.text is None:
-            raise InvalidRequestError(
-                f'{where}.content[{nth}] must be {{"type": "text", "text": ...}}: other parts are not supported',
-                param=f"{where}.content[{nth}]",
-            )
-    if content is None and not ((message.tool_calls or message.function_call) and message.role == "assistant"):
-        raise InvalidRequestError(f"{where} has no content", param=f"{where}.content")
-    return None if content is None else "".join(part.text or "" for part in content)
 
 
 def _object(arguments: str | Mapping[str, Any] | None) -> Any:

@@ -1,6 +1,6 @@
 """Between text and token ids: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
 
-from asurge.text.chat import render_chat
+from asurge.text.chat import message_text, render_chat
 from asurge.text.context import FittedPrompt, answer_room, cut, fit_alone, fit_prompt
 from asurge.text.conversation import FittedConversation, fit_conversation
 from asurge.text.detokenizer import IncrementalDetokenizer
@@ -27,5 +27,6 @@ __all__ = [
     "fit_conversation",
     "fit_prompt",
     "load_tokenizer",
+    "message_text",
     "render_chat",
 ]  # fmt: skip

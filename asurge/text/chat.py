@@ -76,13 +76,22 @@ def _checked(index: int, message: Message) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         raise ChatTemplateError(f"{where}: role={role!r} must be one of {', '.join(_ROLES)}", param=f"{where}.role")
+    return {**message, "content": message_text(where, content, optional=bool(message.get("tool_calls")))}
+
+
+def message_text(where: str, content: object, *, optional: bool) -> str | None:
+    """A message's content as one string, whether it was given as one or in parts.
+
+    Raises:
+        ChatTemplateError: it is not text, or missing and not ``optional``; ``param`` is its place.
+    """
     if isinstance(content, list):
         content = "".join(_part(f"{where}.content[{at}]", part) for at, part in enumerate(content))
-    if content is None and not message.get("tool_calls"):
+    if content is None and not optional:
         raise ChatTemplateError(f"{where} has no content", param=f"{where}.content")
     if content is not None and not isinstance(content, str):
         raise ChatTemplateError(f"{where}: content must be a string or text parts", param=f"{where}.content")
-    return {**message, "content": content}
+    return content
 
 
 def _part(where: str, part: object) -> str:

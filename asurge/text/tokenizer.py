@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asurge.errors import InvalidRequestError, TokenizerError
+from asurge.errors import TokenizerError
+from asurge.guided import check_unicode
 from asurge.text.template import Allowance, render_template
 
 if TYPE_CHECKING:
@@ -77,12 +78,7 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the text is not valid Unicode.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"prompt is not valid Unicode at character {error.start}: replace lone surrogates", param="prompt"
-            ) from error
+        check_unicode("prompt", text)
         return list(self._inner.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def decode(
