@@ -262,7 +262,7 @@ def step_times(
         flops = rows * (2 * parameters + per_pair * scale.context)
         floor = floors.step_s(weight_bytes + rows * scale.context * per_token, flops)
         yield {
-            "work": "decode",
+            "workload": "decode",
             "rows": rows,
             "draws": draws,
             "context": scale.context,
@@ -277,7 +277,7 @@ def step_times(
             steps.prepare(plan, StepShape(2, -(-length // width), width), options), max(1, scale.repeats // 4)
         )
         floor = floors.step_s(weight_bytes, length * (2 * parameters + per_pair * length / 2))
-        yield {"work": "prefill", "tokens": length, "step_s": took, "floor_s": floor}
+        yield {"workload": "prefill", "tokens": length, "step_s": took, "floor_s": floor}
 
 
 def sweep(config: DecoderConfig, scale: Scale, floors: Floors) -> Iterator[Document]:

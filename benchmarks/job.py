@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def run_job(orders: dict[str, Any]) -> dict[str, Any]:
     """Run a job in a fresh interpreter.
 
-    ``orders``: ``model``; ``settings`` of the engine; ``works`` by name; ``seed``; ``warmup`` in rounds; ``whole`` to take
+    ``orders``: ``model``; ``settings`` of the engine; ``workloads`` by name; ``seed``; ``warmup`` in rounds; ``whole`` to take
     completions only when finished.
 
     Raises:
@@ -43,7 +43,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
     from asurge.bench.machine import count_compilations, peak_resident_bytes
     from asurge.bench.measure import measure_warm
     from asurge.bench.roofline import read_footprint
-    from asurge.bench.works import seeded_works
+    from asurge.bench.workloads import seeded_workloads
     from asurge.models import resolve_checkpoint
 
     settings = {"silent_mode": True, "strict_context": True, **orders["settings"]}
@@ -53,12 +53,12 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
         footprint = read_footprint(resolve_checkpoint(engine.config.model), engine.config)
         client, measured, skipped = EngineClient(engine, whole=orders.get("whole", False)), {}, {}
         with count_compilations() as compilations:
-            for work, seed in seeded_works(orders["works"], orders["seed"]):
-                if work.total_len > engine.max_model_len:
-                    skipped[work.name] = f"longer than max_model_len={engine.max_model_len}"
+            for workload, seed in seeded_workloads(orders["workloads"], orders["seed"]):
+                if workload.total_len > engine.max_model_len:
+                    skipped[workload.name] = f"longer than max_model_len={engine.max_model_len}"
                     continue
-                measured[work.name] = await measure_warm(
-                    client, work, vocab_size=footprint.vocab_size, seed=seed, rounds=orders["warmup"]
+                measured[workload.name] = await measure_warm(
+                    client, workload, vocab_size=footprint.vocab_size, seed=seed, rounds=orders["warmup"]
                 )
         pages = engine.statistics().pages_total
         return {
@@ -71,7 +71,7 @@ async def job(orders: dict[str, Any]) -> dict[str, Any]:
             "kv_pool_bytes": pages * engine.config.page_size * footprint.kv_bytes_per_token,
             "max_num_seqs": engine.config.max_num_seqs,
             "compilations": len(compilations),
-            "works": {name: measurement.document() for name, measurement in measured.items()},
+            "workloads": {name: measurement.document() for name, measurement in measured.items()},
             "skipped": skipped,
         }
 

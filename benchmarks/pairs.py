@@ -1,4 +1,4 @@
-"""Settings of asurge against each other: ``python -m benchmarks.pairs --model FOLDER --works w1,w2 --of quantization=int8``.
+"""Settings of asurge against each other: ``python -m benchmarks.pairs --model FOLDER --workloads w1,w2 --of quantization=int8``.
 
 An engine for each group of settings, all in one process, take turns at every workload: what the machine does in some minutes
 affects all alike, and a ratio within a turn holds where figures move by a fifth. The first engine has no settings but those
@@ -22,40 +22,40 @@ from asurge.bench.engine_client import EngineClient
 from asurge.bench.measure import check_fits, measure_warm
 from asurge.bench.metrics import Metrics
 from asurge.bench.roofline import read_footprint
-from asurge.bench.works import WORKS, named_work, seeded_works
+from asurge.bench.workloads import WORKLOADS, named_workload, seeded_workloads
 from asurge.cli.options import parse_settings
 from asurge.models import resolve_checkpoint
-from benchmarks.suite import parse_works, say
+from benchmarks.suite import parse_workloads, say
 
 Turns = dict[str, list[Metrics]]
 """What each engine, by its name, did in all turns of a workload."""
 
 
 async def run_pairs(
-    model: str, groups: dict[str, dict[str, Any]], works: list[str], repeat: int, seed: int
+    model: str, groups: dict[str, dict[str, Any]], workloads: list[str], repeat: int, seed: int
 ) -> dict[str, Turns]:
     """By workload."""
-    found: dict[str, Turns] = {name: {group: [] for group in groups} for name in works}
+    found: dict[str, Turns] = {name: {group: [] for group in groups} for name in workloads}
     async with AsyncExitStack() as stack:
         clients = {}
         for group, settings in groups.items():
             engine = Engine(model, **{"silent_mode": True, "strict_context": True, **settings})
             clients[group] = EngineClient(await stack.enter_async_context(engine))
-            for name in works:
-                check_fits(named_work(name), engine.max_model_len)
+            for name in workloads:
+                check_fits(named_workload(name), engine.max_model_len)
         vocab_size = read_footprint(resolve_checkpoint(engine.config.model), engine.config).vocab_size
         for turn in range(repeat):
             say(f"turn {turn + 1} of {repeat}")
-            for work, own_seed in seeded_works(works, seed + 100_000 * turn):
+            for workload, own_seed in seeded_workloads(workloads, seed + 100_000 * turn):
                 for group, client in clients.items():
-                    measured = await measure_warm(client, work, vocab_size=vocab_size, seed=own_seed)
-                    found[work.name][group].append(measured.metrics)
+                    measured = await measure_warm(client, workload, vocab_size=vocab_size, seed=own_seed)
+                    found[workload.name][group].append(measured.metrics)
     return found
 
 
 def table_of(found: dict[str, Turns]) -> Table:
     """Medians over the turns; of ratios, each to the first engine in the same turn."""
-    heads = ("work", "settings", "out tok/s", "x first", "least", "most", "TTFT mean", "ITL p99", "ITL max")
+    heads = ("workload", "settings", "out tok/s", "x first", "least", "most", "TTFT mean", "ITL p99", "ITL max")
     table = Table(*heads, title="Medians over the turns; ms")
     for name, turns in found.items():
         first = next(iter(turns.values()))
@@ -81,7 +81,9 @@ def table_of(found: dict[str, Turns]) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="FOLDER")
-    parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
+    parser.add_argument(
+        "--workloads", type=parse_workloads, default=list(WORKLOADS), metavar="w1,w2,...", help="default: all"
+    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all engines")
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     common = parse_settings(options.set)
     groups = {"–": common} | {" ".join(given): {**common, **parse_settings(given)} for given in options.of}
-    found = anyio.run(run_pairs, options.model, groups, options.works, options.repeat, options.seed)
+    found = anyio.run(run_pairs, options.model, groups, options.workloads, options.repeat, options.seed)
     Console(width=max(Console().width, 120)).print(table_of(found))
 
 

@@ -1,4 +1,4 @@
-"""Other engines beside asurge on the same workloads: ``python -m benchmarks.peers --model FOLDER [--works w1,w5] [--repeat 3]``.
+"""Other engines beside asurge on the same workloads: ``python -m benchmarks.peers --model FOLDER [--workloads w1,w5] [--repeat 3]``.
 
 Engines take turns, each turn in a fresh process with all workloads, so that what the machine does meanwhile affects all alike;
 figures are medians over the turns. A turn during which the machine stood still is repeated. Each engine is a job in its own
@@ -47,11 +47,11 @@ from asurge.bench.machine import describe_machine, load_average
 from asurge.bench.measure import WARM_UP_TOKENS, measure, measure_warm
 from asurge.bench.metrics import summarize
 from asurge.bench.records import Load, Record
-from asurge.bench.works import WORKS, Work, named_work, seeded_works
+from asurge.bench.workloads import WORKLOADS, Workload, named_workload, seeded_workloads
 from asurge.errors import BenchmarkError
 from benchmarks.job import run_job
 from benchmarks.stalls import undisturbed
-from benchmarks.suite import median_of, parse_settings, parse_works, say, store
+from benchmarks.suite import median_of, parse_settings, parse_workloads, say, store
 
 JOBS = Path(__file__).parent / "peer_jobs"
 MAX_NUM_SEQS, MAX_MODEL_LEN = 64, 8192
@@ -64,7 +64,7 @@ class Task:
 
     model: str
     vocab_size: int
-    works: list[str]
+    workloads: list[str]
     seed: int
 
 
@@ -94,10 +94,20 @@ class Asurge:
         return None
 
     def run(self, task: Task) -> dict[str, Any]:
-        orders = {"model": task.model, "settings": self.settings, "works": task.works, "seed": task.seed, "warmup": 1}
+        orders = {
+            "model": task.model,
+            "settings": self.settings,
+            "workloads": task.workloads,
+            "seed": task.seed,
+            "warmup": 1,
+        }
         found = run_job({**orders, "whole": self.whole})
-        works = {name: document["metrics"] for name, document in found["works"].items()}
-        return {"start_s": found["start_s"], "peak_resident_bytes": found["peak_resident_bytes"], "works": works}
+        workloads = {name: document["metrics"] for name, document in found["workloads"].items()}
+        return {
+            "start_s": found["start_s"],
+            "peak_resident_bytes": found["peak_resident_bytes"],
+            "workloads": workloads,
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,7 +140,7 @@ class Script:
             "began_s": time.time(),
             "max_num_seqs": MAX_NUM_SEQS,
             "max_model_len": MAX_MODEL_LEN,
-            "works": _prompted(task),
+            "workloads": _prompted(task),
         }
         command = [self.python, str(JOBS / f"{self.module.removesuffix('_genai')}_job.py")]
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -146,12 +156,12 @@ class Script:
         if done.returncode or not done.stdout.strip():
             raise RuntimeError(f"{self.name} ended with status {done.returncode}:\n{done.stderr[-1500:]}")
         found = json.loads(done.stdout.splitlines()[-1])
-        works = {name: found["works"][name] for name in task.works}
+        workloads = {name: found["workloads"][name] for name in task.workloads}
         metrics = {
-            name: dataclasses.asdict(summarize(_load(work), named_work(name).output_len))
-            for name, work in works.items()
+            name: dataclasses.asdict(summarize(_load(workload), named_workload(name).output_len))
+            for name, workload in workloads.items()
         }
-        return {**found, "works": metrics}
+        return {**found, "workloads": metrics}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,15 +196,15 @@ class Server:
                 _end(process)
 
     async def _turn(self, task: Task, url: str, process: subprocess.Popen[bytes], began_s: float) -> dict[str, Any]:
-        works = {}
+        workloads = {}
         async with await _connected(url, process) as client:
-            probe = Work(name="probe", requests=1, input_len=4, output_len=1)
+            probe = Workload(name="probe", requests=1, input_len=4, output_len=1)
             await _until_served(client, probe, process)
             start_s = time.perf_counter() - began_s
-            for work, seed in seeded_works(task.works, task.seed):
-                measured = await measure_warm(client, work, vocab_size=task.vocab_size, seed=seed)
-                works[work.name] = dataclasses.asdict(measured.metrics)
-        return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "works": works}
+            for workload, seed in seeded_workloads(task.workloads, task.seed):
+                measured = await measure_warm(client, workload, vocab_size=task.vocab_size, seed=seed)
+                workloads[workload.name] = dataclasses.asdict(measured.metrics)
+        return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "workloads": workloads}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -223,7 +233,7 @@ async def _connected(url: str, process: subprocess.Popen[bytes]) -> HttpClient:
             await asyncio.sleep(0.25)
 
 
-async def _until_served(client: HttpClient, probe: Work, process: subprocess.Popen[bytes]) -> None:
+async def _until_served(client: HttpClient, probe: Workload, process: subprocess.Popen[bytes]) -> None:
     """Servers list their model before they have loaded it."""
     until_s = time.perf_counter() + _START_LIMIT_S
     while True:
@@ -252,15 +262,17 @@ def _peak_of_group(leader: int) -> int:
 
 def _prompted(task: Task) -> list[dict[str, Any]]:
     """Each workload after a short one like it that warms up."""
-    works = []
-    for work, seed in seeded_works(task.works, task.seed):
+    workloads = []
+    for workload, seed in seeded_workloads(task.workloads, task.seed):
         short = dataclasses.replace(
-            work, name=f"_{work.name}", requests=min(work.requests, 2), rounds=1, output_len=min(work.output_len, WARM_UP_TOKENS)
+            workload, name=f"_{workload.name}", requests=min(workload.requests, 2), rounds=1, output_len=min(workload.output_len, WARM_UP_TOKENS)
         )  # fmt: skip
-        for one, from_seed in ((short, seed + 500), (work, seed)):
+        for one, from_seed in ((short, seed + 500), (workload, seed)):
             prompts = one.prompts(task.vocab_size, from_seed)
-            works.append({"name": one.name, "output_len": one.output_len, "at_once": one.most_open, "rounds": prompts})
-    return works
+            workloads.append(
+                {"name": one.name, "output_len": one.output_len, "at_once": one.most_open, "rounds": prompts}
+            )
+    return workloads
 
 
 def _load(found: dict[str, Any]) -> Load:
@@ -308,20 +320,20 @@ def compare(peers: list[Peer], task: Task, repeat: int) -> dict[str, Any]:
 def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of one engine and, beside them, what each turn reached, which shows slow turns of a shared machine."""
     found: dict[str, Any] = median_of(turns)
-    for name, metrics in found["works"].items():
-        metrics["output_tokens_per_s_of_each_turn"] = [turn["works"][name]["output_tokens_per_s"] for turn in turns]
+    for name, metrics in found["workloads"].items():
+        metrics["output_tokens_per_s_of_each_turn"] = [turn["workloads"][name]["output_tokens_per_s"] for turn in turns]
     return found
 
 
 def table_of(result: dict[str, Any]) -> Table:
     """The workloads, engine by engine."""
     table = Table(title=f"{result['model']}, medians of {result['repeat']}", title_justify="left")
-    heads = ("work", "engine", "seconds", "out tok/s", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
+    heads = ("workload", "engine", "seconds", "out tok/s", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
     for head in heads:
-        table.add_column(head, justify="left" if head in ("work", "engine") else "right")
+        table.add_column(head, justify="left" if head in ("workload", "engine") else "right")
     engines = result["engines"]
-    for name in WORKS:
-        rows = [(engine, found["works"][name]) for engine, found in engines.items() if name in found["works"]]
+    for name in WORKLOADS:
+        rows = [(engine, found["workloads"][name]) for engine, found in engines.items() if name in found["workloads"]]
         for engine, metrics in rows:
             latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
             around = [engines[engine]["start_s"], engines[engine]["peak_resident_bytes"] / 2**20]
@@ -359,7 +371,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure other engines beside asurge.")
     parser.add_argument("--model", required=True, metavar="FOLDER")
-    parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
+    parser.add_argument(
+        "--workloads", type=parse_workloads, default=list(WORKLOADS), metavar="w1,w2,...", help="default: all"
+    )
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="asurge's settings")
@@ -371,7 +385,7 @@ def main() -> None:
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
     given = parser.parse_args()
     vocab_size = json.loads((Path(given.model) / "config.json").read_text())["vocab_size"]
-    task = Task(given.model, vocab_size, given.works, given.seed)
+    task = Task(given.model, vocab_size, given.workloads, given.seed)
     result = compare(chosen(given), task, given.repeat)
     store(result, given.store)
     Console(width=max(Console().width, 120)).print(table_of(result))

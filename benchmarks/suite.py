@@ -1,4 +1,4 @@
-"""All workloads on one model: ``python -m benchmarks.suite --model FOLDER [--works w1,w2] [--repeat 3] [--store NAME]``.
+"""All workloads on one model: ``python -m benchmarks.suite --model FOLDER [--workloads w1,w2] [--repeat 3] [--store NAME]``.
 
 Each repetition is a fresh process that runs all workloads on one engine, so that the median is also over what differs between
 processes (where memory and threads land), and start-up is measured each time. One process before them starts with an empty
@@ -23,7 +23,7 @@ from rich.table import Table
 from asurge.bench.bandwidth import measure_bandwidth
 from asurge.bench.machine import describe_machine, load_average
 from asurge.bench.roofline import Footprint, roofline
-from asurge.bench.works import WORKS, named_work
+from asurge.bench.workloads import WORKLOADS, named_workload
 from asurge.cli.options import parse_settings
 from benchmarks.job import run_job
 from benchmarks.stalls import undisturbed
@@ -31,7 +31,7 @@ from benchmarks.stalls import undisturbed
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def run_suite(model: str, workloads: list[str], repeat: int, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Measure; JSON-ready."""
     busy, bandwidths, warm = load_average(), [], []
     stalls_s: list[float] = []
@@ -41,8 +41,8 @@ def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any
         cold = undisturbed(lambda: _cold_start(orders), stalls_s)
         for turn in range(repeat):
             bandwidths.append(measure_bandwidth())
-            say(f"run {turn + 1} of {repeat}: {', '.join(works)}")
-            turn_orders = {**orders, "works": works, "seed": seed + turn * 100_000}
+            say(f"run {turn + 1} of {repeat}: {', '.join(workloads)}")
+            turn_orders = {**orders, "workloads": workloads, "seed": seed + turn * 100_000}
             warm.append(undisturbed(partial(run_job, turn_orders), stalls_s))
         bandwidths.append(measure_bandwidth())
     first = warm[0]
@@ -64,7 +64,7 @@ def run_suite(model: str, works: list[str], repeat: int, settings: dict[str, Any
         "peak_minus_weights_and_kv_bytes": peak - first["held_weight_bytes"] - first["kv_pool_bytes"],
         "compilations_while_serving": max(run["compilations"] for run in warm),
         "skipped": first["skipped"],
-        "works": {name: _work(name, warm, max(bandwidths)) for name in first["works"]},
+        "workloads": {name: _workload(name, warm, max(bandwidths)) for name in first["workloads"]},
     }
 
 
@@ -72,7 +72,7 @@ def _cold_start(orders: dict[str, Any]) -> dict[str, Any]:
     cache = Path(orders["settings"]["compilation_cache_dir"])
     shutil.rmtree(cache)  # a try before this one may have filled it
     cache.mkdir()
-    return run_job({**orders, "works": []})
+    return run_job({**orders, "workloads": []})
 
 
 def median_of(documents: list[Any]) -> Any:
@@ -89,15 +89,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _work(name: str, runs: list[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
-    documents = [run["works"][name] for run in runs]
+def _workload(name: str, runs: list[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
+    documents = [run["workloads"][name] for run in runs]
     found: dict[str, Any] = median_of(documents)
     tpot = found["metrics"]["tpot_ms"]
     weights, held, of_token = (runs[0][key] for key in ("weight_bytes", "held_weight_bytes", "kv_bytes_per_token"))
     footprint = Footprint(weights, held, of_token, vocab_size=0)  # a vocabulary plays no part in a floor
     floor = roofline(
         footprint,
-        named_work(name),
+        named_workload(name),
         max_num_seqs=runs[0]["max_num_seqs"],
         bandwidth=bandwidth,
         tpot_ms=None if tpot is None else tpot["p50"],
@@ -124,7 +124,7 @@ def table_of(result: dict[str, Any]) -> Table:
         f"{result['compilations_while_serving']} compilations while serving"
     )
     heads = (
-        "work",
+        "workload",
         "seconds",
         "out tok/s",
         "TTFT p50",
@@ -138,8 +138,8 @@ def table_of(result: dict[str, Any]) -> Table:
     )
     table = Table(title=title, title_justify="left")
     for head in heads:
-        table.add_column(head, justify="left" if head == "work" else "right")
-    for name, found in result["works"].items():
+        table.add_column(head, justify="left" if head == "workload" else "right")
+    for name, found in result["workloads"].items():
         metrics = found["metrics"]
         latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
         lag = [(found["event_loop_lag_ms"] or {}).get(share) for share in ("p99", "max")]
@@ -153,9 +153,9 @@ def table_of(result: dict[str, Any]) -> Table:
 _SHOWN = (("ttft_ms", "p50"), ("ttft_ms", "p99"), ("tpot_ms", "p50"), ("itl_ms", "p50"), ("itl_ms", "p99"))
 
 
-def parse_works(text: str) -> list[str]:
+def parse_workloads(text: str) -> list[str]:
     """Names of workloads separated by commas."""
-    return [named_work(name).name for name in text.split(",")]
+    return [named_workload(name).name for name in text.split(",")]
 
 
 def store(result: dict[str, Any], name: str | None) -> None:
@@ -169,7 +169,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure all workloads on one model.")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--works", type=parse_works, default=list(WORKS), metavar="w1,w2,...", help="default: all")
+    parser.add_argument(
+        "--workloads", type=parse_workloads, default=list(WORKLOADS), metavar="w1,w2,...", help="default: all"
+    )
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -178,7 +180,7 @@ def main() -> None:
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--json", action="store_true", help="print the whole result too")
     given = parser.parse_args()
-    result = run_suite(given.model, given.works, given.repeat, parse_settings(given.set), given.seed)
+    result = run_suite(given.model, given.workloads, given.repeat, parse_settings(given.set), given.seed)
     store(result, given.store)
     if given.json:
         print(json.dumps(result, indent=2))

@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 
 from asurge.bench.records import Load, Record
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 from asurge.errors import AsurgeError
 
 LAG_INTERVAL_S = 0.01
@@ -27,7 +27,7 @@ class Client(Protocol):
 
 async def drive(
     client: Client,
-    work: Work,
+    workload: Workload,
     prompts: Sequence[Sequence[Sequence[int]]],
     *,
     seed: int = 0,
@@ -40,25 +40,25 @@ async def drive(
     load = Load([], [])
     for turn, batch in enumerate(prompts):
         began_s = anyio.current_time()
-        load.records.extend(await _round(client, work, batch, work.arrivals_s(seed + turn), on_done))
+        load.records.extend(await _round(client, workload, batch, workload.arrivals_s(seed + turn), on_done))
         load.rounds_s.append((began_s, anyio.current_time()))
     return load
 
 
 async def _round(
     client: Client,
-    work: Work,
+    workload: Workload,
     batch: Sequence[Sequence[int]],
     arrivals_s: Sequence[float],
     on_done: Callable[[Record], object],
 ) -> list[Record]:
-    began_s, places = anyio.current_time(), anyio.CapacityLimiter(work.most_open)
+    began_s, places = anyio.current_time(), anyio.CapacityLimiter(workload.most_open)
 
     async def one(prompt: Sequence[int], record: Record) -> None:
         async with places:
             record.sent_s = anyio.current_time()
             try:
-                await client.complete(prompt, work.output_len, record)
+                await client.complete(prompt, workload.output_len, record)
                 if not record.deliveries:
                     record.error = "the request ended without a token"
             except AsurgeError as error:
@@ -69,7 +69,7 @@ async def _round(
     records = [Record(len(prompt)) for prompt in batch]
     async with anyio.create_task_group() as tasks:
         for prompt, record, arrival_s in zip(batch, records, arrivals_s, strict=True):
-            if work.rate is not None:
+            if workload.rate is not None:
                 await anyio.sleep_until(began_s + arrival_s)
             tasks.start_soon(one, prompt, record)
     return records

@@ -12,7 +12,7 @@ from asurge.bench.driver import Client, LagMonitor, drive
 from asurge.bench.metrics import Distribution, Metrics, distribution, summarize
 from asurge.bench.records import Load, Record
 from asurge.bench.roofline import Roofline
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 from asurge.errors import BenchmarkError, ConfigError
 
 WARM_UP_TOKENS = 8
@@ -27,7 +27,7 @@ class Measurement:
         failures: the different reasons why requests failed.
     """
 
-    work: Work
+    workload: Workload
     load: Load
     metrics: Metrics
     lag_ms: Distribution | None
@@ -36,7 +36,7 @@ class Measurement:
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
-            "work": dataclasses.asdict(self.work),
+            "workload": dataclasses.asdict(self.workload),
             "metrics": dataclasses.asdict(self.metrics),
             "event_loop_lag_ms": None if self.lag_ms is None else dataclasses.asdict(self.lag_ms),
             "failures": list(self.failures),
@@ -64,7 +64,7 @@ class Surroundings:
 
 async def measure(
     client: Client,
-    work: Work,
+    workload: Workload,
     *,
     vocab_size: int,
     seed: int = 0,
@@ -76,41 +76,43 @@ async def measure(
     Raises:
         BenchmarkError: no request completed.
     """
-    prompts, lag = work.prompts(vocab_size, seed), LagMonitor()
+    prompts, lag = workload.prompts(vocab_size, seed), LagMonitor()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lag.run)
-        load = await drive(client, work, prompts, seed=seed, on_done=on_done)
+        load = await drive(client, workload, prompts, seed=seed, on_done=on_done)
         tasks.cancel_scope.cancel()
     failures = tuple(dict.fromkeys(record.error for record in load.records if record.error is not None))
     if all(record.error is not None for record in load.records):
         raise BenchmarkError(f"all {len(load.records)} requests failed: {failures[0]}")
     return Measurement(
-        work, load, summarize(load, work.output_len, limits_ms), distribution(lag.samples_s, 1000), failures
+        workload, load, summarize(load, workload.output_len, limits_ms), distribution(lag.samples_s, 1000), failures
     )
 
 
-async def warm_up(client: Client, work: Work, *, vocab_size: int, rounds: int, seed: int) -> None:
+async def warm_up(client: Client, workload: Workload, *, vocab_size: int, rounds: int, seed: int) -> None:
     """Send a few requests of a workload's kind, with short answers, that are not measured."""
     if rounds:
         few = dataclasses.replace(
-            work, requests=min(work.requests, 2), rounds=rounds, rate=None, output_len=min(work.output_len, WARM_UP_TOKENS)
+            workload, requests=min(workload.requests, 2), rounds=rounds, rate=None, output_len=min(workload.output_len, WARM_UP_TOKENS)
         )  # fmt: skip
         await drive(client, few, few.prompts(vocab_size, seed))
 
 
-async def measure_warm(client: Client, work: Work, *, vocab_size: int, seed: int, rounds: int = 1) -> Measurement:
+async def measure_warm(
+    client: Client, workload: Workload, *, vocab_size: int, seed: int, rounds: int = 1
+) -> Measurement:
     """`measure` after `warm_up`, with other prompts."""
-    await warm_up(client, work, vocab_size=vocab_size, rounds=rounds, seed=seed + 500)
-    return await measure(client, work, vocab_size=vocab_size, seed=seed)
+    await warm_up(client, workload, vocab_size=vocab_size, rounds=rounds, seed=seed + 500)
+    return await measure(client, workload, vocab_size=vocab_size, seed=seed)
 
 
-def check_fits(work: Work, max_model_len: int) -> None:
+def check_fits(workload: Workload, max_model_len: int) -> None:
     """
     Raises:
         ConfigError: a request of this workload would be cut.
     """
-    if work.total_len > max_model_len:
+    if workload.total_len > max_model_len:
         raise ConfigError(
-            f"workload {work.name!r} needs {work.input_len} + {work.output_len} tokens, but the longest sequence is "
+            f"workload {workload.name!r} needs {workload.input_len} + {workload.output_len} tokens, but the longest sequence is "
             f"max_model_len={max_model_len}: use shorter lengths, or raise --max-model-len"
         )

@@ -8,7 +8,7 @@ from typing import Any
 from asurge.bench.measure import Measurement
 from asurge.bench.metrics import percentile
 from asurge.bench.records import Load
-from asurge.bench.report import describe_work
+from asurge.bench.report import describe_workload
 from asurge.errors import BenchmarkError
 
 _BINS = 60
@@ -44,7 +44,7 @@ def figure_class() -> Any:  # matplotlib may be missing
 def plot(measurement: Measurement, path: Path) -> None:
     """Write the picture of one measurement."""
     figure = figure_class()(figsize=(11, 7.5), layout="constrained")
-    figure.suptitle(describe_work(measurement.work), fontsize=11)
+    figure.suptitle(describe_workload(measurement.workload), fontsize=11)
     (first, per_token), (gaps, over_time) = figure.subplots(2, 2)
     done = [record for record in measurement.load.records if record.error is None]
     _shares(first, [record.first_token_s for record in done], "Time to first token (ms)")

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from asurge.bench.measure import Measurement, Surroundings
 from asurge.bench.metrics import Distribution, Metrics
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 
 _LATENCIES = {
     "time to first token (TTFT)": "ttft_ms",
@@ -16,27 +16,27 @@ _LATENCIES = {
 }
 
 
-def describe_work(work: Work) -> str:
+def describe_workload(workload: Workload) -> str:
     """A workload in words."""
-    count = f"{work.rounds} x {work.requests}" if work.rounds > 1 else f"{work.requests}"
-    shared = f", {work.shared_prefix} of them shared" if work.shared_prefix else ""
-    arriving = f", {work.rate:g} a second" if work.rate is not None else ""
+    count = f"{workload.rounds} x {workload.requests}" if workload.rounds > 1 else f"{workload.requests}"
+    shared = f", {workload.shared_prefix} of them shared" if workload.shared_prefix else ""
+    arriving = f", {workload.rate:g} a second" if workload.rate is not None else ""
     return (
-        f"{work.name}: {count} request{'' if count == '1' else 's'}, {work.most_open} at a time{arriving}, "
-        f"{work.input_len} tokens in{shared}, {work.output_len} out"
+        f"{workload.name}: {count} request{'' if count == '1' else 's'}, {workload.most_open} at a time{arriving}, "
+        f"{workload.input_len} tokens in{shared}, {workload.output_len} out"
     )
 
 
 def tables(measurement: Measurement, around: Surroundings | None = None) -> list[Table]:
     """What the command prints at the end."""
     metrics = measurement.metrics
-    latencies = Table(title=describe_work(measurement.work), title_justify="left", title_style="bold")
+    latencies = Table(title=describe_workload(measurement.workload), title_justify="left", title_style="bold")
     latencies.add_column("milliseconds")
     for head in ("mean", "p50", "p90", "p99", "max"):
         latencies.add_column(head, justify="right")
     for label, field in _LATENCIES.items():
         _add_distribution(latencies, label, _latency(metrics, field))
-    if measurement.work.rounds > 1 and measurement.work.requests > 1:
+    if measurement.workload.rounds > 1 and measurement.workload.requests > 1:
         _add_distribution(latencies, "a whole round", metrics.round_ms)
     _add_distribution(latencies, "event-loop lag", measurement.lag_ms)
     totals = Table(show_header=False)

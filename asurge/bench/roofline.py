@@ -6,7 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
 from asurge.models import family_for, read_config
 from asurge.models.checkpoint import checkpoint_table
@@ -84,12 +84,12 @@ def footprint_of(
 
 
 def roofline(
-    footprint: Footprint, work: Work, *, max_num_seqs: int, bandwidth: float, tpot_ms: float | None
+    footprint: Footprint, workload: Workload, *, max_num_seqs: int, bandwidth: float, tpot_ms: float | None
 ) -> Roofline:
     """A workload's floor. A context counts at its mean length; tokens that all prompts share count once."""
-    batch = min(work.most_open, max_num_seqs)
-    own = work.input_len - work.shared_prefix + work.output_len / 2
-    kv_bytes = round((batch * own + work.shared_prefix) * footprint.kv_bytes_per_token)
+    batch = min(workload.most_open, max_num_seqs)
+    own = workload.input_len - workload.shared_prefix + workload.output_len / 2
+    kv_bytes = round((batch * own + workload.shared_prefix) * footprint.kv_bytes_per_token)
     floor_ms = (footprint.weight_bytes + kv_bytes) / bandwidth * 1000
     return Roofline(
         weight_bytes=footprint.weight_bytes,

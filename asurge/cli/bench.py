@@ -18,7 +18,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from asurge.bench.metrics import parse_limits
-from asurge.bench.works import WORKS, Work, named_work
+from asurge.bench.workloads import WORKLOADS, Workload, named_workload
 from asurge.cli.options import add_engine_options, engine_settings
 from asurge.errors import BenchmarkError, ConfigError
 
@@ -53,7 +53,7 @@ def _add_latency(kinds: Any) -> None:
 def _add_throughput(kinds: Any) -> None:
     parser = kinds.add_parser("throughput", help="many requests", description="Many requests to an engine in process.")
     parser.add_argument("--whole", action="store_true", help="take only finished answers, as Engine.generate does")
-    _add_load(parser)
+    _add_workload(parser)
     _add_engine(parser)
     parser.set_defaults(run=run_throughput)
 
@@ -74,7 +74,7 @@ def _add_serve(kinds: Any) -> None:
         metavar="R",
         help="requests a second (Poisson); default: all at once",
     )
-    _add_load(parser)
+    _add_workload(parser)
     _add_common(parser)
     parser.set_defaults(run=run_serve)
 
@@ -84,8 +84,10 @@ def _add_lengths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-len", type=int, default=128, metavar="TOKENS", help="of each answer (128)")
 
 
-def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", choices=WORKS, default=None, help="a named workload instead of the next five options")
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workload", choices=WORKLOADS, default=None, help="a named workload instead of the next five options"
+    )
     parser.add_argument("--num-prompts", type=int, default=64, metavar="N", help="requests (64)")
     _add_lengths(parser)
     parser.add_argument("--concurrency", type=int, default=None, metavar="N", help="open at once; default: all")
@@ -111,32 +113,32 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_latency(given: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    work = Work(
+    workload = Workload(
         name="latency",
         requests=given.batch_size,
         rounds=given.iterations,
         input_len=given.input_len,
         output_len=given.output_len,
     )
-    return _run(given, "latency", work, _in_process)
+    return _run(given, "latency", workload, _in_process)
 
 
 def run_throughput(given: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    return _run(given, "throughput", _load(given), _in_process)
+    return _run(given, "throughput", _workload(given), _in_process)
 
 
 def run_serve(given: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if given.vocab_size < 1:
         raise ConfigError(f"vocab_size={given.vocab_size} must be at least 1")
-    return _run(given, "serve", dataclasses.replace(_load(given), rate=given.request_rate), _over_http)
+    return _run(given, "serve", dataclasses.replace(_workload(given), rate=given.request_rate), _over_http)
 
 
-def _load(given: argparse.Namespace) -> Work:
-    if given.work is not None:
-        return named_work(given.work)
-    return Work(
+def _workload(given: argparse.Namespace) -> Workload:
+    if given.workload is not None:
+        return named_workload(given.workload)
+    return Workload(
         name="load",
         requests=given.num_prompts,
         input_len=given.input_len,
@@ -146,7 +148,7 @@ def _load(given: argparse.Namespace) -> Work:
     )
 
 
-def _run(given: argparse.Namespace, command: str, work: Work, how: Any) -> int:
+def _run(given: argparse.Namespace, command: str, workload: Workload, how: Any) -> int:
     parse_limits(given.goodput)  # whatever can be refused is refused before anything is measured
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise BenchmarkError(f"{given.json} cannot be written: its folder does not exist")
@@ -161,12 +163,14 @@ def _run(given: argparse.Namespace, command: str, work: Work, how: Any) -> int:
     from asurge.bench.machine import load_average
 
     busy = load_average()
-    measurement, around, described = anyio.run(how, given, work)
+    measurement, around, described = anyio.run(how, given, workload)
     _show(given, measurement, around, {"command": f"bench {command}", "load_average_before": busy, **described})
     return 1 if measurement.metrics.failed else 0
 
 
-async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measurement, Surroundings | None, dict[str, Any]]:
+async def _in_process(
+    given: argparse.Namespace, workload: Workload
+) -> tuple[Measurement, Surroundings | None, dict[str, Any]]:
     from asurge.bench.bandwidth import measure_bandwidth
     from asurge.bench.engine_client import EngineClient
     from asurge.bench.machine import count_compilations, describe_machine, peak_resident_bytes
@@ -180,19 +184,23 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
     began_s = time.perf_counter()
     async with Engine(**settings) as engine:
         start_s = time.perf_counter() - began_s
-        check_fits(work, engine.max_model_len)
+        check_fits(workload, engine.max_model_len)
         folder = await to_thread.run_sync(resolve_checkpoint, engine.config.model)
         footprint = read_footprint(folder, engine.config)
         with count_compilations() as compilations:
             client = EngineClient(engine, whole=given.whole)
-            measurement = await _measured(given, client, work, footprint.vocab_size, _traced(given, engine))
+            measurement = await _measured(given, client, workload, footprint.vocab_size, _traced(given, engine))
         most = engine.config.max_num_seqs
     if bandwidths:  # what a shared machine gives varies: measured before and after, and the better one counts
         bandwidths.append(await to_thread.run_sync(measure_bandwidth))
     tpot = measurement.metrics.tpot_ms
     roof = (
         roofline(
-            footprint, work, max_num_seqs=most, bandwidth=max(bandwidths), tpot_ms=None if tpot is None else tpot.p50
+            footprint,
+            workload,
+            max_num_seqs=most,
+            bandwidth=max(bandwidths),
+            tpot_ms=None if tpot is None else tpot.p50,
         )
         if bandwidths
         else None
@@ -202,12 +210,14 @@ async def _in_process(given: argparse.Namespace, work: Work) -> tuple[Measuremen
     return measurement, around, described
 
 
-async def _over_http(given: argparse.Namespace, work: Work) -> tuple[Measurement, Surroundings | None, dict[str, Any]]:
+async def _over_http(
+    given: argparse.Namespace, workload: Workload
+) -> tuple[Measurement, Surroundings | None, dict[str, Any]]:
     from asurge.bench.http_client import HttpClient
     from asurge.bench.machine import describe_machine
 
     async with HttpClient(given.base_url, given.model, api_key=given.api_key, timeout_s=given.timeout) as client:
-        measurement = await _measured(given, client, work, given.vocab_size)
+        measurement = await _measured(given, client, workload, given.vocab_size)
         described = {"model": client.model, "base_url": given.base_url}
         return measurement, None, {**described, "machine": describe_machine(with_device=False)}
 
@@ -230,18 +240,18 @@ def _traced(given: argparse.Namespace, engine: Engine) -> Iterator[None]:
 async def _measured(
     given: argparse.Namespace,
     client: Client,
-    work: Work,
+    workload: Workload,
     vocab_size: int,
     traced: AbstractContextManager[None] | None = None,
 ) -> Measurement:
     from asurge.bench.measure import measure, warm_up
 
-    await warm_up(client, work, vocab_size=vocab_size, rounds=given.warmup, seed=given.seed + 1)
-    total, quiet = work.requests * work.rounds, not sys.stderr.isatty()
+    await warm_up(client, workload, vocab_size=vocab_size, rounds=given.warmup, seed=given.seed + 1)
+    total, quiet = workload.requests * workload.rounds, not sys.stderr.isatty()
     with traced or nullcontext(), tqdm(total=total, desc="Measuring", unit="req", disable=quiet, leave=False) as bar:
         return await measure(
             client,
-            work,
+            workload,
             vocab_size=vocab_size,
             seed=given.seed,
             limits_ms=parse_limits(given.goodput),

@@ -25,7 +25,7 @@ def start(orders: dict[str, Any]) -> protocol.Batch:
             return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
     def complete(prompts: list[protocol.Prompt], output_len: int, note: Any) -> None:
-        ids = torch.tensor(prompts)  # the prompts of a work are equally long: no row needs padding
+        ids = torch.tensor(prompts)  # the prompts of a workload are equally long: no row needs padding
         with torch.inference_mode():
             model.generate(
                 ids,

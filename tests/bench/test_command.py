@@ -16,17 +16,17 @@ from asurge import Engine
 from asurge.bench.engine_client import EngineClient
 from asurge.bench.measure import Surroundings, measure
 from asurge.bench.plot import plot
-from asurge.bench.report import describe_work, tables
+from asurge.bench.report import describe_workload, tables
 from asurge.bench.roofline import read_footprint, roofline
-from asurge.bench.works import WORKS, Work
+from asurge.bench.workloads import WORKLOADS, Workload
 from asurge.cli.main import main
 from asurge.errors import BenchmarkError
 
-WORK = Work(name="test", requests=3, input_len=20, output_len=6, shared_prefix=16, rounds=2, concurrency=2)
+WORKLOAD = Workload(name="test", requests=3, input_len=20, output_len=6, shared_prefix=16, rounds=2, concurrency=2)
 
 
 async def test_a_work_in_process(tiny: Engine, tiny_folder: Path, tmp_path: Path) -> None:
-    measured = await measure(EngineClient(tiny), WORK, vocab_size=400, limits_ms={"ttft": 1e6})
+    measured = await measure(EngineClient(tiny), WORKLOAD, vocab_size=400, limits_ms={"ttft": 1e6})
     metrics = measured.metrics
     assert (metrics.completed, metrics.failed, metrics.short) == (6, 0, 0)
     assert metrics.output_tokens == 36
@@ -35,7 +35,7 @@ async def test_a_work_in_process(tiny: Engine, tiny_folder: Path, tmp_path: Path
     assert measured.lag_ms is None or measured.lag_ms.max < 60_000
     plot(measured, tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
-    floor = roofline(read_footprint(tiny_folder, tiny.config), WORK, max_num_seqs=4, bandwidth=1e9, tpot_ms=1.0)
+    floor = roofline(read_footprint(tiny_folder, tiny.config), WORKLOAD, max_num_seqs=4, bandwidth=1e9, tpot_ms=1.0)
     screen = io.StringIO()
     for table in tables(measured, Surroundings(1.0, 1 << 30, 0, floor)):
         Console(file=screen, width=120).print(table)
@@ -44,7 +44,7 @@ async def test_a_work_in_process(tiny: Engine, tiny_folder: Path, tmp_path: Path
 
 
 async def test_answers_taken_at_their_ends(tiny: Engine) -> None:
-    metrics = (await measure(EngineClient(tiny, whole=True), WORK, vocab_size=400)).metrics
+    metrics = (await measure(EngineClient(tiny, whole=True), WORKLOAD, vocab_size=400)).metrics
     assert (metrics.completed, metrics.output_tokens) == (6, 36)
     assert metrics.tokens_per_delivery is not None
     assert metrics.tokens_per_delivery.max == metrics.tokens_per_delivery.mean == 6
@@ -54,7 +54,9 @@ async def test_answers_taken_at_their_ends(tiny: Engine) -> None:
 
 async def test_a_refused_request_is_noted(tiny: Engine) -> None:
     with pytest.raises(BenchmarkError, match="all 1 requests failed: prompt holds the token id"):
-        await measure(EngineClient(tiny), Work(name="x", requests=1, input_len=4, output_len=2), vocab_size=10**9 + 1)
+        await measure(
+            EngineClient(tiny), Workload(name="x", requests=1, input_len=4, output_len=2), vocab_size=10**9 + 1
+        )
 
 
 def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     document = json.loads(target.read_text())
     assert document["command"] == "bench throughput"
     assert document["metrics"]["output_tokens"] == 32
-    assert document["work"]["concurrency"] == 2
+    assert document["workload"]["concurrency"] == 2
     assert document["settings"]["max_num_seqs"] == 4
     assert document["compilations"] == 0
     assert document["roofline"] is None
@@ -113,6 +115,6 @@ async def test_a_missing_http_library_is_named(monkeypatch: pytest.MonkeyPatch) 
         await HttpClient("http://127.0.0.1:1").__aenter__()
 
 
-def test_works_in_words() -> None:
-    assert describe_work(WORKS["w1"]) == "w1: 5 x 1 requests, 1 at a time, 128 tokens in, 128 out"
-    assert describe_work(WORKS["w3"]).endswith("544 tokens in, 512 of them shared, 32 out")
+def test_workloads_in_words() -> None:
+    assert describe_workload(WORKLOADS["w1"]) == "w1: 5 x 1 requests, 1 at a time, 128 tokens in, 128 out"
+    assert describe_workload(WORKLOADS["w3"]).endswith("544 tokens in, 512 of them shared, 32 out")

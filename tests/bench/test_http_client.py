@@ -14,10 +14,10 @@ from aiohttp import web
 from asurge.bench.http_client import HttpClient
 from asurge.bench.measure import measure
 from asurge.bench.records import Record
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 from asurge.errors import BenchmarkError
 
-WORK = Work(name="test", requests=3, input_len=4, output_len=6)
+WORKLOAD = Workload(name="test", requests=3, input_len=4, output_len=6)
 Answer = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
 
@@ -94,14 +94,14 @@ async def test_a_work_over_http() -> None:
         server(one_token_a_chunk, key="secret") as (url, bodies),
         HttpClient(f"{url}/v1/", "large", api_key="secret") as client,
     ):
-        measured = await measure(client, WORK, vocab_size=50)
+        measured = await measure(client, WORKLOAD, vocab_size=50)
     assert measured.metrics.completed == 3
     assert measured.metrics.output_tokens == 18
     assert measured.metrics.short == 0
     assert [body["model"] for body in bodies] == ["large"] * 3
     assert bodies[0]["ignore_eos"] is True
     assert bodies[0]["temperature"] == 0.0
-    assert sorted(body["prompt"] for body in bodies) == sorted(WORK.prompts(50)[0])
+    assert sorted(body["prompt"] for body in bodies) == sorted(WORKLOAD.prompts(50)[0])
 
 
 async def test_without_a_name_the_first_model_is_asked() -> None:

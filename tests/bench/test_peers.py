@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from asurge.bench.metrics import summarize
-from asurge.bench.works import named_work
+from asurge.bench.workloads import named_workload
 from benchmarks import peers
 from benchmarks.peer_jobs import protocol
 from benchmarks.stalls import StallWatch, undisturbed
@@ -39,7 +39,7 @@ class Made:
             raise RuntimeError("out of memory")
         share = {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
         metrics = {"duration_s": float(len(self.seeds)), "output_tokens_per_s": 10.0 + len(self.seeds), "ttft_ms": share, "tpot_ms": share, "itl_ms": None}  # fmt: skip
-        return {"start_s": 1.0, "peak_resident_bytes": 1 << 20, "works": dict.fromkeys(task.works, metrics)}
+        return {"start_s": 1.0, "peak_resident_bytes": 1 << 20, "workloads": dict.fromkeys(task.workloads, metrics)}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_engines_take_turns_and_who_fails_is_left_out(capsys: pytest.CaptureFixt
     assert ours.seeds == other.seeds == [7, 100_007, 200_007]
     assert len(broken.seeds) == 1
     assert result["left_out"] == {"absent": "nowhere: pip install it", "broken": "failed: out of memory"}
-    found = result["engines"]["asurge"]["works"]["w1"]
+    found = result["engines"]["asurge"]["workloads"]["w1"]
     assert (found["duration_s"], found["output_tokens_per_s"]) == (2.0, 12.0)
     assert found["output_tokens_per_s_of_each_turn"] == [11.0, 12.0, 13.0]
     assert "absent is left out: nowhere" in capsys.readouterr().err
@@ -74,10 +74,10 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_every_work_comes_behind_its_warm_up() -> None:
-    works = peers._prompted(TASK)
-    assert [work["name"] for work in works] == ["_w1", "w1", "_w6", "w6"]
-    assert works[1]["rounds"] == named_work("w1").prompts(100, 7)
-    assert len(works[3]["rounds"][0]) == works[3]["at_once"] == 8
+    workloads = peers._prompted(TASK)
+    assert [workload["name"] for workload in workloads] == ["_w1", "w1", "_w6", "w6"]
+    assert workloads[1]["rounds"] == named_workload("w1").prompts(100, 7)
+    assert len(workloads[3]["rounds"][0]) == workloads[3]["at_once"] == 8
 
 
 class Steps:
@@ -98,12 +98,12 @@ class Steps:
         return news
 
 
-WORK: dict[str, Any] = {"name": "x", "output_len": 3, "at_once": 2, "rounds": [[[1, 2]] * 5]}
+WORKLOAD: dict[str, Any] = {"name": "x", "output_len": 3, "at_once": 2, "rounds": [[[1, 2]] * 5]}
 
 
 def test_records_of_a_stepped_engine() -> None:
     engine = Steps()
-    records = protocol._steps(engine, WORK["rounds"][0], WORK, 0)
+    records = protocol._steps(engine, WORKLOAD["rounds"][0], WORKLOAD, 0)
     assert engine.most == 2
     load = peers._load({"records": records, "rounds_s": [(0.0, 1.0)]})
     assert summarize(load, 3).output_tokens == 15
@@ -118,11 +118,11 @@ def test_records_of_static_batches() -> None:
         for _ in range(output_len):
             note()
 
-    records = protocol._batches(complete, WORK["rounds"][0], WORK, 64)
+    records = protocol._batches(complete, WORKLOAD["rounds"][0], WORKLOAD, 64)
     assert sizes == [2, 2, 1]
     assert [len(record["deliveries"]) for record in records] == [3] * 5
     assert records[0]["sent_s"] < records[2]["sent_s"]
-    waited = protocol._batches(complete, WORK["rounds"][0], {**WORK, "at_once": 5}, 2)
+    waited = protocol._batches(complete, WORKLOAD["rounds"][0], {**WORKLOAD, "at_once": 5}, 2)
     assert len({record["sent_s"] for record in waited}) == 1  # all were open from the start
 
 

@@ -8,7 +8,7 @@ import pytest
 from asurge.bench.bandwidth import device_bandwidth, host_bandwidth
 from asurge.bench.machine import count_compilations, describe_machine, peak_resident_bytes
 from asurge.bench.roofline import Footprint, footprint_of, read_footprint, roofline
-from asurge.bench.works import Work
+from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
 from asurge.models import DecoderConfig
 
@@ -51,13 +51,13 @@ def test_of_a_folder(tiny_folder: Path) -> None:
 
 def test_a_floor_by_hand() -> None:
     footprint = Footprint(weight_bytes=1000, held_bytes=1000, kv_bytes_per_token=2, vocab_size=10)
-    work = Work(name="x", requests=100, input_len=30, output_len=20, shared_prefix=20, concurrency=8)
-    found = roofline(footprint, work, max_num_seqs=4, bandwidth=1000.0, tpot_ms=2400.0)
+    workload = Workload(name="x", requests=100, input_len=30, output_len=20, shared_prefix=20, concurrency=8)
+    found = roofline(footprint, workload, max_num_seqs=4, bandwidth=1000.0, tpot_ms=2400.0)
     assert found.batch == 4
     assert found.kv_bytes == (4 * (10 + 10) + 20) * 2
     assert found.floor_ms == pytest.approx(1200.0)
     assert found.ratio == pytest.approx(2.0)
-    assert roofline(footprint, work, max_num_seqs=4, bandwidth=1.0, tpot_ms=None).ratio is None
+    assert roofline(footprint, workload, max_num_seqs=4, bandwidth=1.0, tpot_ms=None).ratio is None
 
 
 def test_bandwidth_is_a_plausible_figure() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from asurge.errors import ConfigError
 from asurge.text import load_tokenizer
 from benchmarks.checkpoints import CONFIGS, random_weights, write_tokenizer
-from benchmarks.suite import median_of, parse_settings, parse_works, store, table_of
+from benchmarks.suite import median_of, parse_settings, parse_workloads, store, table_of
 
 
 def test_medians_by_field() -> None:
@@ -26,9 +26,9 @@ def test_medians_by_field() -> None:
 
 
 def test_options() -> None:
-    assert parse_works("w1,w5") == ["w1", "w5"]
+    assert parse_workloads("w1,w5") == ["w1", "w5"]
     with pytest.raises((ConfigError, argparse.ArgumentTypeError)):
-        parse_works("w1,x")
+        parse_workloads("w1,x")
     assert parse_settings(["max_num_seqs=8", "dtype=float32", "enable_prefix_caching=false"]) == {
         "max_num_seqs": 8,
         "dtype": "float32",
@@ -36,14 +36,14 @@ def test_options() -> None:
     }
 
 
-def test_the_table_shows_every_work() -> None:
+def test_the_table_shows_every_workload() -> None:
     share = {"mean": 1.0, "p50": 2.0, "p90": 3.0, "p99": 4.0, "max": 5.0}
     metrics = {"duration_s": 1.0, "output_tokens_per_s": 250.0, "ttft_ms": share, "tpot_ms": None, "itl_ms": share}
     found = {"metrics": metrics, "event_loop_lag_ms": None, "roofline": {"ratio": None}}
     result = {
         "model": "demo", "cold_start_s": 9.0, "warm_start_s": 3.0, "peak_resident_bytes": 1 << 30,
         "peak_minus_weights_and_kv_bytes": 1 << 29, "bandwidth_bytes_per_s": {"best": 25e9}, "compilations_while_serving": 0,
-        "works": {"w1": found, "w2": found},
+        "workloads": {"w1": found, "w2": found},
     }  # fmt: skip
     screen = io.StringIO()
     Console(file=screen, width=140).print(table_of(result))

@@ -18,7 +18,7 @@ def test_everything_in_small(tmp_path: Path) -> None:
     assert found["machine"]["jax"] == jax.__version__
     assert len(found["checks"]) == 2
     assert all(check["right"] for check in found["checks"])
-    assert [line["work"] for line in found["steps"]] == ["decode"] * 2 + ["prefill"]
+    assert [line["workload"] for line in found["steps"]] == ["decode"] * 2 + ["prefill"]
     assert all(line["step_s"] > 0 and line["floor_s"] > 0 for line in found["steps"])
 
 

@@ -10,7 +10,7 @@ from asurge.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Workload:
     """Requests of fixed lengths; prompts are random token ids, so that text and tokenizer play no part.
 
     Attributes:
@@ -81,32 +81,32 @@ class Work:
         return arrivals
 
 
-WORKS = {
-    work.name: work
-    for work in (
-        Work(name="w1", requests=1, input_len=128, output_len=128, rounds=5),  # one stream
-        Work(name="w2", requests=64, input_len=128, output_len=128),
-        Work(name="w3", requests=32, input_len=544, output_len=32, shared_prefix=512),
-        Work(name="w4", requests=1, input_len=2048, output_len=16, rounds=3),  # a long prompt
-        Work(name="w5", requests=64, input_len=128, output_len=128, concurrency=32),
-        Work(name="w6", requests=8, input_len=128, output_len=128),
-        Work(name="w7", requests=256, input_len=32, output_len=64),
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(name="w1", requests=1, input_len=128, output_len=128, rounds=5),  # one stream
+        Workload(name="w2", requests=64, input_len=128, output_len=128),
+        Workload(name="w3", requests=32, input_len=544, output_len=32, shared_prefix=512),
+        Workload(name="w4", requests=1, input_len=2048, output_len=16, rounds=3),  # a long prompt
+        Workload(name="w5", requests=64, input_len=128, output_len=128, concurrency=32),
+        Workload(name="w6", requests=8, input_len=128, output_len=128),
+        Workload(name="w7", requests=256, input_len=32, output_len=64),
     )
 }
 """The workloads by which engines are compared."""
 
 
-def named_work(name: str) -> Work:
-    """One of `WORKS`.
+def named_workload(name: str) -> Workload:
+    """One of `WORKLOADS`.
 
     Raises:
         ConfigError: there is none of this name.
     """
-    if name not in WORKS:
-        raise ConfigError(f"there is no workload {name!r}: the workloads are {', '.join(WORKS)}")
-    return WORKS[name]
+    if name not in WORKLOADS:
+        raise ConfigError(f"there is no workload {name!r}: the workloads are {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]
 
 
-def seeded_works(names: Sequence[str], seed: int) -> list[tuple[Work, int]]:
+def seeded_workloads(names: Sequence[str], seed: int) -> list[tuple[Workload, int]]:
     """Workloads by name, each with a seed of its own, so that no two have a prompt in common."""
-    return [(named_work(name), seed + 1000 * at) for at, name in enumerate(names)]
+    return [(named_workload(name), seed + 1000 * at) for at, name in enumerate(names)]
