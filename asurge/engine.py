@@ -23,13 +23,12 @@ from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
 from asurge.pipeline import Generation, Pacer, Pipeline
 from asurge.plan import Pooling
-from asurge.prompts import Prompt, integer, is_list
+from asurge.prompts import ChatOptions, Prompt, integer, is_list, split_options
 from asurge.status import EngineStatus
 from asurge.stream import TokenStream, finish_all
 
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
 ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | None]
-Tool = Mapping[str, Any]  # OpenAI's tool definitions: JSON
 
 
 class Engine(EngineStatus):
@@ -263,12 +262,9 @@ class Engine(EngineStatus):
         messages: Sequence[Message],
         sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Tool] | None = None,
         request_id: str | None = None,
         stream: Literal[False] = False,
-        chat_template: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> RequestOutput: ...
 
     @overload
@@ -277,12 +273,9 @@ class Engine(EngineStatus):
         messages: Sequence[Message],
         sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Tool] | None = None,
         request_id: str | None = None,
         stream: Literal[True],
-        chat_template: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> TokenStream: ...
 
     async def chat(
@@ -290,27 +283,23 @@ class Engine(EngineStatus):
         messages: Sequence[Message],
         sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Tool] | None = None,
         request_id: str | None = None,
         stream: bool = False,
-        chat_template: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> RequestOutput | TokenStream:
         """Answer a conversation, rendered with the model's chat template (or the one given).
+
+        Args:
+            options: those of `asurge.text.Rendering` (``tools``, ``chat_template``, ``template_kwargs``,
+                ``continue_final_message`` ...) and of `asurge.params.RequestOptions`.
 
         Raises:
             ChatTemplateError: malformed messages, no template, or one that fails.
         """
         _, intake = self._running()
-        prompt = await intake.render(
-            messages,
-            sampling_params or SamplingParams(),
-            tools=tools,
-            chat_template=chat_template,
-            template_kwargs=template_kwargs,
-        )
-        tokens = self.stream(prompt, sampling_params, request_id=request_id, **options)
+        how, rest = split_options(options)
+        prompt = await intake.render(messages, sampling_params or SamplingParams(), **how)
+        tokens = self.stream(prompt, sampling_params, request_id=request_id, **rest)
         return tokens if stream else await tokens.wait_finished()
 
     def abort_request(self, request_id: str) -> bool:

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from anyio import CapacityLimiter
 
@@ -22,7 +22,14 @@ from asurge.pipeline import Choice, Generation, LogprobTeller, Pipeline, PromptF
 from asurge.plan import RowSampling, Shaping
 from asurge.prompts import Prompt, Prompts, RenderedChat, check_prompt, check_tokens
 from asurge.scheduler import Request
-from asurge.text import BLOCKING_CHARACTERS, FittedConversation, FittedPrompt, IncrementalDetokenizer, StopMatcher
+from asurge.text import (
+    BLOCKING_CHARACTERS,
+    FittedConversation,
+    FittedPrompt,
+    IncrementalDetokenizer,
+    Rendering,
+    StopMatcher,
+)
 from asurge.threads import run_in_thread
 
 T = TypeVar("T")
@@ -73,17 +80,10 @@ class Intake:
         self,
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        chat_template: str | None,
-        template_kwargs: Mapping[str, Any] | None,
+        **how: Unpack[Rendering],
     ) -> RenderedChat:
         """See `Prompts.rendered`."""
-        return await self._threaded(
-            lambda: self._prompts.rendered(
-                messages, params, tools=tools, chat_template=chat_template, template_kwargs=template_kwargs
-            )
-        )
+        return await self._threaded(lambda: self._prompts.rendered(messages, params, **how))
 
     async def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         """See `Prompts.fit`."""

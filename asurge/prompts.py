@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Collection, Mapping, Sequence, Set
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, Unpack, cast
 
 from asurge.config import EngineConfig
 from asurge.errors import InvalidRequestError, PromptTooLongError
 from asurge.guided import shown
-from asurge.params import EmbeddingParams, SamplingParams, all_natural
+from asurge.params import EmbeddingParams, RequestOptions, SamplingParams, all_natural
 from asurge.text import (
     CHARACTERS_PER_TOKEN,
     Allowance,
     FittedConversation,
     FittedPrompt,
+    Rendering,
     Tokenizer,
     answer_room,
     cut,
@@ -39,6 +40,10 @@ class RenderedChat:
     thinks: bool | None = None
 
 
+class ChatOptions(Rendering, RequestOptions, total=False):
+    """How a conversation becomes a request."""
+
+
 Prompt = str | Sequence[int] | RenderedChat
 _NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
 
@@ -55,10 +60,7 @@ class Prompts:
         self,
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        chat_template: str | None,
-        template_kwargs: Mapping[str, Any] | None,
+        **how: Unpack[Rendering],
     ) -> RenderedChat:
         """The prompt of a conversation, without its oldest turns if it does not fit and the settings allow it.
 
@@ -67,25 +69,19 @@ class Prompts:
             PromptTooLongError: it does not fit, and the settings forbid cutting it.
         """
         config, tokenizer, allowance = self._config, self._tokenizer, Allowance()
+        thinks = _thinks(how)
 
         def text(some: Sequence[Mapping[str, Any]]) -> str:
-            return render_chat(
-                tokenizer,
-                some,
-                tools=tools,
-                chat_template=chat_template,
-                template_kwargs=template_kwargs,
-                allowance=allowance,
-            )
+            return render_chat(tokenizer, some, allowance=allowance, **how)
 
         if not self._cuts:
             whole = self._whole(text(messages), add_special_tokens=False)
-            return RenderedChat(FittedConversation(tuple(whole)), _thinks(template_kwargs))
+            return RenderedChat(FittedConversation(tuple(whole)), thinks)
         prefer_prompt = config.prefer_preserve_prompt and config.auto_cap_new_tokens
         answer = answer_room(params.max_tokens, self._max_model_len, config.reserve_tokens, prefer_prompt=prefer_prompt)
         room = self._max_model_len - answer
         fitted = fit_conversation(messages, text, tokenizer, room, config.truncate_mode)
-        return RenderedChat(fitted, _thinks(template_kwargs))
+        return RenderedChat(fitted, thinks)
 
     def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         """A prompt with room for its answer.
@@ -166,6 +162,21 @@ class Prompts:
         )
 
 
+def split_options(options: ChatOptions) -> tuple[Rendering, RequestOptions]:
+    """What is for the prompt, and what for the request.
+
+    Raises:
+        InvalidRequestError: one is for neither.
+    """
+    known = ChatOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidRequestError(f"unknown option {name}: the options are {', '.join(known)}", param=name)
+    how = {name: value for name, value in options.items() if name in Rendering.__annotations__}
+    rest = {name: value for name, value in options.items() if name not in how}
+    return cast("Rendering", how), cast("RequestOptions", rest)
+
+
 def check_prompt(prompt: object) -> None:
     """Raises:
     InvalidRequestError: it is neither a text, nor a conversation, nor a list of anything.
@@ -187,9 +198,12 @@ def is_list(value: object) -> bool:
     return True
 
 
-def _thinks(template_kwargs: Mapping[str, Any] | None) -> bool | None:
-    """What a template is told about reasoning, under the names that templates use for it."""
-    given = template_kwargs or {}
+def _thinks(how: Rendering) -> bool | None:
+    """What a template is told about reasoning, under the names that templates use for it. An answer that has begun is past
+    it."""
+    if how.get("continue_final_message"):
+        return False
+    given = how.get("template_kwargs") or {}
     told = [given[name] for name in ("enable_thinking", "thinking") if given.get(name) is not None]
     return bool(told[0]) if told else None
 

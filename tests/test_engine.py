@@ -195,6 +195,20 @@ async def test_the_scheduler_is_told_who_reads_along(tiny: Engine, monkeypatch: 
     assert told == [True, False, False, False]
 
 
+async def test_chat_goes_on_with_an_answer_that_has_begun(tiny: Engine) -> None:
+    ask: dict[str, str] = {"role": "user", "content": "Hi"}
+    whole = await tiny.chat([ask], GREEDY)
+    begun = whole.get_text()[:9]
+    rest = await tiny.chat([ask, {"role": "assistant", "content": begun}], GREEDY, continue_final_message=True)
+    assert rest.prompt_token_ids == tiny.tokenizer.encode(
+        f"<s>user: Hi\n<s>assistant: {begun}", add_special_tokens=False
+    )
+    with pytest.raises(InvalidRequestError, match=r"unknown option continue_last: .*continue_final_message.*priority"):
+        await tiny.chat([ask], GREEDY, continue_last=True)  # type: ignore[call-overload]
+    bare = await tiny.chat([ask], GREEDY, add_generation_prompt=False)
+    assert bare.prompt_token_ids == tiny.tokenizer.encode("<s>user: Hi\n", add_special_tokens=False)
+
+
 async def test_chat_renders_and_streams(tiny: Engine) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     whole = await tiny.chat(messages, GREEDY)

@@ -27,6 +27,11 @@ class ReasoningFormat:
     needs_special_tokens: bool = False
     channels: bool = False
 
+    def is_open_after(self, text: str) -> bool:
+        """Whether a text has begun reasoning and not ended it."""
+        begun, ended = (max(map(text.rfind, marks), default=-1) for marks in (self.begins, self.ends + self.breaks))
+        return begun > ended
+
     def read(self, reader: Reader, out: Output, hidden: frozenset[str], is_open: bool) -> Wait[None]:
         """Read the reasoning, if there is any.
 

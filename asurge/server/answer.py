@@ -46,9 +46,8 @@ async def converse(
         lambda: served.engine.chat(
             talk.messages,
             params,
-            tools=talk.tools,
             stream=True,
-            template_kwargs=talk.template_kwargs,
+            **talk.rendering,
             **options,
         ),
     )

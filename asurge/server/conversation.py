@@ -19,7 +19,7 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
 from asurge.server.state import Served
-from asurge.text import message_text, render_chat
+from asurge.text import Rendering, message_text, render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
@@ -34,14 +34,13 @@ class Conversation:
     """A chat request as the engine and the parsers take it.
 
     Attributes:
-        tools: those the model is told of; None: no tools.
+        rendering: with the tools that the model is told of.
         parallel: whether an answer may have several calls.
     """
 
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
+    rendering: Rendering
     params: SamplingParams
-    template_kwargs: dict[str, Any]
     tool_format: ToolFormat | None
     reasoning_format: ReasoningFormat | None
     parallel: bool = True
@@ -53,16 +52,21 @@ class Conversation:
 
     def parser(self, served: Served, prompt_token_ids: Sequence[int]) -> OutputParser:
         """For one completion after a prompt, which may have begun the reasoning."""
-        reasoning = self.reasoning_format
-        tail = served.engine.tokenizer.decode(prompt_token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
-        opened = reasoning is not None and tail.rstrip().endswith(reasoning.begins)
         return OutputParser(
             self.tool_format,
-            reasoning,
-            reasoning_open=opened,
-            tools=self.tools or (),
+            self.reasoning_format,
+            reasoning_open=self._reasoning_open(served, prompt_token_ids),
+            tools=self.rendering.get("tools") or (),
             special_tokens=() if self.params.skip_special_tokens else served.engine.tokenizer.special_texts,
         )
+
+    def _reasoning_open(self, served: Served, prompt_token_ids: Sequence[int]) -> bool:
+        if self.reasoning_format is None:
+            return False
+        if self.rendering.get("continue_final_message"):
+            return self.reasoning_format.is_open_after(self.messages[-1]["content"])
+        tail = served.engine.tokenizer.decode(prompt_token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+        return tail.rstrip().endswith(self.reasoning_format.begins)
 
 
 def conversation_of(
@@ -79,12 +83,6 @@ def conversation_of(
     asked.check()
     if asked.chat_template is not None:
         raise ApiError("chat_template is not taken from requests", param="chat_template")
-    for name, value, default in (
-        ("add_generation_prompt", asked.add_generation_prompt, True),
-        ("continue_final_message", asked.continue_final_message, False),
-    ):
-        if value not in (None, default):
-            raise ApiError(f"{name}={value} is not supported: an answer is a message of its own", param=name)
     if asked.echo:
         raise ApiError("echo is for /v1/completions", param="echo")
     if asked.streams and asked.prompt_logprobs is not None:
@@ -92,7 +90,8 @@ def conversation_of(
             "prompt_logprobs cannot be streamed: leave out stream or prompt_logprobs", param="prompt_logprobs"
         )
     asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
-    kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
+    rendering = answer_prompt(asked.add_generation_prompt, asked.continue_final_message)
+    rendering["template_kwargs"] = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
     tools, choice = _tools(asked)
     if choice == "none":  # the model is not told of them
         tools = None
@@ -114,13 +113,29 @@ def conversation_of(
         own["skip_special_tokens"] = False
     return Conversation(
         messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
-        tools=tools,
+        rendering={**rendering, "tools": tools},
         params=asked.params(form, **own),
-        template_kwargs=kwargs,
         tool_format=tool_format,
         reasoning_format=served.reasoning_format,
         parallel=asked.parallel_tool_calls is not False,
     )
+
+
+def answer_prompt(add_generation_prompt: bool | None, continue_final_message: bool | None) -> Rendering:
+    """How the model is made to answer.
+
+    Raises:
+        ApiError: with a message of its own and with the rest of the last one.
+    """
+    if add_generation_prompt and continue_final_message:
+        raise ApiError(
+            "continue_final_message=true goes on with the last message: set add_generation_prompt=false, or leave it out",
+            param="continue_final_message",
+        )
+    return {
+        "add_generation_prompt": add_generation_prompt is not False,
+        "continue_final_message": continue_final_message is True,
+    }
 
 
 def template_messages(messages: Sequence[Message], template: str | None) -> list[dict[str, Any]]:
@@ -261,12 +276,13 @@ def conversation_tokens(
     served: Served,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None,
-    template_kwargs: Mapping[str, Any] | None = None,
+    how: Rendering,
 ) -> list[int]:
     """The tokens of a conversation as the engine would get it, whole. Blocks; raises as `all_tokens` does."""
     listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
     given = template_messages(messages, served.engine.tokenizer.chat_template)
-    rendered = render_chat(served.engine.tokenizer, given, tools=listed, template_kwargs=template_kwargs)
+    whole: Rendering = {**how, "tools": listed}
+    rendered = render_chat(served.engine.tokenizer, given, **whole)
     return all_tokens(served, rendered, "messages", special=False)
 
 

@@ -15,7 +15,13 @@ from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCal
 from asurge.server.answer import converse
 from asurge.server.attending import threaded
 from asurge.server.choices import ChoiceReaders
-from asurge.server.conversation import Conversation, conversation_of, conversation_tokens, effort_switches
+from asurge.server.conversation import (
+    Conversation,
+    answer_prompt,
+    conversation_of,
+    conversation_tokens,
+    effort_switches,
+)
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
 from asurge.server.schema.chat import (
@@ -66,7 +72,9 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[STATE].find(asked.model)
 
     def count() -> int:
-        return len(conversation_tokens(served, _conversation(asked), _tools(asked), _switches(asked)))
+        how = answer_prompt(None, _continues(asked))
+        how["template_kwargs"] = _switches(asked)
+        return len(conversation_tokens(served, _conversation(asked), _tools(asked), how))
 
     return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
 
@@ -94,12 +102,19 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
         tools=_tools(asked),
         tool_choice=None if choice is None else names[choice.type],
         parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
+        continue_final_message=_continues(asked),
     )
     if asked.output_config is not None and (form := asked.output_config.format) is not None:
         found.response_format = ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.schema))
     if given is not None and given.type == "enabled" and served.engine.bounds_reasoning:
         found.thinking_budget = given.budget_tokens
     return found
+
+
+def _continues(asked: CountMessagesRequest) -> bool:
+    """Whether the answer is the rest of the last message: a text of the assistant's."""
+    last = _messages(asked.messages[-1])[-1] if asked.messages else None
+    return last is not None and last.role == "assistant" and bool(last.content) and not last.tool_calls
 
 
 def _switches(asked: CountMessagesRequest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from asurge.server.attending import threaded
-from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens
+from asurge.server.conversation import all_tokens, allowed_kwargs, answer_prompt, conversation_tokens
 from asurge.server.errors import ApiError
 from asurge.server.exchange import read, reply
 from asurge.server.schema.chat import Message, Tool
@@ -23,20 +23,16 @@ from asurge.server.schema.models import (
     TokenizeResponse,
 )
 from asurge.server.state import STATE, Served
+from asurge.text import Rendering
 
 
 async def tokenize(request: web.Request) -> web.Response:
     """A text or a conversation, as tokens."""
     asked = await read(request, TokenizeRequest)
     served = request.app[STATE].find(asked.model)
-    tokens = _tokens(
-        served,
-        asked.prompt,
-        asked.messages,
-        asked.tools,
-        special=asked.add_special_tokens,
-        template_kwargs=allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config),
-    )
+    how = answer_prompt(asked.add_generation_prompt, asked.continue_final_message)
+    how["template_kwargs"] = allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config)
+    tokens = _tokens(served, asked.prompt, asked.messages, asked.tools, special=asked.add_special_tokens, how=how)
 
     def answer() -> bytes:
         ids, decode = tokens(), served.engine.tokenizer.decode
@@ -94,7 +90,7 @@ def _tokens(
     tools: list[Tool] | None,
     *,
     special: bool,
-    template_kwargs: dict[str, Any] | None = None,
+    how: Rendering | None = None,
 ) -> Callable[[], list[int]]:
     """A function that makes tokens of a text or a conversation, for a worker thread.
 
@@ -107,6 +103,6 @@ def _tokens(
     def tokens() -> list[int]:
         if text is not None:
             return all_tokens(served, text, "prompt", special=special)
-        return conversation_tokens(served, messages or (), tools, template_kwargs)
+        return conversation_tokens(served, messages or (), tools, how or {})
 
     return tokens

@@ -1,6 +1,6 @@
 """Between text and token ids: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
 
-from asurge.text.chat import message_text, render_chat
+from asurge.text.chat import Rendering, message_text, render_chat
 from asurge.text.context import FittedPrompt, answer_room, cut, fit_alone, fit_prompt
 from asurge.text.conversation import FittedConversation, fit_conversation
 from asurge.text.detokenizer import IncrementalDetokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "FittedConversation",
     "FittedPrompt",
     "IncrementalDetokenizer",
+    "Rendering",
     "StopMatcher",
     "StopScan",
     "Tokenizer",

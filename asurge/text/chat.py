@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from asurge.errors import ChatTemplateError
 from asurge.text.template import Allowance
@@ -12,21 +12,48 @@ from asurge.text.tokenizer import Tokenizer
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOLD_CHARACTERS = 300
 _OWN_KWARGS = frozenset(
-    ("conversation", "messages", "chat_template", "tools", "tokenize", "add_generation_prompt", "return_dict")
+    (
+        "conversation",
+        "messages",
+        "chat_template",
+        "tools",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_dict",
+    )
 )
+_HERE = "[asurge goes on here] "
+"""Put behind a text to find where a template has put its end; its own space shows whether the template trims texts."""
 
 Message = Mapping[str, Any]  # OpenAI's chat message: JSON
+
+
+class Rendering(TypedDict, total=False):
+    """How a conversation becomes a prompt.
+
+    Attributes:
+        tools: OpenAI's definitions, for the template to tell the model of.
+        chat_template: Jinja's, instead of the model's own.
+        template_kwargs: further names that the template knows, such as ``enable_thinking``.
+        add_generation_prompt: whether an answer is asked for, as by the beginning of an assistant's message (the default).
+        continue_final_message: the last message, which must be the assistant's, is the beginning of the answer; then there
+            is no other prompt for it.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template: str | None
+    template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
 
 
 def render_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    chat_template: str | None = None,
-    add_generation_prompt: bool = True,
-    template_kwargs: Mapping[str, Any] | None = None,
     allowance: Allowance | None = None,
+    **how: Unpack[Rendering],
 ) -> str:
     """The prompt that a chat template makes of messages. Templates run in an immutable sandbox.
 
@@ -34,30 +61,59 @@ def render_chat(
         allowance: what it may take, together with other renderings; default: as much as a request may.
 
     Raises:
-        ChatTemplateError: malformed messages, no template, or one that fails, takes too much, or tries to leave the sandbox.
+        ChatTemplateError: malformed messages, no template, or one that fails, takes too much, or tries to leave the sandbox;
+            or the last message cannot be continued.
     """
+    chat_template, template_kwargs, tools = how.get("chat_template"), how.get("template_kwargs") or {}, how.get("tools")
+    continued = how.get("continue_final_message", False)
     if chat_template is None and tokenizer.chat_template is None:
         raise ChatTemplateError(
             "the model has no chat template: pass chat_template=..., or use a chat model", param="chat_template"
         )
-    if taken := sorted(_OWN_KWARGS & (template_kwargs or {}).keys()):
+    if taken := sorted(_OWN_KWARGS & template_kwargs.keys()):
         raise ChatTemplateError(
             f"template_kwargs must not hold {', '.join(taken)}: these are asurge's own", param="template_kwargs"
         )
     checked = [_checked(index, message) for index, message in enumerate(_listed(messages))]
+    if continued:
+        checked[-1] = _marked(len(checked) - 1, checked[-1])
     try:
-        return tokenizer.render(
+        text = tokenizer.render(
             checked,
             chat_template,
             allowance or Allowance(),
             tools=None if tools is None else [dict(tool) for tool in tools],
-            add_generation_prompt=add_generation_prompt,
-            **(template_kwargs or {}),
+            add_generation_prompt=not continued and how.get("add_generation_prompt", True),
+            **template_kwargs,
         )
     except Exception as error:  # a template can raise anything, and every failure is its author's or the caller's
         raise ChatTemplateError(
             f"the chat template failed: {str(error)[:_TOLD_CHARACTERS]}", param="messages"
         ) from error
+    return _up_to_mark(text) if continued else text
+
+
+def _marked(index: int, message: dict[str, Any]) -> dict[str, Any]:
+    """The last message, with a mark at its end."""
+    if message["role"] != "assistant" or message["content"] is None or message.get("tool_calls"):
+        raise ChatTemplateError(
+            f"continue_final_message needs a last message of the assistant, with content and without calls, not "
+            f"messages[{index}]",
+            param="continue_final_message",
+        )
+    return {**message, "content": message["content"] + _HERE}
+
+
+def _up_to_mark(text: str) -> str:
+    """What comes before the mark, as transformers' ``continue_final_message`` has it: a template that trims texts trims this
+    one too."""
+    before, found, after = text.rpartition(_HERE.rstrip())
+    if not found:
+        raise ChatTemplateError(
+            "the chat template leaves out the end of the last message: it cannot be continued",
+            param="continue_final_message",
+        )
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def _listed(messages: Sequence[Message]) -> Sequence[Message]:

@@ -26,8 +26,16 @@ class Heard:
 
     messages: Sequence[Any] = ()
     params: SamplingParams = dataclasses.field(default_factory=SamplingParams)
-    template_kwargs: Any = None
+    how: dict[str, Any] = dataclasses.field(default_factory=dict)
     answer: str = "Yes."
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        return self.how["template_kwargs"]
+
+    @property
+    def continues(self) -> bool:
+        return self.how["continue_final_message"]
 
     @property
     def said(self) -> list[tuple[str, str | None]]:
@@ -39,8 +47,8 @@ def heard(demo: Engine, monkeypatch: pytest.MonkeyPatch) -> Heard:
     """The demo model's engine only listens."""
     found = Heard()
 
-    async def chat(messages: Any, params: SamplingParams, *, template_kwargs: Any, **_: Any) -> Scripted:
-        found.messages, found.params, found.template_kwargs = messages, params, template_kwargs
+    async def chat(messages: Any, params: SamplingParams, **how: Any) -> Scripted:
+        found.messages, found.params, found.how = messages, params, how
         return Scripted(found.answer)
 
     monkeypatch.setattr(demo, "chat", chat)
@@ -189,9 +197,63 @@ async def test_counted_is_what_is_asked(http: aiohttp.ClientSession, given: dict
     assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
 
 
-async def test_what_is_said_of_the_prompt_may_be_the_default(http: aiohttp.ClientSession, heard: Heard) -> None:
-    await post(http, CHAT, messages=ASK, add_generation_prompt=True, continue_final_message=False)
-    assert heard.template_kwargs == {}
+BEGUN = [*ASK, {"role": "assistant", "content": "Well,"}]
+
+
+@pytest.mark.parametrize("given", [{}, {"add_generation_prompt": True}, {"add_generation_prompt": False}])
+async def test_an_answer_is_asked_for_or_not(http: aiohttp.ClientSession, heard: Heard, given: dict[str, bool]) -> None:
+    await post(http, CHAT, messages=BEGUN, continue_final_message=False, **given)
+    assert (heard.how["add_generation_prompt"], heard.continues) == (given.get("add_generation_prompt", True), False)
+
+
+async def test_an_answer_that_has_begun_is_continued(http: aiohttp.ClientSession, heard: Heard) -> None:
+    for given in ({}, {"add_generation_prompt": False}):
+        told = await post(http, CHAT, messages=BEGUN, continue_final_message=True, **given)
+        assert heard.continues
+        assert told["choices"][0]["message"]["content"] == "Yes."  # what is new, without what it begins with
+
+
+async def test_anthropics_last_turn_may_be_the_beginning_of_the_answer(
+    http: aiohttp.ClientSession, heard: Heard
+) -> None:
+    text, thought = {"type": "text", "text": "Well,"}, {"type": "thinking", "thinking": "Hm."}
+    call = {"type": "tool_use", "id": "x", "name": "look", "input": {}}
+    for content, continues in (("Well,", True), ([thought, text], True), ([thought], False), ([text, call], False)):
+        await post(http, "/v1/messages", max_tokens=4, messages=[*ASK, {"role": "assistant", "content": content}])
+        assert heard.continues == continues
+    await post(http, "/v1/messages", max_tokens=4, messages=ASK)
+    assert not heard.continues
+
+
+@pytest.mark.parametrize(
+    ("begun", "reasoning", "content"),
+    [
+        ("<think>Hm,", "so.", "Yes."),
+        ("<think>Hm.</think>Well,", None, "so.</think>Yes."),
+        ("Well,", None, "so.</think>Yes."),
+    ],
+)
+async def test_reasoning_goes_on_where_it_was(
+    http: aiohttp.ClientSession, heard: Heard, begun: str, reasoning: str | None, content: str
+) -> None:
+    heard.answer = "so.</think>Yes."
+    messages = [*ASK, {"role": "assistant", "content": begun}]
+    told = (await post(http, CHAT, messages=messages, continue_final_message=True))["choices"][0]["message"]
+    assert (told.get("reasoning_content"), told["content"]) == (reasoning, content)
+
+
+async def test_tokens_of_an_answer_that_has_begun(http: aiohttp.ClientSession, demo: Engine) -> None:
+    async def text(**given: Any) -> str:
+        tokens = (await post(http, "/tokenize", messages=BEGUN, **given))["tokens"]
+        return demo.tokenizer.decode(tokens, skip_special_tokens=False)
+
+    whole, begun = await text(add_generation_prompt=False), await text(continue_final_message=True)
+    assert begun.endswith("Well,")
+    assert whole.startswith(begun)
+    assert (await text()).startswith(whole)
+    assert len(whole) < len(await text())
+    counted = await post(http, "/v1/messages/count_tokens", messages=BEGUN)
+    assert counted["input_tokens"] == len(demo.tokenizer.encode(begun, add_special_tokens=False))
 
 
 async def test_an_answer_is_as_long_as_its_logprobs_may_be(demo: Engine, running: Running, heard: Heard) -> None:

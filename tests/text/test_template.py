@@ -54,6 +54,37 @@ def test_templates_make_what_transformers_makes(template: str, prompted: bool) -
     assert len(expected) > 40
 
 
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+CONTINUED = {name: TEMPLATES[name] for name in ("tags", "namespace")} | {"plain": PLAIN}
+
+
+@pytest.mark.parametrize("template", CONTINUED.values(), ids=CONTINUED)
+@pytest.mark.parametrize("begun", ["Rain, and", "Rain, and \n ", ""])
+def test_an_answer_that_has_begun_is_the_end_of_the_prompt(template: str, begun: str) -> None:
+    talk = [*TALK, {"role": "assistant", "content": begun}]
+    expected = INNER.apply_chat_template(talk, chat_template=template, tokenize=False, continue_final_message=True)
+    assert told(template, talk, continue_final_message=True) == expected
+    parts = [{"type": "text", "text": begun[:4]}, {"type": "text", "text": begun[4:]}]
+    assert told(template, [*TALK, {"role": "assistant", "content": parts}], continue_final_message=True) == expected
+    assert expected.rstrip().endswith(begun.rstrip())
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
+NO_ANSWERS = {
+    "somebody else's": ({"role": "user", "content": "Hi"}, PLAIN),
+    "a call": ({"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]}, PLAIN),
+    "nothing but a call": ({"role": "assistant", "content": None, "tool_calls": [CALL]}, PLAIN),
+    "not in the prompt": ({"role": "assistant", "content": "Rain"}, TEMPLATES["tools"]),
+}
+
+
+@pytest.mark.parametrize(("last", "template"), NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_what_cannot_be_continued_is_refused(last: dict[str, Any], template: str) -> None:
+    with pytest.raises(ChatTemplateError) as refused:
+        told(template, [*TALK, last], continue_final_message=True)
+    assert refused.value.param == "continue_final_message"
+
+
 ENDLESS = {
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "over messages": "{% for a in messages %}{% for b in messages %}{{ a.role if b.role == 'no' }}{% endfor %}{% endfor %}",
