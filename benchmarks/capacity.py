@@ -36,14 +36,16 @@ MODELS = {
 }
 
 
-def context_that_fits(layout: PageLayout, token_bytes: int, budget_bytes: int, length: int) -> int:
+def context_that_fits(
+    layout: PageLayout, token_bytes: int, budget_bytes: int, length: int, requests: int = SHAPE.max_num_seqs
+) -> int:
     """The most tokens of context in one step, of prompts of one length and their answers, before any sequence is preempted."""
     pages = budget_bytes // (layout.depth * SHAPE.page_size * token_bytes)
     limits = dataclasses.replace(SHAPE, num_pages=pages, windows=layout.windows)
     if length >= limits.longest:
         return 0
     scheduler = Scheduler(limits)
-    for index in range(SHAPE.max_num_seqs):
+    for index in range(requests):
         scheduler.add(Request(str(index), [index + 10] * length, OUTPUT, RowSampling()))
     most = 0
     while (plan := scheduler.plan()) is not None and not scheduler.statistics().preemptions:

@@ -11,5 +11,5 @@ def test_windows_make_room_for_several_times_the_context() -> None:
     one, several = layout_for([None] * len(model.seen), SHAPE), layout_for(model.seen, SHAPE)
     assert (one.depth, one.windows) == (62, (None,))
     for length, times in ((2048, 1.7), (8192, 2.1)):
-        fits = [context_that_fits(layout, model.token_bytes, 4 << 30, length) for layout in (one, several)]
+        fits = [context_that_fits(layout, model.token_bytes, 4 << 30, length, 32) for layout in (one, several)]
         assert fits[1] > times * fits[0] > 0

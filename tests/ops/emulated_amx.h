@@ -24,47 +24,42 @@ inline void store(const Tile& tile, void* to, size_t stride) {
   for (int row = 0; row < 16; ++row) std::memcpy(static_cast<uint8_t*>(to) + row * stride, tile.rows[row], 64);
 }
 
-// Subnormal numbers count as zero.
-inline float widened(uint16_t bf16) {
-  const uint32_t bits = (bf16 & 0x7F80) == 0 ? 0 : uint32_t{bf16} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
+// Each word of a row holds two bf16. Subnormal numbers count as zero.
 inline void widen(const Tile& tile, float (&to)[16][2][16]) {
   for (int row = 0; row < 16; ++row) {
-    uint16_t pairs[32];
-    std::memcpy(pairs, tile.rows[row], 64);
-    for (int at = 0; at < 32; ++at) to[row][at % 2][at / 2] = widened(pairs[at]);
+    uint32_t words[16], bits[2][16];
+    std::memcpy(words, tile.rows[row], 64);
+    for (int at = 0; at < 16; ++at) {
+      const uint32_t first = words[at] << 16, second = words[at] & 0xFFFF0000;
+      bits[0][at] = first & 0x7F800000 ? first : 0;
+      bits[1][at] = second & 0x7F800000 ? second : 0;
+    }
+    std::memcpy(to[row], bits, sizeof bits);
   }
 }
 
-inline void multiply_bf16(Tile& c, const Tile& a, const Tile& b) {
-  float left[16][2][16], right[16][2][16];
+// Each word of a row holds four int8.
+inline void widen(const Tile& tile, int32_t (&to)[16][4][16]) {
+  for (int row = 0; row < 16; ++row) {
+    uint32_t words[16];
+    std::memcpy(words, tile.rows[row], 64);
+    for (int part = 0; part < 4; ++part) {
+      for (int at = 0; at < 16; ++at) to[row][part][at] = static_cast<int32_t>(words[at] << (24 - 8 * part)) >> 24;
+    }
+  }
+}
+
+template <typename T, int PARTS>
+inline void multiply(Tile& c, const Tile& a, const Tile& b) {
+  T left[16][PARTS][16], right[16][PARTS][16];
   widen(a, left);
   widen(b, right);
   for (int m = 0; m < 16; ++m) {
-    float sums[16];
+    T sums[16];
     std::memcpy(sums, c.rows[m], 64);
     for (int k = 0; k < 16; ++k) {
-      for (int part = 0; part < 2; ++part) {
+      for (int part = 0; part < PARTS; ++part) {
         for (int n = 0; n < 16; ++n) sums[n] += left[m][part][k] * right[k][part][n];
-      }
-    }
-    std::memcpy(c.rows[m], sums, 64);
-  }
-}
-
-inline void multiply_int8(Tile& c, const Tile& a, const Tile& b) {
-  for (int m = 0; m < 16; ++m) {
-    int32_t sums[16];
-    std::memcpy(sums, c.rows[m], 64);
-    for (int k = 0; k < 16; ++k) {
-      for (int n = 0; n < 16; ++n) {
-        for (int part = 0; part < 4; ++part) {
-          sums[n] += int32_t{static_cast<int8_t>(a.rows[m][4 * k + part])} * static_cast<int8_t>(b.rows[k][4 * n + part]);
-        }
       }
     }
     std::memcpy(c.rows[m], sums, 64);
@@ -83,8 +78,10 @@ inline void multiply_int8(Tile& c, const Tile& a, const Tile& b) {
 #define _tile_zero(tile) (emulated_amx::tiles[tile] = {})
 #define _tile_loadd(tile, from, stride) emulated_amx::load(emulated_amx::tiles[tile], from, stride)
 #define _tile_stored(tile, to, stride) emulated_amx::store(emulated_amx::tiles[tile], to, stride)
-#define _tile_dpbf16ps(c, a, b) emulated_amx::multiply_bf16(emulated_amx::tiles[c], emulated_amx::tiles[a], emulated_amx::tiles[b])
-#define _tile_dpbssd(c, a, b) emulated_amx::multiply_int8(emulated_amx::tiles[c], emulated_amx::tiles[a], emulated_amx::tiles[b])
+#define EMULATED_MULTIPLY(type, parts, c, a, b) \
+  emulated_amx::multiply<type, parts>(emulated_amx::tiles[c], emulated_amx::tiles[a], emulated_amx::tiles[b])
+#define _tile_dpbf16ps(c, a, b) EMULATED_MULTIPLY(float, 2, c, a, b)
+#define _tile_dpbssd(c, a, b) EMULATED_MULTIPLY(int32_t, 4, c, a, b)
 // The processor and the operating system say yes to everything.
 #define __builtin_cpu_supports(feature) 1
 #define syscall(...) 0L
