@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asurge.record import record
+
 NULL_PAGE = 0
 """The page that padding writes to; never allocated."""
 
@@ -100,7 +102,7 @@ class PageTable(NamedTuple):
     pages: npt.NDArray[np.int32]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@record
 class PlanRow:
     """The share of one sequence in a step.
 

@@ -94,11 +94,6 @@ class Choice:
         return self.finish_reason is not None
 
     @property
-    def has_news(self) -> bool:
-        """Whether it has tokens that no output has reported."""
-        return len(self.token_ids) > self._taken_tokens
-
-    @property
     def cumulative_logprob(self) -> float | None:
         """The sum over all tokens; None if logprobs were not asked for."""
         return None if self._teller is None else self._cumulative

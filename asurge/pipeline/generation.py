@@ -63,8 +63,13 @@ class Generation:
 
     @property
     def finished(self) -> bool:
-        # Lists, here and below: all of this is asked for each token, and a generator takes twice as long.
-        return self.error is not None or all([choice.finished for choice in self.choices])
+        # Loops, here and below: all of this is asked for each token, and a generator takes twice as long.
+        if self.error is not None:
+            return True
+        for choice in self.choices:  # noqa: SIM110
+            if choice.finish_reason is None:
+                return False
+        return True
 
     @property
     def started_s(self) -> float | None:
@@ -74,12 +79,22 @@ class Generation:
     @property
     def first_token_s(self) -> float | None:
         """When the first token of any completion came."""
-        return min([one.first_token_s for one in self.choices if one.first_token_s is not None], default=None)
+        first: float | None = None
+        for choice in self.choices:
+            at = choice.first_token_s
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
 
     @property
     def last_token_s(self) -> float:
         """When the last one, or the embedding, came; the arrival if none did."""
-        return max([one.last_token_s for one in self.choices if one.last_token_s is not None], default=self.arrival_s)
+        last = self.arrival_s
+        for choice in self.choices:
+            at = choice.last_token_s
+            if at is not None and at > last:
+                last = at
+        return last
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which is raised to the reader."""
@@ -100,28 +115,27 @@ class Generation:
         Raises:
             AsurgeError: the request failed.
         """
-        while not self._ready():
-            self._news.clear()
-            await self._news.wait()
+        await self._news.wait()
         if self.error is not None:
             raise self.error
-        return self._snapshot()
+        output = self._snapshot()
+        if not output.finished:
+            self._news.clear()
+        return output
 
     def take_whole(self) -> None:
         """From now on report nothing before the end, and then everything."""
         self._kind = "final"
-
-    def _ready(self) -> bool:
-        has_news = self._kind != "final" and any([choice.has_news for choice in self.choices])
-        return has_news or self.finished
+        if not self.finished:
+            self._news.clear()
 
     def _publish(self) -> None:
         if self._kind != "final" or self.finished:
             self._news.set()
 
-    def _best(self) -> list[Choice]:
+    def _best(self) -> Sequence[Choice]:
         if self._kept == len(self.choices):
-            return list(self.choices)
+            return self.choices
         ranked = sorted(self.choices, key=lambda choice: -(choice.cumulative_logprob or 0.0))[: self._kept]
         for index, choice in enumerate(ranked):
             choice.index = index
@@ -132,8 +146,12 @@ class Generation:
         begun, last_s, finished = self.first_token_s, self.last_token_s, self.finished
         now = last_s if finished else self._clock()
         generating = 0.0 if begun is None else max(last_s - begun, 0.0)
-        counts = [len(choice.token_ids) for choice in choices]
-        count, firsts = sum(counts), len(counts) - counts.count(0)
+        count = firsts = updates = deltas = 0
+        for choice in choices:
+            count += len(choice.token_ids)
+            firsts += choice.first_token_s is not None
+        for choice in self.choices:
+            updates, deltas = updates + choice.updates, deltas + choice.deltas
         taken = [choice.take(delta=self._kind == "delta") for choice in choices]
         return RequestOutput(
             request_id=self.request_id,
@@ -154,6 +172,6 @@ class Generation:
             time_spent_generating=generating,
             first_token_time=None if begun is None else begun - self.arrival_s,
             processing_time=now - self.arrival_s,
-            update_seq=sum([choice.updates for choice in self.choices]),
-            delta_seq=sum([choice.deltas for choice in self.choices]),
+            update_seq=updates,
+            delta_seq=deltas,
         )

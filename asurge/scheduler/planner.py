@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
-from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
+from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult, TokenLogprobs
 from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
 from asurge.scheduler.queue import Tenants, WaitingQueue
@@ -160,19 +160,19 @@ class Scheduler:
         self._residents.make_room()
         group = self._group(max_draws)
         budget = self.limits.max_num_batched_tokens
-        drawing = [one for one in self._running if one.draws_next]
-        draws = min(budget, len(drawing))
+        running = [(one, one.draws_next) for one in self._running]
+        draws = min(budget, sum([drawing for _, drawing in running]))
         budget -= draws
-        if max_prompt_tokens is not None and any([one.request.streamed for one in drawing]):
+        if max_prompt_tokens is not None and any([drawing and one.request.streamed for one, drawing in running]):
             budget = min(budget, max(max_prompt_tokens, self.limits.prefill_quantum))
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
         # By rank: a sequence preempted for another's pages comes later, and has no row in this step yet.
-        for sequence in list(self._running):
+        for sequence, drawing in running:
             if sequence.phase is not Phase.RUNNING:
                 continue
-            if sequence.draws_next:
-                count = min(group, sequence.max_length - sequence.length)
+            if drawing:
+                count = group if group == 1 else min(group, sequence.max_length - sequence.length)
                 if draws and self._residents.reserve(sequence, count):
                     decode.append((sequence, sequence.plan_decode(count)))
                     self._tenants.charge(sequence.request.tenant, 0, count)
@@ -238,18 +238,15 @@ class Scheduler:
         if result.error is not None:
             return self._apply_failure(result, result.error, sequences)
         updates = []
-        for index, (sequence, tokens) in enumerate(zip(sequences, result.token_ids.tolist(), strict=True)):
-            row = plan.rows[index]
+        drawn = result.token_ids.tolist()
+        for index, (sequence, row, tokens) in enumerate(zip(sequences, plan.rows, drawn, strict=True)):
             if sequence.phase is Phase.ENDED or row.epoch < sequence.valid_epoch:
                 continue
             scores, sums = result.prompt_logprobs.get(index), result.pooled.get(index)
             sequence.told += 0 if scores is None else len(scores.chosen)
             if row.samples:
-                update = self._append(sequence, tokens[: row.draws])
-                if result.logprobs is not None or scores is not None:
-                    logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
-                    update = dataclasses.replace(update, logprobs=logprobs, prompt_logprobs=scores)
-                updates.append(update)
+                logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
+                updates.append(self._append(sequence, tokens[: row.draws], logprobs, scores))
             elif scores is not None:
                 updates.append(Update(sequence.sequence_id, (), None, None, sequence.cached, prompt_logprobs=scores))
             elif sums is not None and row.epoch == sequence.epoch:
@@ -259,14 +256,19 @@ class Scheduler:
                     updates.append(Update(sequence.sequence_id, (), "stop", None, sequence.cached, embedding=embedding))
         return updates
 
-    def _append(self, sequence: Sequence, tokens: list[int]) -> Update:
+    def _append(
+        self, sequence: Sequence, tokens: list[int], drawn: TokenLogprobs | None, scored: TokenLogprobs | None
+    ) -> Update:
         """Take in what a row drew, up to where the sequence ends."""
         request, stops = sequence.request, sequence.request.stop_token_ids
-        count = next((at for at, token in enumerate(tokens, 1) if token in stops), len(tokens))
-        taken = tuple(tokens[:count])
         sequence.pending -= len(tokens)
+        for at, token in enumerate(tokens, 1):
+            if token in stops:
+                del tokens[at:]
+                break
+        taken = tuple(tokens)
         sequence.token_ids.extend(taken)
-        self._totals.generated_tokens += count
+        self._totals.generated_tokens += len(taken)
         reason: FinishReason | None = None
         stop_reason = None
         if taken[-1] in stops:
@@ -277,7 +279,7 @@ class Scheduler:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
             self._cache.register(sequence)
-        return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached)
+        return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
 
     def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
         """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from asurge.outputs import FinishReason
 from asurge.plan import TokenLogprobs
+from asurge.record import record
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record
 class Update:
     """What one applied step brought one request. A stop token that ends it is part of ``token_ids``.
 
