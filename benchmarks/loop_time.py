@@ -96,7 +96,7 @@ async def measure(tokenizer: Tokenizer, streams: int, kind: OutputKind, rounds: 
     return found
 
 
-def look(output: RequestOutput) -> str:
+def look(output: RequestOutput) -> object:
     """What a reader does with an output at the least."""
     return output.delta_text
 
