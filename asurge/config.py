@@ -105,7 +105,8 @@ class EngineConfig:
         strict_context: refuse instead of cutting or capping.
         max_queued_requests: admission bound; beyond it requests are refused at once.
         pipeline_depth: steps in flight; 2 overlaps the host with the device, 1 does not.
-        max_decode_steps: decode steps that one dispatch may run when nothing waits and they are short; 1 never groups.
+        max_decode_steps: decode steps that one dispatch may run when nothing waits, and they are short or nobody reads tokens as
+            they come; 1 never groups.
         step_timeout_s: a step that takes longer means a hung device: the engine declares itself dead.
         extra_eos_token_ids: more tokens that end a text.
         logits_processors: by name, pure JAX functions of one row's logits, float32 ``[vocab]``, and a scalar that the request

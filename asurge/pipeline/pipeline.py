@@ -203,7 +203,7 @@ class Pipeline:
                 begin_s = self.clock()
                 plan = None
                 if scheduler.num_in_flight < self._depth:
-                    plan = scheduler.plan(self._pacer.draws, self._pacer.prompt_tokens)
+                    plan = scheduler.plan(self._pacer.pace)
                 if plan is not None:
                     self._note_started(plan)
                     self._saw("plan", plan, begin_s)

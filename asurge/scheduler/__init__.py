@@ -2,6 +2,6 @@
 
 from asurge.scheduler.planner import Scheduler, duplicate
 from asurge.scheduler.reports import SchedulerStatistics, Update
-from asurge.scheduler.request import Request
+from asurge.scheduler.request import Pace, Request
 
-__all__ = ["Request", "Scheduler", "SchedulerStatistics", "Update", "duplicate"]
+__all__ = ["Pace", "Request", "Scheduler", "SchedulerStatistics", "Update", "duplicate"]

@@ -15,7 +15,7 @@ from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
 from asurge.scheduler.queue import Tenants, WaitingQueue
 from asurge.scheduler.reports import SchedulerStatistics, Totals, Update
-from asurge.scheduler.request import Phase, Request, Sequence
+from asurge.scheduler.request import Pace, Phase, Request, Sequence
 from asurge.scheduler.residents import Residents
 
 RETRY_AFTER_S = 1.0
@@ -148,23 +148,17 @@ class Scheduler:
             expired.append(sequence_id)
         return expired
 
-    def plan(self, max_draws: int = 1, max_prompt_tokens: int | None = None) -> StepPlan | None:
-        """The next step, or None if nothing can run before a result is applied or a request added.
-
-        Args:
-            max_draws: when all that is left to do is to decode, plan up to this many steps as one group.
-            max_prompt_tokens: the most prompt tokens beside rows whose tokens somebody reads as they come, within the budget;
-                at least one quantum.
-        """
+    def plan(self, pace: Pace = Pace()) -> StepPlan | None:  # noqa: B008
+        """The next step, or None if nothing can run before a result is applied or a request added."""
         self._residents.release_behind_windows()
         self._residents.make_room()
-        group = self._group(max_draws)
+        group = self._group(pace)
         budget = self.limits.max_num_batched_tokens
         running = [(one, one.draws_next) for one in self._running]
         draws = min(budget, sum([drawing for _, drawing in running]))
         budget -= draws
-        if max_prompt_tokens is not None and any([drawing and one.request.streamed for one, drawing in running]):
-            budget = min(budget, max(max_prompt_tokens, self.limits.prefill_quantum))
+        if pace.prompt_tokens is not None and any([drawing and one.request.streamed for one, drawing in running]):
+            budget = min(budget, max(pace.prompt_tokens, self.limits.prefill_quantum))
         decode: list[tuple[Sequence, PlanRow]] = []
         prefill: list[tuple[Sequence, PlanRow]] = []
         # By rank: a sequence preempted for another's pages comes later, and has no row in this step yet.
@@ -193,11 +187,17 @@ class Scheduler:
         self._in_flight.append((plan, tuple(sequence for sequence, _ in decode + prefill)))
         return plan
 
-    def _group(self, most: int) -> int:
-        """How many steps decode rows may run in one go: one, unless nothing waits and there are pages for more."""
-        most = min(most, self.limits.max_draws)
-        if most == 1 or self._waiting or not all(one.draws_next and not one.draws_apart for one in self._running):
+    def _group(self, pace: Pace) -> int:
+        """How many steps decode rows may run in one go: one, unless nothing waits that could run before they end, and there
+        are pages for more."""
+        read = any([one.request.streamed for one in self._running])
+        most = min(pace.draws if read else pace.unread_draws, self.limits.max_draws)
+        if most == 1 or not all(one.draws_next and not one.draws_apart for one in self._running):
             return 1
+        if self._waiting:
+            if read or self._residents.free_slots:
+                return 1
+            most = min(most, *[one.max_length - one.length for one in self._running])
         columns = sum(self.limits.columns(one.scheduled + most) - one.tables.columns for one in self._running)
         return most if columns * len(self.limits.windows) <= self._pool.num_available else 1
 

@@ -61,6 +61,21 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+class Pace(NamedTuple):
+    """How much one step may do.
+
+    Attributes:
+        draws: when all that is left to do is to decode, up to this many steps are planned as one group.
+        unread_draws: the same, where nobody reads tokens as they come.
+        prompt_tokens: the most prompt tokens beside rows whose tokens somebody reads as they come, within the budget; at least
+            one quantum. None: no bound but the budget.
+    """
+
+    draws: int = 1
+    unread_draws: int = 1
+    prompt_tokens: int | None = None
+
+
 class Rank(NamedTuple):
     """The order of sequences; the smaller comes first."""
 

@@ -19,77 +19,85 @@ def plan(draws: int = 1, prompt_tokens: int = 0, *, decodes: bool = True) -> Ste
 
 
 def test_nothing_is_grouped_before_a_step_was_seen() -> None:
-    assert Pacer().draws == 1
+    assert Pacer().pace.draws == 1
 
 
 @pytest.mark.parametrize(("step_s", "draws"), [(0.030, 1), (0.013, 1), (0.012, 2), (0.002, 12), (1e-5, 2500)])
 def test_a_group_fills_its_time_with_whole_steps(step_s: float, draws: int) -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(draws=1), step_s)
-    assert pacer.draws == draws
+    assert pacer.pace.draws == draws
+
+
+@pytest.mark.parametrize(("step_s", "draws"), [(0.3, 1), (0.06, 4), (0.030, 8)])
+def test_groups_that_nobody_reads_take_longer(step_s: float, draws: int) -> None:
+    pacer = Pacer(0.025, unread_group_s=0.25)
+    assert pacer.pace.unread_draws == 1
+    pacer.see(plan(draws=1), step_s)
+    assert (pacer.pace.unread_draws, pacer.pace.draws) == (draws, 1)
 
 
 def test_a_groups_time_counts_for_each_of_its_steps() -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(draws=4), 0.020)
-    assert pacer.draws == 5
+    assert pacer.pace.draws == 5
 
 
 def test_one_slow_step_changes_little_and_many_change_all() -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(draws=1), 0.0025)
     pacer.see(plan(draws=1), 0.0125)
-    assert pacer.draws == 5
+    assert pacer.pace.draws == 5
     for _ in range(50):
         pacer.see(plan(draws=1), 0.0125)
-    assert pacer.draws in (1, 2)
+    assert pacer.pace.draws in (1, 2)
 
 
 def test_a_step_without_a_time_groups_nothing() -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(draws=1), 0.0)
-    assert pacer.draws == 1
+    assert pacer.pace.draws == 1
 
 
 def test_nothing_bounds_prompts_before_both_kinds_of_steps_were_seen() -> None:
     pacer = Pacer(mixed_s=0.05)
-    assert pacer.prompt_tokens is None
+    assert pacer.pace.prompt_tokens is None
     pacer.see(plan(), 0.010)
-    assert pacer.prompt_tokens is None
+    assert pacer.pace.prompt_tokens is None
     pacer.see(plan(prompt_tokens=100), 0.060)
-    assert pacer.prompt_tokens == 80  # at half a millisecond each, in the 40 ms that decoding leaves
+    assert pacer.pace.prompt_tokens == 80  # at half a millisecond each, in the 40 ms that decoding leaves
 
 
 def test_prompts_alone_tell_what_they_take() -> None:
     pacer = Pacer(mixed_s=0.05)
     pacer.see(plan(prompt_tokens=512, decodes=False), 0.256)
     pacer.see(plan(), 0.010)
-    assert pacer.prompt_tokens == 80
+    assert pacer.pace.prompt_tokens == 80
 
 
 def test_prompts_get_a_third_of_the_device_at_least() -> None:
     pacer = Pacer(mixed_s=0.05)
     pacer.see(plan(), 0.200)
     pacer.see(plan(prompt_tokens=100), 0.300)
-    assert pacer.prompt_tokens == 100
+    assert pacer.pace.prompt_tokens == 100
 
 
 def test_without_a_limit_prompts_take_what_there_is() -> None:
     pacer = Pacer(mixed_s=None)
     pacer.see(plan(), 0.010)
     pacer.see(plan(prompt_tokens=100), 0.060)
-    assert pacer.prompt_tokens is None
+    assert pacer.pace.prompt_tokens is None
 
 
 def test_steps_with_prompts_do_not_count_for_groups() -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(), 0.005)
     pacer.see(plan(prompt_tokens=100), 0.300)
-    assert pacer.draws == 5
+    assert pacer.pace.draws == 5
 
 
 def test_prompts_that_take_no_time_bound_nothing() -> None:
     pacer = Pacer(mixed_s=0.05)
     pacer.see(plan(), 0.010)
     pacer.see(plan(prompt_tokens=4), 0.001)
-    assert pacer.prompt_tokens is None
+    assert pacer.pace.prompt_tokens is None

@@ -7,7 +7,7 @@ from typing import Any
 
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Request, Scheduler, Update
+from asurge.scheduler import Pace, Request, Scheduler, Update
 from tests.fakes import limits
 from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
@@ -41,8 +41,8 @@ class Driver:
     def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:
         self.scheduler.add(request(name, prompt, max_tokens, **treated))
 
-    def plan(self, draws: int = 1, bound: int | None = None) -> StepPlan:
-        plan = self.scheduler.plan(draws, bound)
+    def plan(self, draws: int = 1, bound: int | None = None, unread: int = 1) -> StepPlan:
+        plan = self.scheduler.plan(Pace(draws, unread, bound))
         self.scheduler.check()
         assert plan is not None
         self.plans.append(plan)

@@ -8,7 +8,7 @@ from typing import Any
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import EngineOverloadedError
 from asurge.plan import RowSampling, RunnerLimits, StepResult
-from asurge.scheduler import Request, Scheduler, Update
+from asurge.scheduler import Pace, Request, Scheduler, Update
 from tests.fakes import VOCAB, continuation, embedding
 from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
@@ -34,7 +34,7 @@ class History:
         capacity: int | None = None,
     ) -> None:
         self.limits, self.depth = limits, depth
-        self.groups, self.embeddings = 0, 0
+        self.groups, self.groups_while_others_wait, self.embeddings = 0, 0, 0
         cache = CacheConfig(enable_prefix_caching=caching, prefix_cache_capacity=capacity)
         self.scheduler = Scheduler(limits, config, cache, max_queued_requests=MAX_QUEUED)
         self.device = TracingDevice(limits)
@@ -76,11 +76,12 @@ class History:
         """Plan one step and run it, or have it fail before it reaches the device."""
         if len(self.flying) == self.depth:
             return False
-        plan = self.scheduler.plan(draws, bound)
+        plan = self.scheduler.plan(Pace(draws, draws, bound))
         self.scheduler.check()
         if plan is None:
             return False
         self.groups += plan.draws > 1
+        self.groups_while_others_wait += plan.draws > 1 and self.scheduler.num_waiting > 0
         broken = fails or state_lost
         error = RuntimeError("dispatch")
         result = self.device.fail(plan, error, state_lost=state_lost) if broken else self.device.execute(plan)

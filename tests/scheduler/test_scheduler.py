@@ -106,6 +106,44 @@ def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None
     assert found == [[("b", 12)], [("b", 2), ("c", 8)], [("c", 4)]]  # from where b is read, it counts
 
 
+GROUPED = limits(max_draws=4, max_num_seqs=2)
+
+
+def test_steps_are_grouped_more_where_nobody_reads_along() -> None:
+    driver = Driver(GROUPED)
+    driver.add("a", numbers(), 12, streamed=False)
+    driver.step()
+    assert driver.step(driver.plan(2, unread=4))
+    assert driver.plans[-1].draws == 4
+    driver.add("b", numbers(8, 20), 12)
+    driver.step()
+    assert driver.plan(2, unread=4).draws == 2
+
+
+def test_for_a_slot_a_group_is_no_longer_than_the_first_to_end() -> None:
+    driver = Driver(GROUPED)
+    driver.add("a", numbers(), 12, streamed=False)
+    driver.add("b", numbers(8, 20), 4, streamed=False)
+    driver.step()
+    driver.add("c", numbers(8, 40), 4, streamed=False)
+    groups = []
+    while (plan := driver.plan(unread=4)).decode or not groups:
+        groups.append([row.draws for row in plan.decode])
+        driver.step(plan)
+        if len(driver.started) == 3:
+            break
+    assert groups == [[3, 3], [1]]  # b has ended, so c begins beside a
+
+
+def test_who_reads_along_does_not_make_others_wait_longer_for_a_slot() -> None:
+    driver = Driver(GROUPED)
+    driver.add("a", numbers(), 12)
+    driver.add("b", numbers(8, 20), 12, streamed=False)
+    driver.step()
+    driver.add("c", numbers(8, 40), 4)
+    assert driver.plan(4, unread=4).draws == 1
+
+
 def test_prompts_alone_take_the_whole_budget() -> None:
     driver = Driver()
     driver.add("a", numbers(40))

@@ -81,6 +81,7 @@ class Simulation(RuleBasedStateMachine):
         tenant=st.sampled_from(["a", "b", "c"]),
         allowed=st.sampled_from([None, None, 1.0, 5.0]),
         pooling=st.sampled_from([None, None, None, "mean", "last"]),
+        streamed=st.booleans(),
     )
     def add(
         self,
@@ -93,9 +94,16 @@ class Simulation(RuleBasedStateMachine):
         tenant: str,
         allowed: float | None,
         pooling: Pooling | None,
+        streamed: bool,
     ) -> str:
         deadline = None if allowed is None else self.now + allowed
-        treated = {"priority": priority, "tenant": tenant, "deadline_s": deadline, "pooling": pooling}
+        treated = {
+            "priority": priority,
+            "tenant": tenant,
+            "deadline_s": deadline,
+            "pooling": pooling,
+            "streamed": streamed,
+        }
         return self.history.add([*prefix, *tail], max_tokens, stops=stops, salt=salt, **treated)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 6.0]))
@@ -143,13 +151,19 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
     )
     pages = rng.randint(7, 16 if windows == (None,) else 9)  # tables with a window hold few
     history = History(limits(pages, rng.randint(2, 4), budget, windows), config, depth=rng.randint(1, 4))
+    reading = rng.choice([0.0, 0.5, 1.0])
     for turn in range(300):
         chance = rng.random()
         calm = turn // 50 % 3 == 2
         if chance < (0.05 if calm else 0.2):
             tail = [rng.randrange(2, VOCAB) for _ in range(rng.randint(1, 10))]
             pooling = rng.choice([None, None, None, "mean", "last"])
-            treated = {"priority": rng.randrange(3), "tenant": rng.choice("ab"), "pooling": pooling}
+            treated = {
+                "priority": rng.randrange(3),
+                "tenant": rng.choice("ab"),
+                "pooling": pooling,
+                "streamed": rng.random() < reading,
+            }
             history.add([*rng.choice(PREFIXES), *tail], rng.randint(1, 20), stops=rng.random() < 0.2, **treated)
         elif chance < 0.23 and history.live:
             history.abort(rng.choice(sorted(history.live)))
@@ -169,6 +183,7 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
     reached["preemptions"] += statistics.preemptions
     reached["hits"] += statistics.prefix_cache_hits
     reached["groups"] += history.groups
+    reached["groups while others wait"] += history.groups_while_others_wait
     reached["embeddings"] += history.embeddings
     reached["spoiled"] += sum(map(len, history.device.read_garbage.values()))
 
@@ -183,4 +198,5 @@ def test_dense_histories_reach_what_matters_and_survive_it(windows: tuple[int | 
     assert reached["hits"] > 10_000
     assert reached["spoiled"] > 300
     assert reached["groups"] > 300
+    assert reached["groups while others wait"] > 40
     assert reached["embeddings"] > 1000

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepResult
-from asurge.scheduler import Request, Scheduler
+from asurge.scheduler import Pace, Request, Scheduler
 from tests.fakes import PagedDevice, continuation, next_token, page_of
 from tests.idle import assert_idle
 from tests.scheduler.driver import Driver
@@ -53,7 +53,11 @@ def test_any_history_gives_the_windowed_reference(window: int) -> None:
                 name = rng.choice(sorted(live))
                 scheduler.finish(name)
                 del live[name]
-            elif chance < 0.65 and len(flying) < 3 and (plan := scheduler.plan(rng.randint(1, 3))) is not None:
+            elif (
+                chance < 0.65
+                and len(flying) < 3
+                and (plan := scheduler.plan(Pace(draws := rng.randint(1, 3), draws))) is not None
+            ):
                 flying.append(device.execute(plan))
             elif flying:
                 apply(scheduler, flying.popleft(), live, texts, window)
