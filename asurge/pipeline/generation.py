@@ -115,7 +115,8 @@ class Generation:
         Raises:
             AsurgeError: the request failed.
         """
-        await self._news.wait()
+        while not self._news.is_set():  # another reader may take the news before this one wakes
+            await self._news.wait()
         if self.error is not None:
             raise self.error
         output = self._snapshot()

@@ -15,7 +15,7 @@ from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
 from asurge.scheduler.queue import Tenants, WaitingQueue
 from asurge.scheduler.reports import SchedulerStatistics, Totals, Update
-from asurge.scheduler.request import Pace, Phase, Request, Sequence
+from asurge.scheduler.request import ONE_STEP, Pace, Phase, Request, Sequence
 from asurge.scheduler.residents import Residents
 
 RETRY_AFTER_S = 1.0
@@ -148,7 +148,7 @@ class Scheduler:
             expired.append(sequence_id)
         return expired
 
-    def plan(self, pace: Pace = Pace()) -> StepPlan | None:  # noqa: B008
+    def plan(self, pace: Pace = ONE_STEP) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added."""
         self._residents.release_behind_windows()
         self._residents.make_room()

@@ -76,6 +76,9 @@ class Pace(NamedTuple):
     prompt_tokens: int | None = None
 
 
+ONE_STEP = Pace()
+
+
 class Rank(NamedTuple):
     """The order of sequences; the smaller comes first."""
 
