@@ -231,9 +231,7 @@ def check_options(options: RequestOptions) -> None:
     """Raises:
     InvalidRequestError: one is of the wrong kind or out of range; ``param`` names it.
     """
-    for name in options.keys() - RequestOptions.__annotations__.keys():
-        known = ", ".join(RequestOptions.__annotations__)
-        raise InvalidRequestError(f"unknown option {name}: the options are {known}", param=name)
+    check_names(options, RequestOptions)
     check_integer("priority", options.get("priority", 0), -MAX_PRIORITY, MAX_PRIORITY)
     deadline = options.get("deadline_s")
     if deadline is not None:
@@ -245,6 +243,16 @@ def check_options(options: RequestOptions) -> None:
                 f"{name}={shown(text)} must be a string of at most {MAX_NAME} characters", param=name
             )
         check_unicode(name, text)
+
+
+def check_names(options: Mapping[str, Any], kind: type[Any]) -> None:
+    """Raises:
+    InvalidRequestError: one is not among those of ``kind``, a typed dictionary.
+    """
+    known = kind.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidRequestError(f"unknown option {name}: the options are {', '.join(known)}", param=name)
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex, Unpack, cast
 from asurge.config import EngineConfig
 from asurge.errors import InvalidRequestError, PromptTooLongError
 from asurge.guided import shown
-from asurge.params import EmbeddingParams, RequestOptions, SamplingParams, all_natural
+from asurge.params import EmbeddingParams, RequestOptions, SamplingParams, all_natural, check_names
 from asurge.text import (
     CHARACTERS_PER_TOKEN,
     Allowance,
@@ -168,10 +168,7 @@ def split_options(options: ChatOptions) -> tuple[Rendering, RequestOptions]:
     Raises:
         InvalidRequestError: one is for neither.
     """
-    known = ChatOptions.__annotations__
-    for name in options:
-        if name not in known:
-            raise InvalidRequestError(f"unknown option {name}: the options are {', '.join(known)}", param=name)
+    check_names(options, ChatOptions)
     how = {name: value for name, value in options.items() if name in Rendering.__annotations__}
     rest = {name: value for name, value in options.items() if name not in how}
     return cast("Rendering", how), cast("RequestOptions", rest)

@@ -13,7 +13,6 @@ import itertools
 import pstats
 import random
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -80,7 +79,6 @@ async def measure(tokenizer: Tokenizer, streams: int, kind: OutputKind, rounds: 
         async for output in stream():
             look(output)
 
-    reader: Callable[[], Awaitable[object]] = read
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pipeline.run)
         for _ in range(rounds):
@@ -90,7 +88,7 @@ async def measure(tokenizer: Tokenizer, streams: int, kind: OutputKind, rounds: 
             else:
                 async with anyio.create_task_group() as readers:
                     for _ in range(streams):
-                        readers.start_soon(reader)
+                        readers.start_soon(read)
             found.append((time.thread_time() - began) / (streams * OUTPUT) * 1e6)
         tasks.cancel_scope.cancel()
     return found

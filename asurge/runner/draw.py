@@ -29,6 +29,7 @@ from asurge.runner.draw_packing import (
     unpack_draws,
     unpack_logprobs,
 )
+from asurge.runner.fetch import begin_fetch
 from asurge.runner.step import Leaves, Rebuild
 
 _HISTORY_CHUNK = 1024
@@ -172,7 +173,7 @@ class Drawer:
         packed: npt.NDArray[np.int32],
     ) -> tuple[jax.Array, jax.Array]:
         last_token, self._seen, drawn = self._programs[shape](leaves, last, last_token, self._counts(), packed)
-        drawn.copy_to_host_async()
+        begin_fetch(drawn)
         return last_token, drawn
 
     def _counts(self) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jax import lax
 
 from asurge.plan import StepPlan
+from asurge.runner.fetch import begin_fetch
 from asurge.runner.lattice import StepShape, place
 from asurge.runner.step import Leaves, Rebuild
 
@@ -78,7 +79,7 @@ class Pooler:
             return None
         assert self._program is not None and flat is not None
         sums = self._program(leaves, flat, _owners(plan, shape, rows, self._tokens))
-        sums.copy_to_host_async()
+        begin_fetch(sums)
         return Sums(sums, rows)
 
 

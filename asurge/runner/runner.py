@@ -20,6 +20,7 @@ from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compilation_counter, compile_all, use_persistent_cache
 from asurge.runner.draw import Drawer, DrawSpec
+from asurge.runner.fetch import begin_fetch
 from asurge.runner.lattice import Lattice, StepShape
 from asurge.runner.layout import layout_for
 from asurge.runner.memory import kv_budget_bytes, num_pages
@@ -250,9 +251,7 @@ class DeviceRunner:
         if step is None:
             raise CompilationError(f"the step {shape} was not compiled at start-up")
         self._pages, self._last_token, drawn, hidden = step(self._leaves, self._pages, self._last_token, packed)
-        # On CPU they are in the host's memory as they are, and asking takes a tenth of a dispatch, too.
-        if self._device.platform != "cpu":
-            drawn.copy_to_host_async()
+        begin_fetch(drawn)
         return drawn, hidden
 
     def _compile(self, hidden_size: int, dtype: jnp.dtype, *, silent: bool) -> None:

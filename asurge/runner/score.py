@@ -14,6 +14,7 @@ from asurge.ops.sampling import few_at_a_time
 from asurge.ops.shaping import logprobs
 from asurge.plan import MAX_LOGPROBS, StepPlan, TokenLogprobs
 from asurge.runner.draw_packing import pack_logprobs, unpack_logprobs
+from asurge.runner.fetch import begin_fetch
 from asurge.runner.lattice import StepShape, place
 from asurge.runner.step import Leaves, Rebuild
 
@@ -82,7 +83,7 @@ class Scorer:
             size = min(SCORE_ROWS, len(at) - begin)
             packed[0, :size], packed[1, :size] = at[begin : begin + size], targets[begin : begin + size]
             part = self._program(leaves, flat, packed)
-            part.copy_to_host_async()
+            begin_fetch(part)
             parts.append(part)
         return Scores(parts, owners) if parts else None
 

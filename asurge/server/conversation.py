@@ -90,8 +90,8 @@ def conversation_of(
             "prompt_logprobs cannot be streamed: leave out stream or prompt_logprobs", param="prompt_logprobs"
         )
     asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
-    rendering = answer_prompt(asked.add_generation_prompt, asked.continue_final_message)
-    rendering["template_kwargs"] = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
+    kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
+    rendering = rendering_of(kwargs, asked.add_generation_prompt, asked.continue_final_message)
     tools, choice = _tools(asked)
     if choice == "none":  # the model is not told of them
         tools = None
@@ -121,11 +121,15 @@ def conversation_of(
     )
 
 
-def answer_prompt(add_generation_prompt: bool | None, continue_final_message: bool | None) -> Rendering:
-    """How the model is made to answer.
+def rendering_of(
+    template_kwargs: Mapping[str, Any],
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool | None = None,
+) -> Rendering:
+    """How a request has its conversation rendered, but for the tools.
 
     Raises:
-        ApiError: with a message of its own and with the rest of the last one.
+        ApiError: the model is to answer with a message of its own and with the rest of the last one.
     """
     if add_generation_prompt and continue_final_message:
         raise ApiError(
@@ -133,6 +137,7 @@ def answer_prompt(add_generation_prompt: bool | None, continue_final_message: bo
             param="continue_final_message",
         )
     return {
+        "template_kwargs": template_kwargs,
         "add_generation_prompt": add_generation_prompt is not False,
         "continue_final_message": continue_final_message is True,
     }

@@ -17,10 +17,10 @@ from asurge.server.attending import threaded
 from asurge.server.choices import ChoiceReaders
 from asurge.server.conversation import (
     Conversation,
-    answer_prompt,
     conversation_of,
     conversation_tokens,
     effort_switches,
+    rendering_of,
 )
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
@@ -72,9 +72,9 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[STATE].find(asked.model)
 
     def count() -> int:
-        how = answer_prompt(None, _continues(asked))
-        how["template_kwargs"] = _switches(asked)
-        return len(conversation_tokens(served, _conversation(asked), _tools(asked), how))
+        messages = _conversation(asked)
+        how = rendering_of(_switches(asked), continue_final_message=_begins_answer(messages))
+        return len(conversation_tokens(served, messages, _tools(asked), how))
 
     return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
 
@@ -90,9 +90,10 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
         if choice.name is None:
             raise ApiError("tool_choice.name is missing", param="tool_choice")
         names["tool"] = NamedTool(function=NamedFunction(name=choice.name))
+    messages = _conversation(asked)
     found = ChatCompletionRequest(
         model=asked.model,
-        messages=_conversation(asked),
+        messages=messages,
         max_tokens=asked.max_tokens,
         stream=asked.stream,
         temperature=asked.temperature,
@@ -102,7 +103,7 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
         tools=_tools(asked),
         tool_choice=None if choice is None else names[choice.type],
         parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
-        continue_final_message=_continues(asked),
+        continue_final_message=_begins_answer(messages),
     )
     if asked.output_config is not None and (form := asked.output_config.format) is not None:
         found.response_format = ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.schema))
@@ -111,9 +112,9 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
     return found
 
 
-def _continues(asked: CountMessagesRequest) -> bool:
-    """Whether the answer is the rest of the last message: a text of the assistant's."""
-    last = _messages(asked.messages[-1])[-1] if asked.messages else None
+def _begins_answer(messages: Sequence[Message]) -> bool:
+    """Whether the last message is the beginning of the answer: a text of the assistant's."""
+    last = messages[-1] if messages else None
     return last is not None and last.role == "assistant" and bool(last.content) and not last.tool_calls
 
 

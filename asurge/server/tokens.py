@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from asurge.server.attending import threaded
-from asurge.server.conversation import all_tokens, allowed_kwargs, answer_prompt, conversation_tokens
+from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens, rendering_of
 from asurge.server.errors import ApiError
 from asurge.server.exchange import read, reply
 from asurge.server.schema.chat import Message, Tool
@@ -30,8 +30,8 @@ async def tokenize(request: web.Request) -> web.Response:
     """A text or a conversation, as tokens."""
     asked = await read(request, TokenizeRequest)
     served = request.app[STATE].find(asked.model)
-    how = answer_prompt(asked.add_generation_prompt, asked.continue_final_message)
-    how["template_kwargs"] = allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config)
+    kwargs = allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config)
+    how = rendering_of(kwargs, asked.add_generation_prompt, asked.continue_final_message)
     tokens = _tokens(served, asked.prompt, asked.messages, asked.tools, special=asked.add_special_tokens, how=how)
 
     def answer() -> bytes:
