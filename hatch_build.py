@@ -15,12 +15,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("asurge/ops/native")
-LIBRARIES = {"amx": FOLDER / "libasurge_kernels_amx.so", "avx512": FOLDER / "libasurge_kernels_avx512.so"}
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
-# The module decides whether the processor has these, so it must not use them itself.
-KERNELS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
-# The same sources make a library for processors with AMX, and one for those with AVX-512 and its bf16 alone.
-VARIANTS = {"amx": ["-mamx-tile", "-mamx-bf16", "-mamx-int8"], "avx512": ["-mavx512vnni", "-DASURGE_AVX512"]}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
+# The same sources make a library for each of these kinds of processors; but what Python loads is the same for all, and whether
+# this processor is of a kind is asked before its instructions are used.
+VARIANTS = {
+    "amx": ["-DASURGE_AMX", *AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+    "avx512": ["-DASURGE_AVX512", *AVX512, "-mavx512vnni"],
+    "avx2": ["-DASURGE_AVX2", "-mavx2", "-mfma"],
+}
+LIBRARIES = {variant: FOLDER / f"libasurge_kernels_{variant}.so" for variant in VARIANTS}
 
 
 class NativeBuildHook(BuildHookInterface):
@@ -58,23 +62,17 @@ def build(folder: Path, to: Path, compiler: str) -> None:
     include = f"-I{Path(jaxlib.__file__).parent / 'include'}"
     with tempfile.TemporaryDirectory() as scratch:
         objects: dict[str, list[str]] = {variant: [] for variant in VARIANTS}
-        running = []
+        running: dict[str, tuple[list[str], subprocess.Popen[bytes]]] = {}
         for variant, flags in VARIANTS.items():
             for source in sorted(folder.glob("*.cc")):
-                objects[variant].append(str(Path(scratch) / f"{source.stem}-{variant}.o"))
-                own = [flag for flag in flags if flag.startswith("-D")] if source.stem == "module" else KERNELS + flags
-                command = [
-                    *shlex.split(compiler),
-                    *COMMON,
-                    *own,
-                    include,
-                    "-c",
-                    str(source),
-                    "-o",
-                    objects[variant][-1],
-                ]
-                running.append((command, subprocess.Popen(command)))
-        failed = [(command, process.returncode) for command, process in running if process.wait()]
+                own = [flag for flag in flags if flag.startswith("-D")] if source.stem == "available" else flags
+                own, name = ([], source.stem) if source.stem == "module" else (own, f"{source.stem}-{variant}")
+                made = str(Path(scratch) / f"{name}.o")
+                objects[variant].append(made)
+                if made not in running:
+                    command = [*shlex.split(compiler), *COMMON, *own, include, "-c", str(source), "-o", made]
+                    running[made] = command, subprocess.Popen(command)
+        failed = [(command, process.returncode) for command, process in running.values() if process.wait()]
         if failed:
             raise subprocess.CalledProcessError(failed[0][1], failed[0][0])
         for variant, library in LIBRARIES.items():

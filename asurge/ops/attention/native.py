@@ -19,7 +19,7 @@ _MAX_HEAD_DIM = 256
 
 
 class NativeAttention:
-    """`asurge.ops.attention.AttentionBackend` on CPUs with AMX or AVX-512's bf16.
+    """`asurge.ops.attention.AttentionBackend` on x86-64 CPUs with AVX2, AVX-512 or AMX.
 
     Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are
     ``[pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and

@@ -1,5 +1,5 @@
-"""Our own kernels for x86-64 processors with AMX (Sapphire Rapids and later), or with AVX-512 including bf16 and VBMI
-(Zen 4 and later), called through XLA's FFI.
+"""Our own kernels for x86-64 processors with AMX (Sapphire Rapids and later), with AVX-512 including bf16 and VBMI (Zen 4 and
+later), or with AVX2 (Haswell, Zen and later), called through XLA's FFI.
 
 XLA:CPU reaches a fifth of the memory bandwidth in attention over pages and a quarter of the arithmetic in bf16 products
 (`docs/performance.md` has the figures). Everything here has a counterpart in plain JAX, which serves all other processors.
@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 FOLDER = Path(__file__).parent
-LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512"))
+LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512", "avx2"))
 """The best first."""
 
 TARGETS = ("asurge_linear", "asurge_attention", "asurge_zeros")
@@ -33,7 +33,7 @@ def unavailable() -> str | None:
     except OSError as error:
         return str(error)
     if library is None:
-        return "this processor, or its operating system, has neither AMX nor AVX-512 with bf16 and VBMI"
+        return "this processor, or its operating system, does not have AVX2"
     for target in TARGETS:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     library.asurge_set_threads(len(os.sched_getaffinity(0)))

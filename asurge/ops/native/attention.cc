@@ -13,14 +13,15 @@
 namespace asurge {
 namespace {
 
+constexpr int kInput = kInputTile<Depth::kBf16>, kLine = kInputLine<Depth::kBf16>;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 struct Workspace {
   alignas(64) float scores[kQueries][kSpan];
   alignas(64) float product[kQueries][kQueries];
   alignas(64) float mixed[kQueries][kMaxHeadDim];
-  alignas(64) uint8_t queries[2 * kMaxHeadDim / 32 * kTile];
-  alignas(64) uint8_t weights[2 * kSpan / 32 * kTile];
+  alignas(64) uint8_t queries[2 * kMaxHeadDim / 32 * kInput];
+  alignas(64) uint8_t weights[2 * kSpan / 32 * kInput];
   // Values of the first and of the last 32 tokens of a span.
   alignas(64) uint16_t masked[2][kBlock * kMaxHeadDim];
   // For pages in 8 bits: keys of 32 tokens, or 32 dims of a span's values, in bf16; and what values are scaled by.
@@ -79,7 +80,7 @@ class Attender {
     for (int at = 0; at < unit_.num_sequences; ++at) {
       attend(at, at + 1, unit_.shared ? unit_.shared : begin_of(unit_), end_of(unit_.rows[at]));
     }
-    store();
+    finish();
   }
 
  private:
@@ -125,15 +126,14 @@ class Attender {
       const int flat = flat_of(line), token = a_.first[row_of(line)] + flat / group_;
       load_head(a_, token, unit_.kv_head * group_ + flat % group_, a_.q_norm, query);
       for (int tile = 0; tile < depth; ++tile) {
-        uint8_t* to = work_.queries + (line / kRows * depth + tile) * kTile + line % kRows * 64;
-        std::memcpy(to, query + 32 * tile, 64);
+        copy_input(work_.queries + (line / kRows * depth + tile) * kInput + line % kRows * kLine, query + 32 * tile);
       }
     }
   }
 
   // Scores of `tokens` context tokens from `at`, a multiple of 32 as pages are.
   void score(int at, int tokens) {
-    const int depth = a_.head_dim / 32, strip = depth * kTile;
+    const int depth = a_.head_dim / 32, below = depth * kInput, strip = depth * kTile;
     for (int t = 0; t < tokens; t += kBlock) {
       const uint8_t* keys = block(a_.keys, at + t);
       const uint8_t* values = block(a_.values, at + t);
@@ -146,12 +146,12 @@ class Attender {
           prefetch(a_.values, row_of(0), unit_.kv_head, at + t);
           if (at + t + a_.page_size < end_) prefetch(a_.keys, row_of(0), unit_.kv_head, at + t + a_.page_size);
         }
-        product(work_.queries, strip, Strip{keys}, strip, depth, out, kSpan, fetch);
+        product(work_.queries, below, Strip{keys}, strip, depth, out, kSpan, fetch);
       } else if (num_lines() <= kMostFromCodes) {
         multiply_codes(num_lines(), work_.queries, Codes{keys, values}, depth * kCodeTile, depth, out, kSpan);
       } else {
         unpack(keys, kBlock * a_.head_dim / 64, work_.unpacked, values);
-        product(work_.queries, strip, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
+        product(work_.queries, below, Strip{work_.unpacked}, strip, depth, out, kSpan, {});
       }
     }
     if constexpr (kInt8) scale_scores(at, tokens);
@@ -169,18 +169,16 @@ class Attender {
 
   // So far scores are of codes; scales of what is not attended to may be anything, and become 0.
   void scale_scores(int at, int tokens) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int t = 0; t < tokens; t += 16) {
-      const __m512i position = _mm512_add_epi32(lanes, _mm512_set1_epi32(at + t));
-      const __mmask16 there = _mm512_cmpge_epi32_mask(position, _mm512_set1_epi32(begin_)) &
-                              _mm512_cmplt_epi32_mask(position, _mm512_set1_epi32(end_));
+      const Ints position = count_from(at + t);
+      const Mask there = above(position, all(begin_ - 1)) & above(all(end_), position);
       const float* of_keys = scales_of(a_, a_.keys, row_of(0), unit_.kv_head, at + t);
       const float* of_values = scales_of(a_, a_.values, row_of(0), unit_.kv_head, at + t);
-      const __m512 scale = _mm512_maskz_loadu_ps(there, of_keys);
-      _mm512_store_ps(work_.value_scale + t, _mm512_maskz_loadu_ps(there, of_values));
+      const Floats scale = load_where(there, of_keys);
+      store(work_.value_scale + t, load_where(there, of_values));
       for (int line = 0; line < num_lines(); ++line) {
         float* scores = work_.scores[line] + t;
-        _mm512_store_ps(scores, _mm512_mul_ps(_mm512_load_ps(scores), scale));
+        store(scores, load(scores) * scale);
       }
     }
   }
@@ -205,13 +203,10 @@ class Attender {
 
   // Scores of what a query does not see, before `from` and after `to`, become -inf.
   void hide(float* scores, int tokens, int from, int to) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i low = _mm512_set1_epi32(from), high = _mm512_set1_epi32(to);
     const auto hide_lanes = [&](int t) {
-      const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(t));
-      const __mmask16 seen = _mm512_cmpge_epi32_mask(index, low) & _mm512_cmple_epi32_mask(index, high);
-      const __m512 value = _mm512_mask_mov_ps(_mm512_set1_ps(kNothing), seen, _mm512_load_ps(scores + t));
-      _mm512_store_ps(scores + t, value);
+      const Ints index = count_from(t);
+      const Mask seen = above(index, all(from - 1)) & above(all(to + 1), index);
+      store(scores + t, select(seen, load(scores + t), all(kNothing)));
     };
     for (int t = 0; t < std::min(from, tokens); t += 16) hide_lanes(t);
     for (int t = std::max(0, to + 1) / 16 * 16; t < tokens; t += 16) hide_lanes(t);
@@ -219,36 +214,32 @@ class Attender {
 
   void weigh_line(int line, int tokens) {
     const float* scores = work_.scores[line];
-    uint8_t* row = work_.weights + line / kRows * (kSpan / 32) * kTile + line % kRows * 64;
-    __m512 most = _mm512_max_ps(_mm512_load_ps(scores), _mm512_load_ps(scores + 16));
-    for (int t = 32; t < tokens; t += 32) {
-      most = _mm512_max_ps(most, _mm512_max_ps(_mm512_load_ps(scores + t), _mm512_load_ps(scores + t + 16)));
-    }
+    uint8_t* row = work_.weights + line / kRows * (kSpan / 32) * kInput + line % kRows * kLine;
+    Floats most = max(load(scores), load(scores + 16));
+    for (int t = 32; t < tokens; t += 32) most = max(most, max(load(scores + t), load(scores + t + 16)));
     const float factor = a_.scale * kLog2E, before = work_.best[base() + line];
-    const float best = std::max(before, _mm512_reduce_max_ps(most) * factor);
+    const float best = std::max(before, largest(most) * factor);
     if (best == kNothing) {  // none of this span is seen
-      for (int t = 0; t < tokens; t += 32) std::memset(row + t / 32 * kTile, 0, 64);
+      for (int t = 0; t < tokens; t += 32) std::memset(row + t / 32 * kInput, 0, kLine);
       work_.shrink[line] = 0.0f;
       return;
     }
-    const __m512 scale = _mm512_set1_ps(factor), shift = _mm512_set1_ps(best);
-    __m512 sum = _mm512_setzero_ps();
+    const Floats scale = all(factor), shift = all(best);
+    Floats weights = all(0.0f);
     for (int t = 0; t < tokens; t += 32) {
-      const __m512 low = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t), scale, shift));
-      const __m512 high = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t + 16), scale, shift));
-      sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-      uint16_t* to = reinterpret_cast<uint16_t*>(row + t / 32 * kTile);
+      Floats low = power_of_two(fms(load(scores + t), scale, shift));
+      Floats high = power_of_two(fms(load(scores + t + 16), scale, shift));
+      weights = weights + (low + high);
       if constexpr (kInt8) {
-        store_bf16(to, _mm512_mul_ps(low, _mm512_load_ps(work_.value_scale + t)));
-        store_bf16(to + 16, _mm512_mul_ps(high, _mm512_load_ps(work_.value_scale + t + 16)));
-      } else {
-        store_bf16(to, low);
-        store_bf16(to + 16, high);
+        low = low * load(work_.value_scale + t);
+        high = high * load(work_.value_scale + t + 16);
       }
+      store_input(row + t / 32 * kInput, 0, low);
+      store_input(row + t / 32 * kInput, 16, high);
     }
     const float shrink = before == kNothing ? 0.0f : std::exp2(before - best);
     float& total = work_.total[base() + line];
-    total = total * shrink + _mm512_reduce_add_ps(sum);
+    total = total * shrink + sum(weights);
     work_.best[base() + line] = best;
     work_.shrink[line] = shrink;
   }
@@ -258,23 +249,22 @@ class Attender {
     b.next = next_keys_;
     find_values(at, tokens, b);
     const int blocks = tokens / kBlock;
-    const size_t strip = kSpan / 32 * kTile;
+    const size_t below = kSpan / 32 * kInput;
     float* out = &work_.product[0][0];
     for (int d = 0; d < a_.head_dim; d += 32) {
       b.offset = d / 16 * (kInt8 ? kCodeTile : kTile);
       if constexpr (!kInt8) {
-        product(work_.weights, strip, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
+        product(work_.weights, below, b, kTile, blocks, out, kQueries, Fetch{kBetween, kBetween});
       } else if (num_lines() <= kMostFromCodes) {
         multiply_codes(num_lines(), work_.weights, b, kCodeTile, blocks, out, kQueries);
       } else {
-        product(work_.weights, strip, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
+        product(work_.weights, below, unpacked(b, blocks), kTile, blocks, out, kQueries, {});
       }
       for (int line = 0; line < num_lines(); ++line) {
-        const __m512 shrink = _mm512_set1_ps(work_.shrink[line]);
+        const Floats shrink = all(work_.shrink[line]);
         for (int part = 0; part < 32; part += 16) {
           float* mixed = work_.mixed[base() + line] + d + part;
-          const __m512 fresh = _mm512_load_ps(&work_.product[line][part]);
-          _mm512_store_ps(mixed, _mm512_fmadd_ps(_mm512_load_ps(mixed), shrink, fresh));
+          store(mixed, fma(load(mixed), shrink, load(&work_.product[line][part])));
         }
       }
     }
@@ -335,24 +325,22 @@ class Attender {
     for (int pair = 0; pair < 16; ++pair) {
       const int token = at + 2 * pair;
       const bool even = token >= begin_ && token < end_, odd = token + 1 >= begin_ && token + 1 < end_;
-      const __mmask32 keep = (even ? 0x55555555u : 0u) | (odd ? 0xAAAAAAAAu : 0u);
+      const Ints keep = all(static_cast<int32_t>((even ? 0x0000FFFFu : 0u) | (odd ? 0xFFFF0000u : 0u)));
       for (int tile = 0; tile < a_.head_dim / 16; ++tile) {
         const size_t line = size_t(tile) * (kTile / 2) + 32 * pair;
-        _mm512_store_si512(to + line, _mm512_maskz_loadu_epi16(keep, values + line));
+        store_line(to + line, both(keep, load_line(values + line)));
       }
     }
     return reinterpret_cast<const uint8_t*>(to);
   }
 
-  void store() {
+  void finish() {
     for (int line = 0; line < unit_.lines(); ++line) {
       const int row = unit_.rows[line / unit_.num_queries], flat = flat_of(line);
       const int token = a_.first[row] + flat / group_, head = unit_.kv_head * group_ + flat % group_;
       uint16_t* out = a_.out + (size_t(token) * a_.heads + head) * a_.head_dim;
-      const __m512 inverse = _mm512_set1_ps(1.0f / work_.total[line]);
-      for (int d = 0; d < a_.head_dim; d += 16) {
-        store_bf16(out + d, _mm512_mul_ps(_mm512_load_ps(work_.mixed[line] + d), inverse));
-      }
+      const Floats inverse = all(1.0f / work_.total[line]);
+      for (int d = 0; d < a_.head_dim; d += 16) store_bf16(out + d, load(work_.mixed[line] + d) * inverse);
     }
   }
 

@@ -17,6 +17,8 @@ constexpr int code_at(int group, int column, int which) {
   return group / 2 * 64 + column / 4 * 16 + group % 2 * 8 + column % 4 * 2 + which;
 }
 
+#ifdef __AVX512VBMI__
+
 // The bf16 of all sizes, low bytes and high bytes.
 struct Sizes {
   alignas(64) std::array<uint8_t, 128> low{}, high{};
@@ -36,7 +38,7 @@ inline constexpr Sizes kSizes;
 class Decoder {
  public:
   // A line of codes as two lines of bf16.
-  void operator()(const uint8_t* codes, __m512i& first, __m512i& second) const {
+  void operator()(const uint8_t* codes, Ints& first, Ints& second) const {
     const __m512i code = _mm512_loadu_si512(codes);
     // A choice among 128 bytes looks at 7 bits only.
     const __m512i low = _mm512_permutex2var_epi8(low_first_, code, low_last_);
@@ -52,21 +54,59 @@ class Decoder {
   const __m512i sign_ = _mm512_set1_epi8(-128);
 };
 
+// The 16 columns of a line of numbers at `group`, the first or the second of its pairs; what lies between is other tokens'.
+inline void store_codes(uint8_t* tile, int group, int which, const uint8_t* codes) {
+  // Every other byte, in 8 of 16 bytes.
+  const __mmask8 eights = group % 2 ? 0xAA : 0x55;
+  const __mmask64 own = 0x0055005500550055ull << (8 * (group % 2) + which);
+  const __m256i wide = _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(codes)));
+  const __m512i apart = _mm512_maskz_expand_epi64(eights, _mm512_castsi256_si512(wide));
+  _mm512_mask_storeu_epi8(tile + group / 2 * 64, own, which ? _mm512_slli_epi16(apart, 8) : apart);
+}
+
+#else
+
+class Decoder {
+ public:
+  void operator()(const uint8_t* codes, Ints& first, Ints& second) const {
+    const Ints code = load_line(codes);
+    const __m256i none = _mm256_setzero_si256();
+    first = decode({_mm256_unpacklo_epi8(code.low, none), _mm256_unpacklo_epi8(code.high, none)});
+    second = decode({_mm256_unpackhi_epi8(code.low, none), _mm256_unpackhi_epi8(code.high, none)});
+  }
+
+ private:
+  // Two codes of 16 bits in each number. As float32, sizes have nothing in their lower halves.
+  static Ints decode(Ints codes) {
+    const Ints lower = bits(to_floats(both(codes, all(kLargestCode))));
+    const Ints upper = bits(to_floats(both(shift_right<16>(codes), all(kLargestCode))));
+    const Ints signs = both(shift_left<8>(codes), all(static_cast<int32_t>(0x80008000)));
+    return either(either(shift_right<16>(lower), upper), signs);
+  }
+};
+
+inline void store_codes(uint8_t* tile, int group, int which, const uint8_t* codes) {
+  for (int column = 0; column < 16; ++column) tile[code_at(group, column, which)] = codes[column];
+}
+
+#endif
+
 // `lines` lines of codes as tiles of bf16; as many from `early` on, if given, are fetched meanwhile.
 inline void unpack(const uint8_t* codes, int lines, uint8_t* tiles, const uint8_t* early) {
   const Decoder decode;
   for (int line = 0; line < lines; ++line, tiles += 128) {
     if (early) _mm_prefetch(reinterpret_cast<const char*>(early + 64 * line), _MM_HINT_T1);
-    __m512i first, second;
+    Ints first, second;
     decode(codes + 64 * line, first, second);
-    _mm512_store_si512(tiles, first);
-    _mm512_store_si512(tiles + 64, second);
+    store_line(tiles, first);
+    store_line(tiles + 64, second);
   }
 }
 
 #ifndef ASURGE_AVX512
 
-constexpr int kMostFromCodes = 0;  // rows whose products are taken from codes: tile registers load from memory only
+// Rows whose products are taken from codes: tile registers load from memory only, and AVX2 has too few registers.
+constexpr int kMostFromCodes = 0;
 
 template <typename B>
 inline void multiply_codes(int, const uint8_t*, const B&, size_t, int, float*, int) {}

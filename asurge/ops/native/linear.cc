@@ -22,7 +22,8 @@ struct Quantized {
   int32_t correction;
 };
 
-// The live rows of x as A tiles: [live tiles][depth tiles][16][64 bytes].
+// The live rows of x as A tiles: [live tiles][depth tiles][16][kInputLine].
+template <Depth depth>
 struct Prepared {
   uint8_t* tiles;
   Quantized* quantized;  // of each row of these
@@ -33,44 +34,42 @@ struct Prepared {
   // What each tile holds.
   std::vector<Rows> live;
 
-  uint8_t* line(int row) const { return tiles + size_t(row / kRows) * depth_tiles * kTile + row % kRows * 64; }
+  size_t tile_bytes() const { return size_t(depth_tiles) * kInputTile<depth>; }
+  uint8_t* line(int row) const { return tiles + row / kRows * tile_bytes() + row % kRows * kInputLine<depth>; }
 };
 
 // 16 elements of a row, normalised; rounded where the reference rounds.
-inline __m512 load_input(const Linear& linear, const uint16_t* x, int k, __m512 factor) {
-  __m512 value = load_bf16(x + k);
+inline Floats load_input(const Linear& linear, const uint16_t* x, int k, Floats factor) {
+  const Floats value = load_bf16(x + k);
   if (linear.norm == nullptr) return value;
-  value = round_bf16(_mm512_mul_ps(value, factor));
-  return round_bf16(_mm512_mul_ps(value, load_bf16(linear.norm + k)));
+  return round_bf16(round_bf16(value * factor) * load_bf16(linear.norm + k));
 }
 
-void prepare_bf16(const Linear& linear, const Prepared& to, int row, int at) {
+void prepare(const Linear& linear, const Prepared<Depth::kBf16>& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
-  const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
-  uint8_t* tile = to.line(at);
-  for (int k = 0; k < linear.depth; k += 32, tile += kTile) {
-    uint16_t* line = reinterpret_cast<uint16_t*>(tile);
-    store_bf16(line, load_input(linear, x, k, factor));
-    store_bf16(line + 16, load_input(linear, x, k + 16, factor));
+  const Floats factor = all(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
+  uint8_t* line = to.line(at);
+  for (int k = 0; k < linear.depth; k += 32, line += kInputTile<Depth::kBf16>) {
+    store_input(line, 0, load_input(linear, x, k, factor));
+    store_input(line, 16, load_input(linear, x, k + 16, factor));
   }
 }
 
-void prepare_int8(const Linear& linear, const Prepared& to, int row, int at) {
+void prepare(const Linear& linear, const Prepared<Depth::kInt8>& to, int row, int at) {
   const uint16_t* x = linear.x + size_t(row) * linear.depth;
-  const __m512 factor = _mm512_set1_ps(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
+  const Floats factor = all(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
   const float scale = step_of(linear.depth, [&](int k) { return load_input(linear, x, k, factor); });
-  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
-  __m512i sum = _mm512_setzero_si512();
-  uint8_t* tile = to.line(at);
-  for (int k = 0; k < linear.depth; k += 64, tile += kTile) {
+  const Floats inverse = all(1.0f / scale);
+  Ints codes = all(0);
+  uint8_t* line = to.line(at);
+  for (int k = 0; k < linear.depth; k += 64, line += kInputTile<Depth::kInt8>) {
     for (int part = 0; part < 64; part += 16) {
-      const __m512 value = _mm512_mul_ps(load_input(linear, x, k + part, factor), inverse);
-      const __m512i rounded = _mm512_cvtps_epi32(value);
-      _mm_store_si128(reinterpret_cast<__m128i*>(tile + part), _mm512_cvtsepi32_epi8(rounded));
-      sum = _mm512_add_epi32(sum, rounded);
+      const Ints rounded = to_ints(load_input(linear, x, k + part, factor) * inverse);
+      store_int8(line + part, rounded);
+      codes = add(codes, rounded);
     }
   }
-  to.quantized[at] = {scale, static_cast<int32_t>(int64_t{-kInt8Excess} * _mm512_reduce_add_epi32(sum))};
+  to.quantized[at] = {scale, static_cast<int32_t>(int64_t{-kInt8Excess} * sum(codes))};
 }
 
 // Products of up to 32 rows x 32 columns, on their way out.
@@ -78,16 +77,16 @@ struct Block {
   alignas(64) float values[2 * kRows][kPanel];
 };
 
-// The first `count` of 16 lanes.
-inline __mmask16 lanes(int count) { return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1); }
+// The first `count` of 16, as bits.
+inline uint32_t lanes(int count) { return count >= 16 ? 0xFFFF : (1u << count) - 1; }
 
 // x / (1 + e^-x); the quotient by an estimate and one step of Newton's, which is a third of a division.
-inline __m512 silu(__m512 x) {
-  const __m512 power = _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-kLog2E)), _mm512_set1_ps(125.0f));
-  const __m512 denominator = _mm512_add_ps(power_of_two(power), _mm512_set1_ps(1.0f));
-  const __m512 estimate = _mm512_rcp14_ps(denominator);
-  const __m512 rest = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(2.0f));
-  return _mm512_mul_ps(x, _mm512_mul_ps(estimate, rest));
+inline Floats silu(Floats x) {
+  const Floats power = min(x * all(-kLog2E), all(125.0f));
+  const Floats denominator = power_of_two(power) + all(1.0f);
+  const Floats estimate = reciprocal_estimate(denominator);
+  const Floats rest = fnma(denominator, estimate, all(2.0f));
+  return x * (estimate * rest);
 }
 
 enum class Output { kBf16, kSum, kGated, kFloat, kArgmax };
@@ -113,41 +112,39 @@ struct Best {
     }
   }
 
-  // NaN is never larger.
-  void see(int row, __m512 values, __mmask16 real, int at) {
-    real &= _mm512_cmp_ps_mask(values, _mm512_set1_ps(value[row]), _CMP_GE_OQ);
+  // Of 16 values those that are `real`, a bit each. NaN is never larger.
+  void see(int row, Floats values, uint32_t real, int at) {
+    real &= bits_of(at_least(values, all(value[row])));
     if (real == 0) return;
-    const float most = _mm512_mask_reduce_max_ps(real, values);
-    const __mmask16 there = _mm512_mask_cmp_ps_mask(real, values, _mm512_set1_ps(most), _CMP_EQ_OQ);
-    see(row, most, at + __builtin_ctz(there));
+    const float most = largest(select(mask_of(real), values, all(-std::numeric_limits<float>::infinity())));
+    see(row, most, at + __builtin_ctz(real & bits_of(equal(values, all(most)))));
   }
 };
 
 // What 16 columns have in common.
 struct Columns {
-  __m512 scale, bias;
+  Floats scale, bias;
 
   Columns(const Linear& linear, int column) {
-    scale = linear.scale ? _mm512_loadu_ps(linear.scale + column) : _mm512_set1_ps(1.0f);
-    bias = linear.bias ? load_bf16(linear.bias + column) : _mm512_setzero_ps();
+    scale = linear.scale ? load(linear.scale + column) : all(1.0f);
+    bias = linear.bias ? load_bf16(linear.bias + column) : all(0.0f);
   }
 
   template <Depth depth>
-  __m512 finish(const float* product, Quantized by) const {
-    __m512 value = _mm512_load_ps(product);
+  Floats finish(const float* product, Quantized by) const {
+    Floats value = load(product);
     if constexpr (depth == Depth::kInt8) {
-      const __m512i exact = _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(by.correction));
-      value = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_set1_ps(by.scale)));
+      value = to_floats(add(bits(value), all(by.correction))) * (scale * all(by.scale));
     }
-    return _mm512_add_ps(value, bias);
+    return value + bias;
   }
 };
 
-// Which of 16 columns may be the largest, of which `real` are there at all.
-__mmask16 competing(const Linear& linear, int row, int column, int real) {
+// Which of 16 columns may be the largest, a bit each; `real` of them are there at all.
+uint32_t competing(const Linear& linear, int row, int column, int real) {
   if (linear.allowed == nullptr) return lanes(real);
   const uint32_t word = linear.allowed[size_t(row) * ((linear.candidates + 31) / 32) + column / 32];
-  return lanes(real) & static_cast<__mmask16>(word >> column % 32);
+  return lanes(real) & word >> column % 32;
 }
 
 // `rows` rows from `row` on, whose products are in `block`; `quantized` is of these rows.
@@ -160,10 +157,10 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
   for (int line = 0; line < rows; ++line, at += width) {
     const float* product = block[line];
     const Quantized by = depth == Depth::kInt8 ? quantized[line] : Quantized{};
-    const __m512 first = left.finish<depth>(product, by);
-    const __m512 second = right.finish<depth>(product + kRows, by);
+    const Floats first = left.finish<depth>(product, by);
+    const Floats second = right.finish<depth>(product + kRows, by);
     if constexpr (output == Output::kGated) {
-      store_bf16(linear.out_bf16 + at, _mm512_mul_ps(silu(round_bf16(first)), round_bf16(second)));
+      store_bf16(linear.out_bf16 + at, silu(round_bf16(first)) * round_bf16(second));
     } else if constexpr (output == Output::kArgmax) {
       const int real = std::min(linear.candidates - column, columns);
       if (real > 0) best->see(row + line, first, competing(linear, row + line, column, real), column);
@@ -171,15 +168,12 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
         best->see(row + line, second, competing(linear, row + line, column + kRows, real - kRows), column + kRows);
       }
     } else if constexpr (output == Output::kFloat) {
-      _mm512_storeu_ps(linear.out_f32 + at, first);
-      if (columns == kPanel) _mm512_storeu_ps(linear.out_f32 + at + kRows, second);
+      store(linear.out_f32 + at, first);
+      if (columns == kPanel) store(linear.out_f32 + at + kRows, second);
     } else if constexpr (output == Output::kSum) {
       const uint16_t* residual = linear.residual + at;
-      store_bf16(linear.out_bf16 + at, _mm512_add_ps(round_bf16(first), load_bf16(residual)));
-      if (columns == kPanel) {
-        const __m512 sum = _mm512_add_ps(round_bf16(second), load_bf16(residual + kRows));
-        store_bf16(linear.out_bf16 + at + kRows, sum);
-      }
+      store_bf16(linear.out_bf16 + at, round_bf16(first) + load_bf16(residual));
+      if (columns == kPanel) store_bf16(linear.out_bf16 + at + kRows, round_bf16(second) + load_bf16(residual + kRows));
     } else {
       store_bf16(linear.out_bf16 + at, first);
       if (columns == kPanel) store_bf16(linear.out_bf16 + at + kRows, second);
@@ -188,40 +182,45 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
 }
 
 // Bytes from a member's columns to those it will most likely take next: members take them in turns.
-ptrdiff_t to_next(const Prepared& x, int columns) {
-  return ptrdiff_t{Pool::get().size()} * (columns / 16) * x.depth_tiles * kTile;
+ptrdiff_t to_next(int depth_tiles, int columns) {
+  return ptrdiff_t{Pool::get().size()} * (columns / 16) * depth_tiles * kTile;
 }
 
 // One A tile or two.
 template <Depth depth, int kStrips>
-void multiply_tiles(const uint8_t* a, const Strip& b, size_t strip, int depth_tiles, float* out, LiveRows rows, Fetch fetch) {
+void multiply_tiles(const uint8_t* a, const Strip& b, int depth_tiles, float* out, LiveRows rows, Fetch fetch) {
+  const size_t below = size_t(depth_tiles) * kInputTile<depth>, beside = size_t(depth_tiles) * kTile;
   if (rows.second) {
-    multiply<depth, 2, kStrips>(a, strip, b, strip, depth_tiles, out, kPanel, rows, fetch);
+    multiply<depth, 2, kStrips>(a, below, b, beside, depth_tiles, out, kPanel, rows, fetch);
   } else {
-    multiply<depth, 1, kStrips>(a, strip, b, strip, depth_tiles, out, kPanel, rows, fetch);
+    multiply<depth, 1, kStrips>(a, below, b, beside, depth_tiles, out, kPanel, rows, fetch);
   }
 }
 
-// All rows of one panel of columns: its weights are read from memory once.
+// Tiles of rows.
+struct Range {
+  int begin, end;
+};
+
+// One panel of columns: its weights are read from memory once for these rows.
 template <Depth depth, Output output>
-void compute_panel(const Linear& linear, const Prepared& x, int column, int columns, Best* best) {
+void compute_panel(const Linear& linear, const Prepared<depth>& x, Range tiles, int column, int columns, Best* best) {
   Block block;
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
-  const int tiles = static_cast<int>(x.live.size());
   // A single tile takes both strips together only if its rows then go over the weights once.
-  const bool together = columns == kPanel && (tiles > 1 || x.live[0].count <= kMostLines<2>);
-  for (int tile = 0; tile < tiles; tile += 2) {
-    const uint8_t* a = x.tiles + tile * strip;
-    const bool two = tile + 1 < tiles;
-    const Fetch fetch = tile ? Fetch{} : Fetch{kAhead, to_next(x, columns)};
+  const bool together = columns == kPanel && (x.live.size() > 1 || x.live[0].count <= kMostLines<2>);
+  for (int tile = tiles.begin; tile < tiles.end; tile += 2) {
+    const uint8_t* a = x.tiles + tile * x.tile_bytes();
+    const bool two = tile + 1 < tiles.end;
+    const Fetch fetch = tile > tiles.begin ? Fetch{} : Fetch{kAhead, to_next(x.depth_tiles, columns)};
     float* out = &block.values[0][0];
     const LiveRows rows{x.live[tile].count, two ? x.live[tile + 1].count : 0};
     if (together) {
-      multiply_tiles<depth, 2>(a, Strip{weight}, strip, x.depth_tiles, out, rows, fetch);
+      multiply_tiles<depth, 2>(a, Strip{weight}, x.depth_tiles, out, rows, fetch);
     } else {
       for (int side = 0; side * kRows < columns; ++side) {
-        multiply_tiles<depth, 1>(a, Strip{weight + side * strip}, strip, x.depth_tiles, out + side * kRows, rows, fetch);
+        multiply_tiles<depth, 1>(a, Strip{weight + side * strip}, x.depth_tiles, out + side * kRows, rows, fetch);
       }
     }
     for (int part = 0; part <= static_cast<int>(two); ++part) {
@@ -234,13 +233,13 @@ void compute_panel(const Linear& linear, const Prepared& x, int column, int colu
 
 // Two panels at once, where live rows are few.
 template <Depth depth, Output output>
-void compute_pair(const Linear& linear, const Prepared& x, int column, Best* best) {
+void compute_pair(const Linear& linear, const Prepared<depth>& x, int column, Best* best) {
   Block blocks[2];
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const Strip b{linear.weight + column / 16 * strip};
   const auto [row, count] = x.live[0];
   multiply_wide<depth>(x.tiles, b, strip, x.depth_tiles, &blocks[0].values[0][0], &blocks[1].values[0][0], kPanel,
-                       LiveRows{count}, Fetch{kAheadWide, to_next(x, 2 * kPanel)});
+                       LiveRows{count}, Fetch{kAheadWide, to_next(x.depth_tiles, 2 * kPanel)});
   finish<depth, output>(linear, blocks[0].values, x.quantized, row, count, column, kPanel, best);
   finish<depth, output>(linear, blocks[1].values, x.quantized, row, count, column + kPanel, kPanel, best);
 }
@@ -259,31 +258,26 @@ int width_of(const Linear& linear, int tiles, int members) {
   return !linear.gated && linear.columns / kPanel < 4 * members ? kRows : kPanel;
 }
 
-Prepared allocate(const Linear& linear, int depth_of_tile) {
+template <Depth depth>
+Prepared<depth> allocate(const Linear& linear) {
   thread_local Scratch scratch;
-  Prepared x;
-  x.depth_tiles = linear.depth / depth_of_tile;
+  Prepared<depth> x;
+  x.depth_tiles = linear.depth / (depth == Depth::kBf16 ? 32 : 64);
   for (int tile = 0; tile * kRows < linear.rows; ++tile) {
     const int first = tile * kRows, most = std::min(kRows, linear.rows - first);
     const int count = linear.live ? std::clamp(linear.live[tile], 0, most) : most;
     if (count) x.live.push_back({first, count});
   }
-  const size_t bytes = x.live.size() * x.depth_tiles * kTile;
+  const size_t bytes = x.live.size() * x.tile_bytes();
   x.tiles = scratch.get<uint8_t>(bytes + x.live.size() * kRows * sizeof(Quantized));
   x.quantized = reinterpret_cast<Quantized*>(x.tiles + bytes);
   return x;
 }
 
 template <Depth depth>
-void prepare(const Linear& linear, const Prepared& x, int tile) {
+void prepare(const Linear& linear, const Prepared<depth>& x, int tile) {
   const auto [first, count] = x.live[tile];
-  for (int line = 0; line < count; ++line) {
-    if constexpr (depth == Depth::kBf16) {
-      prepare_bf16(linear, x, first + line, tile * kRows + line);
-    } else {
-      prepare_int8(linear, x, first + line, tile * kRows + line);
-    }
-  }
+  for (int line = 0; line < count; ++line) prepare(linear, x, first + line, tile * kRows + line);
 }
 
 void merge(const Linear& linear, const std::vector<Best>& bests) {
@@ -296,33 +290,37 @@ void merge(const Linear& linear, const std::vector<Best>& bests) {
 
 template <Depth depth, Output output>
 void run_as(const Linear& linear) {
-  const Prepared x = allocate(linear, depth == Depth::kBf16 ? 32 : 64);
+  const Prepared<depth> x = allocate<depth>(linear);
   const int tiles = static_cast<int>(x.live.size()), members = Pool::get().size();
   const size_t rows = std::min(tiles * kRows, linear.rows);
   const bool small = rows * linear.depth <= kSmallInput;
   if (small) {
-    for (int tile = 0; tile < tiles; ++tile) prepare<depth>(linear, x, tile);
+    for (int tile = 0; tile < tiles; ++tile) prepare(linear, x, tile);
   }
   std::vector<Best> bests(output == Output::kArgmax ? members : 0, Best(linear.rows));
   const int width = width_of(linear, tiles, members);
-  Tickets inputs(small ? 0 : tiles), panels(tiles ? (linear.columns + width - 1) / width : 0);
+  // Rows that a member takes together, in pairs of tiles.
+  const int block = static_cast<int>(std::clamp<size_t>(kBytesTogether / x.tile_bytes() / 2 * 2, 2, std::max(tiles, 2)));
+  const int across = (linear.columns + width - 1) / width;
+  Tickets inputs(small ? 0 : tiles), panels(tiles ? (tiles + block - 1) / block * across : 0);
   Pool::get().run([&](int member, Team& team) {
     int index;
     if (!small) {
-      while (inputs.take(index)) prepare<depth>(linear, x, index);
+      while (inputs.take(index)) prepare(linear, x, index);
       team.barrier();
     }
     TileScope scope;
     Best* best = output == Output::kArgmax ? &bests[member] : nullptr;
     while (panels.take(index)) {
-      const int column = index * width;
+      const int column = index % across * width, first = index / across * block;
+      const Range rows{first, std::min(first + block, tiles)};
       if (width <= kPanel) {
-        compute_panel<depth, output>(linear, x, column, std::min(width, linear.columns - column), best);
+        compute_panel<depth, output>(linear, x, rows, column, std::min(width, linear.columns - column), best);
       } else if (tiles == 1 && x.live[0].count <= kMostOfPair<depth>) {
         compute_pair<depth, output>(linear, x, column, best);
       } else {
-        compute_panel<depth, output>(linear, x, column, kPanel, best);
-        compute_panel<depth, output>(linear, x, column + kPanel, kPanel, best);
+        compute_panel<depth, output>(linear, x, rows, column, kPanel, best);
+        compute_panel<depth, output>(linear, x, rows, column + kPanel, kPanel, best);
       }
     }
   }, members);

@@ -1,7 +1,4 @@
 // What Python loads: XLA FFI handlers, and a few plain C functions.
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "attention.h"
 #include "linear.h"
 #include "memory.h"
@@ -173,27 +170,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 
-extern "C" {
-
-// Whether this process may use what the kernels are made of. Asks the operating system for the tile registers (once per
-// process is enough).
-int asurge_available() {
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vbmi")) {
-    return 0;
-  }
-#ifdef ASURGE_AVX512
-  return __builtin_cpu_supports("avx512vnni") != 0;
-#else
-  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") ||
-      !__builtin_cpu_supports("amx-int8")) {
-    return 0;
-  }
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#endif
-}
-
-void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }
-}
+extern "C" void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }

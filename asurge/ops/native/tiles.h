@@ -4,14 +4,14 @@
 // (four) along the depth: [depth / 2][16 columns][2]. Products accumulate in 16 x 16 float32 (or int32).
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+
+#include "lanes.h"
 
 namespace asurge {
 
@@ -38,26 +38,14 @@ class Scratch {
   size_t size_ = 0;
 };
 
-inline __m512 widen(__m256i bf16) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
-}
-inline __m512 load_bf16(const uint16_t* from) {
-  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-inline __m256i narrow(__m512 value) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)); }
-inline void store_bf16(uint16_t* to, __m512 value) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value));
-}
-inline __m512 round_bf16(__m512 value) { return widen(narrow(value)); }
-
 // 1 / the root of the mean square of `count` numbers and epsilon.
 inline float inverse_rms(const uint16_t* x, int count, float epsilon) {
-  __m512 sum = _mm512_setzero_ps();
+  Floats squares = all(0.0f);
   for (int at = 0; at < count; at += 16) {
-    const __m512 value = load_bf16(x + at);
-    sum = _mm512_fmadd_ps(value, value, sum);
+    const Floats value = load_bf16(x + at);
+    squares = fma(value, value, squares);
   }
-  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / count + epsilon);
+  return 1.0f / std::sqrt(sum(squares) / count + epsilon);
 }
 
 constexpr int kLargestCode = 127;  // of numbers in 8 bits
@@ -66,32 +54,32 @@ constexpr int kLargestCode = 127;  // of numbers in 8 bits
 // finite.
 template <typename Load>
 inline float step_of(int count, const Load& load) {
-  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 lost = 0;  // 8 bits cannot hold what is not finite, and a maximum forgets NaN
+  const Floats infinity = all(std::numeric_limits<float>::infinity());
+  Floats most = all(0.0f);
+  Mask lost = mask_of(0);  // 8 bits cannot hold what is not finite, and a maximum forgets NaN
   for (int at = 0; at < count; at += 16) {
-    const __m512 size = _mm512_abs_ps(load(at));
-    lost |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
-    most = _mm512_max_ps(most, size);
+    const Floats size = abs(load(at));
+    lost = lost | not_below(size, infinity);
+    most = max(most, size);
   }
-  const float largest = lost ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
-  return std::max(largest, 1e-30f) / kLargestCode;
+  const float widest = any(lost) ? std::numeric_limits<float>::quiet_NaN() : largest(most);
+  return std::max(widest, 1e-30f) / kLargestCode;
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
 
 // 2^x for x up to 127, to 3e-6: 2^n by exponent, the rest by a minimax polynomial. Below 2^-125 it is 0: a denormal
 // result costs more than a hundred cycles.
-inline __m512 power_of_two(__m512 x) {
-  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_GT_OQ);
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, n);
-  __m512 y = _mm512_set1_ps(9.6181291e-3f);
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5504109e-2f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
-  return _mm512_maskz_scalef_ps(normal, y, n);
+inline Floats power_of_two(Floats x) {
+  const Mask normal = above(x, all(-125.0f));
+  const Floats n = round(x);
+  const Floats f = x - n;
+  Floats y = all(9.6181291e-3f);
+  y = fma(y, f, all(5.5504109e-2f));
+  y = fma(y, f, all(2.4022651e-1f));
+  y = fma(y, f, all(6.9314718e-1f));
+  y = fma(y, f, all(1.0f));
+  return scale_where(normal, y, n);
 }
 
 }  // namespace asurge

@@ -1,0 +1,30 @@
+// Whether this process may use what the kernels of a library are made of. This is asked before they are, so it is made without.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if !defined(ASURGE_AVX2)
+namespace {
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi");
+}
+
+}  // namespace
+#endif
+
+extern "C" int asurge_available() {
+#if defined(ASURGE_AVX2)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(ASURGE_AVX512)
+  return has_avx512() && __builtin_cpu_supports("avx512vnni");
+#else
+  if (!has_avx512() || !__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") ||
+      !__builtin_cpu_supports("amx-int8")) {
+    return 0;
+  }
+  // The operating system gives the tile registers to those who ask; once per process is enough.
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
+}
