@@ -50,17 +50,8 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
     config, depth = model.config, INT8_DEPTH if int8 else BF16_DEPTH
     if model.embedding[...].dtype != jnp.bfloat16:
         return f"dtype={model.embedding[...].dtype.name} is not bfloat16"
-    others = {
-        f"its activation is {config.activation}": config.activation != "silu",
-        "the model has norms with an offset": config.norm_offset,
-        "the model has norms after layers": config.post_norm,
-        "the model has norms across heads": config.qk_norm_across_heads,
-        "the model is a mixture of experts": config.experts is not None,
-        "the model has soft-capped logits": config.logit_softcap is not None,
-    }
-    for reason, holds in others.items():
-        if holds:
-            return reason
+    if config.experts is not None:
+        return "the model is a mixture of experts"
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -77,7 +68,9 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
 def _converted(layer: Linear, *, packed: bool, int8: bool) -> PackedLinear | Int8Linear:
     weight = layer.weight[...]
     if packed:
-        new: PackedLinear | Int8Linear = PackedLinear(weight, layer.bias, int8=int8, gated=layer.gated)
+        new: PackedLinear | Int8Linear = PackedLinear(
+            weight, layer.bias, int8=int8, gated=layer.gated, activation=layer.activation
+        )
     else:
         new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
     jax.block_until_ready(nnx.state(new))

@@ -104,7 +104,15 @@ class Int8Linear(_Composed):
 class PackedLinear(nnx.Module):
     """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order."""
 
-    def __init__(self, weight: jax.Array, bias: nnx.Param | None, *, int8: bool = False, gated: bool = False) -> None:
+    def __init__(
+        self,
+        weight: jax.Array,
+        bias: nnx.Param | None,
+        *,
+        int8: bool = False,
+        gated: bool = False,
+        activation: Activation = "silu",
+    ) -> None:
         if gated:
             weight = interleave(weight)
             bias = None if bias is None else nnx.Param(interleave(bias[...]))
@@ -112,7 +120,8 @@ class PackedLinear(nnx.Module):
         if int8:
             weight, scale = quantize_int8(weight)
             self.scale = nnx.Param(jnp.pad(scale, (0, -len(scale) % 16)))
-        self.weight, self.bias, self.gated = nnx.Param(pack(weight)), bias, gated
+        self.weight, self.bias = nnx.Param(pack(weight)), bias
+        self.gated, self.activation = gated, activation
 
     def __call__(
         self,
@@ -123,6 +132,7 @@ class PackedLinear(nnx.Module):
         live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
     ) -> jax.Array:
+        x, norm = _to_normalise(x, norm)
         return packed_linear(
             x,
             self.weight[...],
@@ -133,6 +143,7 @@ class PackedLinear(nnx.Module):
             residual=residual,
             live=live,
             gated=self.gated,
+            activation=self.activation,
             dtype=dtype,
         )
 
@@ -140,22 +151,28 @@ class PackedLinear(nnx.Module):
         self,
         x: jax.Array,
         *,
-        norm: RMSNorm,
+        norm: RMSNorm | None,
         live: jax.Array | None,
         candidates: int,
         allowed: jax.Array | None = None,
     ) -> jax.Array:
         """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
+        x, norm = _to_normalise(x, norm)
         return packed_argmax(
             x,
             self.weight[...],
             _value(self.scale),
-            norm=norm.weight[...],
-            epsilon=norm.eps,
+            norm=None if norm is None else norm.weight[...],
+            epsilon=0.0 if norm is None else norm.eps,
             live=live,
             allowed=allowed,
             candidates=candidates,
         )
+
+
+def _to_normalise(x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, RMSNorm | None]:
+    """What a kernel is given, and the norm that it is to do: the kernels round before they multiply by its weights."""
+    return (x, norm) if norm is None or not norm.offset else (norm(x), None)
 
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:

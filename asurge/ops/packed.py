@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
+from asurge.ops.norm import Activation
+
 COLUMNS = 16
 LIVE_ROWS = 16
 BF16_DEPTH, INT8_DEPTH = 32, 64
@@ -61,6 +63,7 @@ def packed_linear(
     residual: jax.Array | None = None,
     live: jax.Array | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
     dtype: jnp.dtype = jnp.bfloat16,
 ) -> jax.Array:
     """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
@@ -75,7 +78,8 @@ def packed_linear(
         residual: bf16 ``[rows, columns]``, added to a bf16 result.
         live: int32 ``[rows / 16]``, rounded up: how many of each 16 rows matter, the first ones; what comes out for the others is
             undefined.
-        gated: columns are `interleave`\\ d; the result is ``silu(gate) * up``.
+        gated: columns are `interleave`\\ d; the result is ``activation(gate) * up``.
+        activation: of the gate.
         dtype: bf16, or float32 without residual and gate.
 
     Returns:
@@ -83,7 +87,9 @@ def packed_linear(
     """
     columns = weight.shape[0] * COLUMNS // (2 if gated else 1)
     out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
-    return _call(out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated)
+    return _call(
+        out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated, gelu=activation == "gelu_tanh"
+    )
 
 
 def packed_argmax(
@@ -122,6 +128,7 @@ def _call(
     allowed: jax.Array | None = None,
     *,
     gated: bool = False,
+    gelu: bool = False,
     candidates: int = 0,
 ) -> jax.Array:
     def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
@@ -139,6 +146,7 @@ def _call(
         given(allowed, jnp.uint32),
         epsilon=np.float32(epsilon),
         gated=gated,
+        gelu=gelu,
         candidates=np.int32(candidates),
     )
     return result

@@ -38,6 +38,19 @@ CASES: dict[str, dict[str, Any]] = {
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=397, hidden_size=128
     ),
     "phi3, one tensor for three": dict(architectures=["Phi3ForCausalLM"], model_type="phi3", tie_word_embeddings=False),
+    "gemma2, soft caps": dict(
+        architectures=["Gemma2ForCausalLM"],
+        model_type="gemma2",
+        sliding_window=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=30.0,
+    ),
+    "gemma3, windows, norms of heads": dict(
+        architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", sliding_window=16, sliding_window_pattern=2
+    ),
+    "olmo2, norms after layers and across heads": dict(
+        architectures=["Olmo2ForCausalLM"], model_type="olmo2", tie_word_embeddings=False
+    ),
     "smollm3, every other layer without positions": dict(
         architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layer_interval=2
     ),
@@ -209,6 +222,8 @@ def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[
     [
         ("qwen3, untied, odd vocabulary", None, "auto", 0.01),
         ("qwen3, untied, odd vocabulary", None, "int8", 0.03),
+        ("gemma2, soft caps", None, "auto", 0.02),
+        ("gemma3, windows, norms of heads", None, "auto", 0.02),
         ("qwen2, biases, tied, odd vocabulary", "int8", "auto", 0.04),
     ],
 )
@@ -257,8 +272,6 @@ def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
 
 
 DECLINED: dict[str, dict[str, Any]] = {
-    "activation is gelu_tanh": dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2"),
-    "norms after layers": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2"),
     "a mixture of experts": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=2),
 }
 

@@ -138,7 +138,7 @@ class Served:
         q, k, v = np.split(self.qkv[sequence], (heads, heads + kv_heads), axis=1)
         if self.shape.int8_pages:
             k, v = through_int8(k), through_int8(v)
-        return reference(q, k, v, self.shape.scale, self.window)[start : start + length]
+        return reference(q, k, v, self.shape.scale, self.window, self.shape.score_softcap)[start : start + length]
 
     def _step(
         self,

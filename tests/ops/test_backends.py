@@ -23,11 +23,12 @@ def shape_for(
     dtype: str | None = None,
     chunked: bool = False,
     int8_pages: bool = False,
+    softcap: float | None = None,
 ) -> AttentionShape:
     dtype = dtype or ("bfloat16" if name == "native" else "float32")
     return AttentionShape(
-        heads, kv_heads, head_dim, page_size, jnp.dtype(dtype), chunked=chunked, int8_pages=int8_pages
-    )
+        heads, kv_heads, head_dim, page_size, jnp.dtype(dtype), chunked=chunked, int8_pages=int8_pages, score_softcap=softcap
+    )  # fmt: skip
 
 
 @everywhere
@@ -80,6 +81,16 @@ def test_pages_in_8_bits_lose_only_what_8_bits_do(
     served.step([(0, 320, 1), (0, 0, 0)], [(1, 11, 21), (2, 0, 64)], 64)
     for token in range(2):
         served.step([(0, 321 + token, 1), (0, 0, 0), (2, 64 + token, 1), (1, 32, 1 - token)])
+
+
+@pytest.mark.parametrize("name", ["xla", "native"])
+@pytest.mark.parametrize("int8_pages", [False, True], ids=["", "int8"])
+@pytest.mark.parametrize("softcap", [0.3, 2.0])
+def test_soft_capped_scores(name: str, int8_pages: bool, softcap: float) -> None:
+    shape = shape_for(name, int8_pages=int8_pages, softcap=softcap)
+    served = Served(BACKENDS[name](shape), shape, [300, 20], window=Window(280))
+    served.step([(0, 0, 0)], [(0, 0, 299), (1, 0, 19)], 299)
+    served.step([(0, 299, 1), (1, 19, 1)])
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from asurge.ops import native
 from asurge.ops.linear import linear, linear_int8, quantize_int8
-from asurge.ops.norm import gate, rms_norm
+from asurge.ops.norm import Activation, gate, rms_norm
 from asurge.ops.packed import bit_patterns, interleave, pack, packed_argmax, packed_linear, take_rows
 from tests.kernels import needs_kernels
 
@@ -39,6 +39,7 @@ class Layer:
         bias: bool = False,
         residual: bool = False,
         gated: bool = False,
+        activation: Activation = "silu",
         int8: bool = False,
         seed: int = 0,
     ) -> None:
@@ -51,12 +52,12 @@ class Layer:
         self.norm = draw(depth) if norm else None
         self.bias = draw(columns) if bias else None
         self.residual = draw(rows, columns) if residual else None
-        self.gated, self.int8 = gated, int8
+        self.gated, self.activation, self.int8 = gated, activation, int8
 
     def kernel(self, **options: Any) -> jax.Array:
         packed, scale = self.packed()
         bias = self.bias if self.bias is None or not self.gated else interleave(self.bias)
-        call = partial(packed_linear, epsilon=EPSILON, gated=self.gated, **options)
+        call = partial(packed_linear, epsilon=EPSILON, gated=self.gated, activation=self.activation, **options)
         return jax.jit(call)(self.x, packed, scale, norm=self.norm, bias=bias, residual=self.residual)
 
     def packed(self) -> tuple[jax.Array, jax.Array | None]:
@@ -76,7 +77,7 @@ class Layer:
         ) -> jax.Array:
             x = x if norm is None else rms_norm(x, norm, EPSILON)
             out = linear_int8(x, *quantize_int8(weight), bias, dtype) if self.int8 else linear(x, weight, bias, dtype)
-            out = gate(out, "silu") if self.gated else out
+            out = gate(out, self.activation) if self.gated else out
             return out if residual is None else residual + out
 
         exact = {"xla_allow_excess_precision": False}  # otherwise XLA leaves roundings out
@@ -94,11 +95,20 @@ class Layer:
             slack += np.abs(theirs).max() * 2.0**-9
         assert (np.abs(ours - theirs) <= slack).all()
         if dtype == jnp.bfloat16:
-            assert (ours == theirs).mean() > (0.9 if self.int8 else 0.98)
+            counts = (
+                np.abs(theirs) > 1e-5 * np.abs(theirs).max()
+            )  # of a GELU near 0, plain JAX leaves what cancelling leaves
+            assert (ours == theirs)[counts].mean() > (0.9 if self.int8 else 0.98)
 
 
 def wide(x: jax.Array) -> Floats:
     return np.asarray(x.astype(jnp.float32))
+
+
+@needs_kernels
+@both_widths
+def test_another_activation_of_the_gate(int8: bool) -> None:
+    Layer(33, 128, 224, gated=True, activation="gelu_tanh", int8=int8).check()
 
 
 SHAPES = [(1, 0, 0), (16, 1, 1), (17, 0, 2), (33, 1, 2), (100, 1, 1)]

@@ -85,10 +85,21 @@ class Heads:
 
     def split(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised and rotated: ``q [tokens, num_heads, head_dim]``, ``k, v [tokens, num_kv_heads, head_dim]``."""
+        q, k, v = self._normalised()
+        return apply_rotary(q, self.cos, self.sin), apply_rotary(k, self.cos, self.sin), v
+
+    def normalised(self) -> Heads:
+        """The same with no norm left to do."""
+        if self.q_norm is None:
+            return self
+        qkv = jnp.concatenate(self._normalised(), axis=1)
+        return dataclasses.replace(self, qkv=qkv, q_norm=None, k_norm=None)
+
+    def _normalised(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = jnp.split(self.qkv, (self.num_heads, self.num_heads + self.num_kv_heads), axis=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm, self.epsilon), rms_norm(k, self.k_norm, self.epsilon)
-        return apply_rotary(q, self.cos, self.sin), apply_rotary(k, self.cos, self.sin), v
+        return q, k, v
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

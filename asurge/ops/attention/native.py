@@ -39,8 +39,6 @@ class NativeAttention:
     @staticmethod
     def unable(shape: AttentionShape) -> str | None:
         """Why this backend cannot serve a shape, or None."""
-        if shape.score_softcap is not None:
-            return f"scores are soft-capped by {shape.score_softcap:g}"
         if shape.dtype != jnp.bfloat16:
             return f"dtype={shape.dtype.name} is not bfloat16"
         if shape.head_dim % _TILE or shape.head_dim > _MAX_HEAD_DIM:
@@ -62,6 +60,8 @@ class NativeAttention:
     ) -> tuple[jax.Array, LayerPages]:
         shape, (tokens, _, head_dim) = self._shape, heads.qkv.shape
         none = np.zeros((0,), jnp.bfloat16)
+        if heads.q_norm is not None and heads.q_norm.dtype != jnp.bfloat16:
+            heads = heads.normalised()  # the kernel rounds before it multiplies by the norm's weights
         keys, values = pages
         call = jax.ffi.ffi_call(
             "asurge_attention",
@@ -86,6 +86,7 @@ class NativeAttention:
             values,
             epsilon=np.float32(heads.epsilon),
             scale=np.float32(shape.scale),
+            softcap=np.float32(shape.score_softcap or 0.0),
             decode=np.int32(rows.decode),
             window=np.int32(0 if window is None else window.size),
             chunked=np.bool_(window is not None and window.chunked),

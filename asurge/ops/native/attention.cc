@@ -194,10 +194,20 @@ class Attender {
   // Scores to weights, relative to the largest score so far; what was mixed before shrinks accordingly.
   void weigh(int at, int tokens) {
     for (int line = 0; line < num_lines(); ++line) {
+      if (a_.softcap > 0) cap(work_.scores[line], tokens);
       const int position = a_.start[row_of(line)] + flat_of(line) / group_;
       const int from = seen_from(position) - at, to = position - at;
       if (from > 0 || to < tokens - 1) hide(work_.scores[line], tokens, from, to);
       weigh_line(line, tokens);
+    }
+  }
+
+  // Scores that come out soft-capped once they are scaled.
+  void cap(float* scores, int tokens) const {
+    const Floats inner = all(2 * a_.scale / a_.softcap), outer = all(a_.softcap / a_.scale);
+    for (int t = 0; t < tokens; t += 16) {
+      const Floats tangent = fms(sigmoid(load(scores + t) * inner), all(2.0f), all(1.0f));
+      store(scores + t, tangent * outer);
     }
   }
 

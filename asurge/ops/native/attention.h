@@ -31,6 +31,7 @@ struct Attention {
   int tokens, rows, columns, heads, kv_heads, head_dim, page_size;
   bool int8;  // what pages hold
   float scale;
+  float softcap;  // on scaled scores: softcap * tanh(score / softcap); 0: none
   int window;    // 0: none
   bool chunked;  // the window stands where the query's chunk begins, and does not slide
 };

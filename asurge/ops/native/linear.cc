@@ -80,13 +80,10 @@ struct Block {
 // The first `count` of 16, as bits.
 inline uint32_t lanes(int count) { return count >= 16 ? 0xFFFF : (1u << count) - 1; }
 
-// x / (1 + e^-x); the quotient by an estimate and one step of Newton's, which is a third of a division.
-inline Floats silu(Floats x) {
-  const Floats power = min(x * all(-kLog2E), all(125.0f));
-  const Floats denominator = power_of_two(power) + all(1.0f);
-  const Floats estimate = reciprocal_estimate(denominator);
-  const Floats rest = fnma(denominator, estimate, all(2.0f));
-  return x * (estimate * rest);
+// x / (1 + e^-x), or x / (1 + e^-y) with y = sqrt(8 / pi) (x + 0.044715 x^3), which is x (1 + tanh(y / 2)) / 2.
+inline Floats activate(Linear::Activation activation, Floats x) {
+  if (activation == Linear::Activation::kSilu) return x * sigmoid(x);
+  return x * sigmoid(x * fma(x * x, all(0.0713548163f), all(1.59576912f)));
 }
 
 enum class Output { kBf16, kSum, kGated, kFloat, kArgmax };
@@ -160,7 +157,7 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
     const Floats first = left.finish<depth>(product, by);
     const Floats second = right.finish<depth>(product + kRows, by);
     if constexpr (output == Output::kGated) {
-      store_bf16(linear.out_bf16 + at, silu(round_bf16(first)) * round_bf16(second));
+      store_bf16(linear.out_bf16 + at, activate(linear.activation, round_bf16(first)) * round_bf16(second));
     } else if constexpr (output == Output::kArgmax) {
       const int real = std::min(linear.candidates - column, columns);
       if (real > 0) best->see(row + line, first, competing(linear, row + line, column, real), column);

@@ -16,8 +16,9 @@ struct Linear {
   // [columns] bf16, [rows, columns] bf16, or null.
   const uint16_t* bias;
   const uint16_t* residual;
-  // Gate and up columns alternate in blocks of 16; the output is silu(gate) * up.
+  // Gate and up columns alternate in blocks of 16; the output is activation(gate) * up.
   bool gated;
+  enum class Activation { kSilu, kGeluTanh } activation;
   int rows, depth, columns;
   // [rows / 16, rounded up]: how many of each 16 rows matter, the first ones; the others' output may stay as it is. Null: all.
   const int32_t* live;

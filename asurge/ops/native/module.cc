@@ -21,7 +21,7 @@ bool fits(const ffi::AnyBuffer& buffer, size_t elements) {
 
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
                   ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
-                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, int32_t candidates) {
+                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates) {
   const auto x_shape = x.dimensions(), weight_shape = weight.dimensions();
   if (x_shape.size() != 2 || weight_shape.size() != 5) {
     return ffi::Error::InvalidArgument("linear takes x [rows, depth] and a packed weight");
@@ -35,6 +35,7 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   call.bias = data_or_null<uint16_t>(bias);
   call.residual = data_or_null<uint16_t>(residual);
   call.gated = gated;
+  call.activation = gelu ? asurge::Linear::Activation::kGeluTanh : asurge::Linear::Activation::kSilu;
   call.rows = static_cast<int>(x_shape[0]);
   call.depth = static_cast<int>(x_shape[1]);
   call.columns = static_cast<int>(weight_shape[0] * 16);
@@ -73,8 +74,8 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
                      ffi::AnyBuffer k_norm, ffi::AnyBuffer start, ffi::AnyBuffer length, ffi::AnyBuffer first,
                      ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
-                     ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, int32_t decode, int32_t window,
-                     bool chunked) {
+                     ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, float softcap,
+                     int32_t decode, int32_t window, bool chunked) {
   const auto pages = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
   if (pages.size() != 4 || heads.size() != 3 || table.size() != 2) {
     return ffi::Error::InvalidArgument("attention takes qkv [tokens, heads, dim], pages of rank 4 and a page table");
@@ -105,6 +106,7 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.page_size = static_cast<int>(pages[2]);
   call.int8 = keys.element_type() == ffi::U8;
   call.scale = scale;
+  call.softcap = softcap;
   call.decode = decode;
   call.window = window;
   call.chunked = chunked;
@@ -144,6 +146,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
                                   .Attr<bool>("gated")
+                                  .Attr<bool>("gelu")
                                   .Attr<int32_t>("candidates"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
@@ -164,6 +167,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
                                   .Attr<float>("scale")
+                                  .Attr<float>("softcap")
                                   .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
                                   .Attr<bool>("chunked"));
