@@ -1,7 +1,7 @@
 """Checkpoints of real models' shapes with random weights, so that speed can be measured without a download:
-``python -m benchmarks.checkpoints S|M FOLDER``.
+``python -m benchmarks.checkpoints S|M|G FOLDER``.
 
-S has the shape of SmolLM2-135M, M that of Qwen3-0.6B. A folder is what Hugging Face would hold: config.json, one
+S has the shape of SmolLM2-135M, M that of Qwen3-0.6B, G that of Gemma 3 270M. A folder is what Hugging Face would hold: config.json, one
 safetensors file in bfloat16, and a byte-level BPE tokenizer.
 """
 
@@ -42,6 +42,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, intermediate_size=3072,
         max_position_embeddings=40960, rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False,
         sliding_window=None, **_COMMON,
+    ),
+    "G": dict(
+        architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", vocab_size=262144, hidden_size=640,
+        num_hidden_layers=18, num_attention_heads=4, num_key_value_heads=1, head_dim=256, intermediate_size=2048,
+        max_position_embeddings=32768, rms_norm_eps=1e-6, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+        sliding_window=512, sliding_window_pattern=6, query_pre_attn_scalar=256, hidden_activation="gelu_pytorch_tanh",
+        **_COMMON,
     ),
 }  # fmt: skip
 
