@@ -17,8 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = Path("asurge/ops/native")
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
-# The same sources make a library for each of these kinds of processors; but what Python loads is the same for all, and whether
-# this processor is of a kind is asked before its instructions are used.
+# The same sources make a library for each of these kinds of processors, told by the first flag; but `module` is the same for all,
+# and `available` asks whether this processor is of a kind, before its instructions are used.
 VARIANTS = {
     "amx": ["-DASURGE_AMX", *AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     "avx512": ["-DASURGE_AVX512", *AVX512, "-mavx512vnni"],
@@ -62,17 +62,17 @@ def build(folder: Path, to: Path, compiler: str) -> None:
     include = f"-I{Path(jaxlib.__file__).parent / 'include'}"
     with tempfile.TemporaryDirectory() as scratch:
         objects: dict[str, list[str]] = {variant: [] for variant in VARIANTS}
-        running: dict[str, tuple[list[str], subprocess.Popen[bytes]]] = {}
+        running: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
+        made: dict[tuple[str, ...], str] = {}
         for variant, flags in VARIANTS.items():
             for source in sorted(folder.glob("*.cc")):
-                own = [flag for flag in flags if flag.startswith("-D")] if source.stem == "available" else flags
-                own, name = ([], source.stem) if source.stem == "module" else (own, f"{source.stem}-{variant}")
-                made = str(Path(scratch) / f"{name}.o")
-                objects[variant].append(made)
-                if made not in running:
-                    command = [*shlex.split(compiler), *COMMON, *own, include, "-c", str(source), "-o", made]
-                    running[made] = command, subprocess.Popen(command)
-        failed = [(command, process.returncode) for command, process in running.values() if process.wait()]
+                own = {"module": [], "available": flags[:1]}.get(source.stem, flags)
+                command = (*shlex.split(compiler), *COMMON, *own, include, "-c", str(source))
+                if command not in running:
+                    made[command] = str(Path(scratch) / f"{source.stem}-{variant}.o")
+                    running[command] = subprocess.Popen([*command, "-o", made[command]])
+                objects[variant].append(made[command])
+        failed = [(command, process.returncode) for command, process in running.items() if process.wait()]
         if failed:
             raise subprocess.CalledProcessError(failed[0][1], failed[0][0])
         for variant, library in LIBRARIES.items():

@@ -1,8 +1,8 @@
 """Checkpoints of real models' shapes with random weights, so that speed can be measured without a download:
 ``python -m benchmarks.checkpoints S|M|G FOLDER``.
 
-S has the shape of SmolLM2-135M, M that of Qwen3-0.6B, G that of Gemma 3 270M. A folder is what Hugging Face would hold: config.json, one
-safetensors file in bfloat16, and a byte-level BPE tokenizer.
+S has the shape of SmolLM2-135M, M that of Qwen3-0.6B, G that of Gemma 3 270M. A folder is what Hugging Face
+would hold: config.json, one safetensors file in bfloat16, and a byte-level BPE tokenizer.
 """
 
 from __future__ import annotations

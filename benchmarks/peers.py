@@ -13,8 +13,8 @@ environment:
   ``optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format fp16 OUT``.
 - any server with OpenAI's completions: ``--server 'NAME=COMMAND'``, where the command names ``{port}``; llama.cpp's as
   ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``, with a file that
-  `benchmarks/peer_jobs/to_gguf.py` makes; w4 needs ``-c 147456``, which 64 slots share. (The sources in llama-cpp-python 0.3.36 have a ``tools/server`` to build; with AMX
-  it crashes on q8_0 unless given ``-nr``.)
+  `benchmarks/peer_jobs/to_gguf.py` makes; w4 needs ``-c 147456``, which 64 slots share. (The sources in llama-cpp-python
+  0.3.36 have a ``tools/server`` to build; with AMX it crashes on q8_0 unless given ``-nr``.)
 
 An engine that is not installed is left out, and named.
 """

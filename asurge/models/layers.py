@@ -132,13 +132,13 @@ class PackedLinear(nnx.Module):
         live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
     ) -> jax.Array:
-        x, norm = _to_normalise(x, norm)
+        x, factor, epsilon = _to_normalise(x, norm)
         return packed_linear(
             x,
             self.weight[...],
             _value(self.scale),
-            norm=None if norm is None else norm.weight[...],
-            epsilon=0.0 if norm is None else norm.eps,
+            norm=factor,
+            epsilon=epsilon,
             bias=_value(self.bias),
             residual=residual,
             live=live,
@@ -151,28 +151,32 @@ class PackedLinear(nnx.Module):
         self,
         x: jax.Array,
         *,
-        norm: RMSNorm | None,
+        norm: RMSNorm,
         live: jax.Array | None,
         candidates: int,
         allowed: jax.Array | None = None,
     ) -> jax.Array:
         """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
-        x, norm = _to_normalise(x, norm)
+        x, factor, epsilon = _to_normalise(x, norm)
         return packed_argmax(
             x,
             self.weight[...],
             _value(self.scale),
-            norm=None if norm is None else norm.weight[...],
-            epsilon=0.0 if norm is None else norm.eps,
+            norm=factor,
+            epsilon=epsilon,
             live=live,
             allowed=allowed,
             candidates=candidates,
         )
 
 
-def _to_normalise(x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, RMSNorm | None]:
-    """What a kernel is given, and the norm that it is to do: the kernels round before they multiply by its weights."""
-    return (x, norm) if norm is None or not norm.offset else (norm(x), None)
+def _to_normalise(x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, jax.Array | None, float]:
+    """What a kernel is given, and the weights and the epsilon of the norm that it is to do, if any."""
+    if norm is None:
+        return x, None, 0.0
+    if norm.offset:  # the kernels round before they multiply by the weights
+        return norm(x), None, 0.0
+    return x, norm.weight[...], norm.eps
 
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:

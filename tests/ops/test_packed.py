@@ -95,10 +95,10 @@ class Layer:
             slack += np.abs(theirs).max() * 2.0**-9
         assert (np.abs(ours - theirs) <= slack).all()
         if dtype == jnp.bfloat16:
-            counts = (
-                np.abs(theirs) > 1e-5 * np.abs(theirs).max()
-            )  # of a GELU near 0, plain JAX leaves what cancelling leaves
-            assert (ours == theirs)[counts].mean() > (0.9 if self.int8 else 0.98)
+            same = ours == theirs
+            if self.activation == "gelu_tanh":  # near 0, plain JAX leaves what cancelling leaves
+                same = same[np.abs(theirs) > 1e-5 * np.abs(theirs).max()]
+            assert same.mean() > (0.9 if self.int8 else 0.98)
 
 
 def wide(x: jax.Array) -> Floats:

@@ -170,8 +170,7 @@ class Attender {
   // So far scores are of codes; scales of what is not attended to may be anything, and become 0.
   void scale_scores(int at, int tokens) {
     for (int t = 0; t < tokens; t += 16) {
-      const Ints position = count_from(at + t);
-      const Mask there = above(position, all(begin_ - 1)) & above(all(end_), position);
+      const Mask there = within(at + t, begin_, end_);
       const float* of_keys = scales_of(a_, a_.keys, row_of(0), unit_.kv_head, at + t);
       const float* of_values = scales_of(a_, a_.values, row_of(0), unit_.kv_head, at + t);
       const Floats scale = load_where(there, of_keys);
@@ -214,9 +213,7 @@ class Attender {
   // Scores of what a query does not see, before `from` and after `to`, become -inf.
   void hide(float* scores, int tokens, int from, int to) {
     const auto hide_lanes = [&](int t) {
-      const Ints index = count_from(t);
-      const Mask seen = above(index, all(from - 1)) & above(all(to + 1), index);
-      store(scores + t, select(seen, load(scores + t), all(kNothing)));
+      store(scores + t, select(within(t, from, to + 1), load(scores + t), all(kNothing)));
     };
     for (int t = 0; t < std::min(from, tokens); t += 16) hide_lanes(t);
     for (int t = std::max(0, to + 1) / 16 * 16; t < tokens; t += 16) hide_lanes(t);

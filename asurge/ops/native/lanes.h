@@ -20,7 +20,10 @@ namespace asurge {
 inline Floats round_bf16(Floats value) { return widen(narrow(value)); }
 
 alignas(64) inline constexpr int32_t kCounting[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-// `from`, `from` + 1, ...
-inline Ints count_from(int32_t from) { return add(load_line(kCounting), all(from)); }
+// Which of the numbers `from`, `from` + 1, ... lie in [begin, end).
+inline Mask within(int32_t from, int32_t begin, int32_t end) {
+  const Ints numbers = add(load_line(kCounting), all(from));
+  return above(numbers, all(begin - 1)) & above(all(end), numbers);
+}
 
 }  // namespace asurge

@@ -1,6 +1,9 @@
 // By AVX2, which multiplies float32 and, in two steps, bytes.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 namespace asurge {
 
 // Eight columns at a time: a strip's 16 take two registers for the sums of a row.
