@@ -154,7 +154,7 @@ class Steps:
         self.tables = TableShape(1, self.columns)
         self.spec = StepSpec(rebuild, attention, layout, self.tables, most_rows=0, most_tokens=0, max_draws=draws)
         count = sequences * self.columns + 1
-        self.pages = tuple(attention.allocate(count) for _ in range(model.config.num_layers))
+        self.pages = attention.allocate(count, model.config.num_layers)
         self.last = jnp.zeros((sequences + 1,), jnp.int32)
         self.compiled: dict[StepShape, Any] = {}
 

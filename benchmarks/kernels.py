@@ -22,7 +22,7 @@ from rich.table import Table
 from asurge.models import family_for
 from asurge.models.config import DecoderConfig
 from asurge.ops import native
-from asurge.ops.attention import AttentionShape, Heads, LayerPages, NativeAttention, Rows
+from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, Rows
 from asurge.ops.packed import pack, packed_argmax, packed_linear
 from benchmarks.checkpoints import CONFIGS
 
@@ -76,7 +76,7 @@ def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int, *, i
     table = np.random.default_rng(0).permutation(rows * columns).astype(np.int32).reshape(rows, columns)
     table[:, : shared // PAGE] = table[0, : shared // PAGE]
     layers = max(1, min(30, _COLD_BYTES // (rows * columns * backend.page_bytes)))
-    pages = [backend.allocate(rows * columns) for _ in range(layers)]
+    pages = backend.allocate(rows * columns, layers)
     tokens = Rows(
         rows, 0, 0, jnp.full(rows, context - 1, jnp.int32), jnp.ones(rows, jnp.int32), jnp.asarray(table)
     )  # fmt: skip
@@ -85,13 +85,12 @@ def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int, *, i
     heads = Heads(qkv, sizes.num_heads, sizes.num_kv_heads, jnp.cos(angle), jnp.sin(angle))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(pages: list[LayerPages]) -> tuple[list[LayerPages], jax.Array]:
-        turned, written = heads, []
-        for layer in pages:
-            out, layer = backend.attend(turned, layer, tokens, None)
+    def step(pages: Pages) -> tuple[Pages, jax.Array]:
+        turned = heads
+        for level in range(layers):
+            out, pages = backend.attend(turned, pages, tokens, None, level)
             turned = dataclasses.replace(heads, cos=_after(out, heads.cos))
-            written.append(layer)
-        return written, turned.cos
+        return pages, turned.cos
 
     def run() -> jax.Array:
         nonlocal pages

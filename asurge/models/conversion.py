@@ -10,9 +10,10 @@ from flax import nnx
 
 from asurge.errors import ConfigError
 from asurge.models.decoder import Decoder
-from asurge.models.layers import Int8Linear, Linear, PackedLinear
+from asurge.models.layers import Int8Linear, Linear
+from asurge.models.packing import pack_model
 from asurge.ops import native
-from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH, bit_patterns
+from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
 
 _log = logging.getLogger("asurge")
 
@@ -36,12 +37,10 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
         if kernels == "native":
             raise ConfigError(f"kernels='native' cannot serve this model: {reason}; use kernels='auto' or 'xla'")
         _log.warning("matrix products run in plain XLA: %s", reason)
-    packed = wanted and reason is None
-    if packed or int8:
-        for block in model.layers:
-            for owner, name in ((block.attention, "qkv_proj"), (block.attention, "o_proj"), (block.mlp, "gate_up_proj"), (block.mlp, "down_proj")):  # fmt: skip
-                setattr(owner, name, _converted(getattr(owner, name), packed=packed, int8=int8))
-        _convert_head(model, packed=packed, int8=int8)
+    if wanted and reason is None:
+        pack_model(model, int8=int8)
+    elif int8:
+        _quantize(model)
     return reason
 
 
@@ -65,29 +64,23 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
     return native.unavailable()
 
 
-def _converted(layer: Linear, *, packed: bool, int8: bool) -> PackedLinear | Int8Linear:
+def _quantize(model: Decoder) -> None:
+    """In plain XLA."""
+    for block in model.layers:
+        attention, mlp = block.attention, block.mlp
+        attention.qkv_proj, attention.o_proj = map(_in_int8, (attention.qkv_proj, attention.o_proj))
+        mlp.gate_up_proj, mlp.down_proj = map(_in_int8, (mlp.gate_up_proj, mlp.down_proj))
+    model.head = Int8Linear((model.embedding if model.lm_head is None else model.lm_head)[...], None)
+    jax.block_until_ready(nnx.state(model.head))
+    if model.lm_head is not None:
+        model.lm_head[...].delete()
+        model.lm_head = None
+
+
+def _in_int8(layer: Linear) -> Int8Linear:
+    """The weight that it is made of is freed."""
     weight = layer.weight[...]
-    if packed:
-        new: PackedLinear | Int8Linear = PackedLinear(
-            weight, layer.bias, int8=int8, gated=layer.gated, activation=layer.activation
-        )
-    else:
-        new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
+    new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
     jax.block_until_ready(nnx.state(new))
     weight.delete()
     return new
-
-
-def _convert_head(model: Decoder, *, packed: bool, int8: bool) -> None:
-    tied, table = model.lm_head is None, model.embedding[...]
-    weight = table if model.lm_head is None else model.lm_head[...]
-    model.head = PackedLinear(weight, None, int8=int8) if packed else Int8Linear(weight, None)
-    jax.block_until_ready(nnx.state(model.head))
-    if not tied:
-        weight.delete()
-        model.lm_head = None
-    if packed:
-        # One packed bf16 table serves both look-up and projection; beside an int8 head the plain table stays.
-        shared = tied and not int8
-        model.embedding = model.head.weight if shared else nnx.Param(bit_patterns(table).block_until_ready())
-        table.delete()

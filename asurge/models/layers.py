@@ -8,7 +8,7 @@ from flax import nnx
 
 from asurge.ops.linear import linear, linear_int8, quantize_int8
 from asurge.ops.norm import Activation, gate, rms_norm
-from asurge.ops.packed import interleave, pack, packed_argmax, packed_linear
+from asurge.ops.packed import packed_argmax, packed_linear
 
 
 class RMSNorm(nnx.Module):
@@ -16,16 +16,20 @@ class RMSNorm(nnx.Module):
 
     Args:
         offset: multiply by 1 + weight, in float32 (Gemma).
+
+    Attributes:
+        layer: the weights are those of many layers, ``[layers, size]``, and this is the one that counts; None: ``[size]``.
     """
 
     def __init__(self, size: int, *, eps: float, dtype: jnp.dtype, offset: bool = False) -> None:
         self.weight = nnx.Param(jnp.ones((size,), dtype))
         self.eps, self.offset = eps, offset
+        self.layer: int | None = None
 
     @property
     def factor(self) -> jax.Array:
         """What it multiplies by, ``[size]``."""
-        weight: jax.Array = self.weight[...]
+        weight: jax.Array = self.weight[...] if self.layer is None else self.weight[self.layer]
         return 1.0 + weight.astype(jnp.float32) if self.offset else weight
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -102,25 +106,26 @@ class Int8Linear(_Composed):
 
 
 class PackedLinear(nnx.Module):
-    """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order."""
+    """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order.
+
+    Layers that do the same in different blocks share their parameters, so that a call of a compiled step has few arrays.
+
+    Attributes:
+        weight, scale, bias: see `asurge.ops.packed.packed_linear`; all ``[layers, ...]``.
+        layer: the one that this is.
+    """
 
     def __init__(
         self,
-        weight: jax.Array,
+        weight: nnx.Param,
+        scale: nnx.Param | None,
         bias: nnx.Param | None,
         *,
-        int8: bool = False,
+        layer: int = 0,
         gated: bool = False,
         activation: Activation = "silu",
     ) -> None:
-        if gated:
-            weight = interleave(weight)
-            bias = None if bias is None else nnx.Param(interleave(bias[...]))
-        self.scale = nnx.data(None)
-        if int8:
-            weight, scale = quantize_int8(weight)
-            self.scale = nnx.Param(jnp.pad(scale, (0, -len(scale) % 16)))
-        self.weight, self.bias = nnx.Param(pack(weight)), bias
+        self.weight, self.scale, self.bias, self.layer = weight, scale, bias, layer
         self.gated, self.activation = gated, activation
 
     def __call__(
@@ -132,7 +137,7 @@ class PackedLinear(nnx.Module):
         live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
     ) -> jax.Array:
-        x, factor, epsilon = _to_normalise(x, norm)
+        x, factor, epsilon = self._to_normalise(x, norm)
         return packed_linear(
             x,
             self.weight[...],
@@ -145,6 +150,7 @@ class PackedLinear(nnx.Module):
             gated=self.gated,
             activation=self.activation,
             dtype=dtype,
+            layer=self.layer,
         )
 
     def argmax(
@@ -157,7 +163,7 @@ class PackedLinear(nnx.Module):
         allowed: jax.Array | None = None,
     ) -> jax.Array:
         """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
-        x, factor, epsilon = _to_normalise(x, norm)
+        x, factor, epsilon = self._to_normalise(x, norm)
         return packed_argmax(
             x,
             self.weight[...],
@@ -169,14 +175,14 @@ class PackedLinear(nnx.Module):
             candidates=candidates,
         )
 
-
-def _to_normalise(x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, jax.Array | None, float]:
-    """What a kernel is given, and the weights and the epsilon of the norm that it is to do, if any."""
-    if norm is None:
-        return x, None, 0.0
-    if norm.offset:  # the kernels round before they multiply by the weights
-        return norm(x), None, 0.0
-    return x, norm.weight[...], norm.eps
+    def _to_normalise(self, x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, jax.Array | None, float]:
+        """What a kernel is given, and the weights and the epsilon of the norm that it is to do, if any."""
+        if norm is None:
+            return x, None, 0.0
+        if norm.offset:  # the kernels round before they multiply by the weights
+            return norm(x), None, 0.0
+        assert (norm.layer or 0) == self.layer
+        return x, norm.weight[...], norm.eps
 
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:

@@ -1,7 +1,8 @@
 """Matrix products over weights packed for the tile registers of a CPU; see `asurge.ops.native`.
 
 Packed weights are ``[columns / 16, depth / 32, 16, 16, 2]`` in bf16 and ``[columns / 16, depth / 64, 16, 16, 4]`` in int8:
-one KiB after another in the order a product reads them. bf16 is stored as bit patterns in uint16: XLA:CPU widens a whole
+one KiB after another in the order a product reads them. Those of many layers lie one behind the other in one array, with a layer
+number for the kernel: what a call of a compiled program costs grows with its arrays. bf16 is stored as bit patterns in uint16: XLA:CPU widens a whole
 bf16 table to float32 before it looks anything up.
 """
 
@@ -43,7 +44,8 @@ def take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     table that is also a head."""
     if table.dtype != jnp.uint16:
         return table[rows]
-    taken = table[rows] if table.ndim == 2 else table[rows // COLUMNS, :, :, rows % COLUMNS]
+    packed = table.ndim > 2
+    taken = table.reshape(table.shape[-5:])[rows // COLUMNS, :, :, rows % COLUMNS] if packed else table[rows]
     return lax.bitcast_convert_type(taken.reshape(rows.shape[0], -1), jnp.bfloat16)
 
 
@@ -65,6 +67,7 @@ def packed_linear(
     gated: bool = False,
     activation: Activation = "silu",
     dtype: jnp.dtype = jnp.bfloat16,
+    layer: int = 0,
 ) -> jax.Array:
     """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
 
@@ -81,15 +84,15 @@ def packed_linear(
         gated: columns are `interleave`\\ d; the result is ``activation(gate) * up``.
         activation: of the gate.
         dtype: bf16, or float32 without residual and gate.
+        layer: of weight, scale, norm and bias, where they are ``[layers, ...]``.
 
     Returns:
         ``[rows, columns]``, or half the columns where gated.
     """
-    columns = weight.shape[0] * COLUMNS // (2 if gated else 1)
+    columns = weight.shape[-5] * COLUMNS // (2 if gated else 1)
     out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
-    return _call(
-        out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated, gelu=activation == "gelu_tanh"
-    )
+    gelu = activation == "gelu_tanh"
+    return _call(out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated, gelu=gelu, layer=layer)
 
 
 def packed_argmax(
@@ -130,6 +133,7 @@ def _call(
     gated: bool = False,
     gelu: bool = False,
     candidates: int = 0,
+    layer: int = 0,
 ) -> jax.Array:
     def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
         # From numpy: tracing an operation for each operand left out took a fifth of a warm start.
@@ -137,7 +141,7 @@ def _call(
 
     result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
         x,
-        weight,
+        weight if weight.ndim == 6 else weight[None],
         given(scale, jnp.float32),
         given(norm, jnp.bfloat16),
         given(bias, jnp.bfloat16),
@@ -148,5 +152,6 @@ def _call(
         gated=gated,
         gelu=gelu,
         candidates=np.int32(candidates),
+        layer=np.int32(layer),
     )
     return result

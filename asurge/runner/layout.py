@@ -1,10 +1,10 @@
-"""Which layers share a page table, and which an array of pages.
+"""Which layers share a page table, and which a level of pages.
 
 A layer whose window has moved past a page has no more use for it, while a layer that sees everything needs all of its pages. So
 layers share a page table only with those of the same window. But one pool serves all tables, because nobody knows how long
-sequences are going to be: so a page has the same size whatever table it is in, namely ``depth`` layers' keys and values. Gemma 3
-with 4 full layers and 22 windowed ones has four arrays of pages, one table for the full layers, and six tables for the windowed
-ones, of which the last has two layers and leaves half of its pages empty.
+sequences are going to be: so a page has the same size whatever table it is in, namely levels for the
+keys and values of ``depth`` layers. Gemma 3 with 4 full layers and 22 windowed ones has pages of four levels, one table for the
+full layers, and six tables for the windowed ones, of which the last has two layers and leaves half of its pages empty.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class PageLayout:
     """How a model's layers lie in pages.
 
     Attributes:
-        depth: arrays of pages. A page is a place in each of them, one for each layer that shares a table.
+        depth: levels of a page, one for each layer that shares a table.
         windows: by table: no layer that uses it sees more tokens back than this, itself included; None: some sees all.
-        places: by layer: its array, and its table.
+        places: by layer: its level, and its table.
     """
 
     depth: int

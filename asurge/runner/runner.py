@@ -15,7 +15,7 @@ import numpy.typing as npt
 from asurge.config import EngineConfig
 from asurge.errors import CompilationError
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import AttentionShape, choose_attention
+from asurge.ops.attention import AttentionShape, Pages, choose_attention
 from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compilation_counter, compile_all, use_persistent_cache
@@ -27,7 +27,7 @@ from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.packing import TableShape, pack, packed_size
 from asurge.runner.pooling import Pooler, Sums
 from asurge.runner.score import Scorer, Scores
-from asurge.runner.step import HiddenStates, Pages, StepSpec, make_step, split_model
+from asurge.runner.step import HiddenStates, StepSpec, make_step, split_model
 
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 2048
@@ -154,7 +154,7 @@ class DeviceRunner:
         limits = dataclasses.replace(limits, windows=layout.windows)
         pages = num_pages(limits, kv_budget_bytes(config, self._device), layout.depth * attention.page_bytes)
         self._limits = dataclasses.replace(limits, num_pages=pages)
-        self._allocate = partial(attention.allocate, pages)
+        self._allocate = partial(attention.allocate, pages, layout.depth)
         self._leaves, rebuild = split_model(model)
         self._lattice = Lattice(
             config.max_num_seqs, self._limits.max_num_batched_tokens, quantum, skips_padding=skips_padding
@@ -272,8 +272,7 @@ class DeviceRunner:
         return function.lower(self._leaves, self._pages, self._last_token, packed)
 
     def _fresh_state(self) -> tuple[Pages, jax.Array]:
-        pages = tuple(self._allocate() for _ in range(self._spec.layout.depth))
-        return pages, jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)
+        return self._allocate(), jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)
 
     def _warm_up(self) -> None:
         """Run each step once on padding alone: first calls allocate and bind what later ones reuse."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from asurge.models.decoder import Decoder
-from asurge.ops.attention import AttentionBackend, Heads, LayerPages, Rows, up_to_last
+from asurge.ops.attention import AttentionBackend, Heads, Pages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import sample
 from asurge.runner.lattice import StepShape
@@ -21,9 +21,6 @@ from asurge.runner.packing import StepInputs, TableShape, unpack
 
 Leaves = tuple[jax.Array, ...]
 Rebuild = Callable[[Leaves], Decoder]
-Pages = tuple[LayerPages, ...]
-"""Arrays of pages: as many as layers share a page (`asurge.runner.layout`)."""
-
 StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.Array, jax.Array, "HiddenStates"]]
 
 
@@ -56,13 +53,13 @@ class PagedAttend:
     """`asurge.models.decoder.Attend` over pages. Lives for one trace, in which it collects the written pages."""
 
     def __init__(self, spec: StepSpec, model: Decoder, rows: Sequence[Rows], pages: Pages) -> None:
-        self.pages = list(pages)
+        self.pages = pages
         self._backend, self._places, self._config, self._rows = spec.attention, spec.layout.places, model.config, rows
 
     def __call__(self, layer: int, heads: Heads) -> jax.Array:
-        array, table = self._places[layer]
+        level, table = self._places[layer]
         window = self._config.window(layer)
-        out, self.pages[array] = self._backend.attend(heads, self.pages[array], self._rows[table], window)
+        out, self.pages = self._backend.attend(heads, self.pages, self._rows[table], window, level)
         return out
 
 
@@ -133,7 +130,7 @@ def _forward(
         return jnp.zeros(shape.rows, jnp.int32)
 
     how = jnp.where(inputs.draws_nothing > 0, 2, jnp.any(inputs.temperature > 0).astype(jnp.int32))
-    return tuple(attend.pages), lax.switch(how, (greedy, draw, nothing)), flat, last
+    return attend.pages, lax.switch(how, (greedy, draw, nothing)), flat, last
 
 
 _Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array, jax.Array]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,7 +86,10 @@ def ragged_attention(
 
 
 class Served:
-    """Random sequences whose keys and values a backend writes itself, step by step, over shuffled pages full of NaN."""
+    """Random sequences whose keys and values a backend writes itself, step by step, over shuffled pages full of NaN.
+
+    With more than one level, every other one gets the same with values of the opposite sign, and must give the opposite.
+    """
 
     def __init__(
         self,
@@ -94,9 +98,10 @@ class Served:
         lengths: Sequence[int],
         *,
         window: Window | None = None,
+        levels: int = 1,
         seed: int = 0,
     ) -> None:
-        self.shape, self.window = shape, window
+        self.shape, self.window, self.levels = shape, window, levels
         rng = np.random.default_rng(seed)
         heads = shape.num_heads + 2 * shape.num_kv_heads
         self.qkv = [rng.normal(size=(n, heads, shape.head_dim)).astype(shape.dtype) for n in lengths]
@@ -105,8 +110,9 @@ class Served:
         self.table = np.zeros((len(lengths), max(used) + 1), np.int32)
         for row, count in enumerate(used):
             self.table[row, :count], shuffled = shuffled[:count], shuffled[count:]
-        self.pages = jax.tree.map(garbage, backend.allocate(sum(used) + 2))
-        assert sum(x.nbytes for x in jax.tree.leaves(self.pages)) == backend.page_bytes * (sum(used) + 2)
+        count = sum(used) + 2
+        self.pages = jax.tree.map(garbage, backend.allocate(count, levels))
+        assert sum(x.nbytes for x in jax.tree.leaves(self.pages)) == backend.page_bytes * count * levels
         self._attend = jax.jit(self._step, static_argnames=("decode", "prefill", "width"))
         self._backend = backend
 
@@ -121,11 +127,13 @@ class Served:
             qkv[at : at + length] = self.qkv[sequence][start : start + length]
             row[:] = self.table[sequence] if length else 0
         _, starts, lengths = np.asarray(spans, np.int32).T
-        out, self.pages = self._attend(
+        outs, self.pages = self._attend(
             self.pages, qkv, starts, lengths, table, decode=len(decode), prefill=len(prefill), width=width
         )
-        found = np.asarray(out).astype(np.float64)
+        found, *others = (np.asarray(out).astype(np.float64) for out in outs)
         assert np.isfinite(found).all(), "garbage leaked"
+        for level, other in enumerate(others, 1):
+            np.testing.assert_array_equal(other, -found if level % 2 else found)
         for at, span in zip(first, spans, strict=True):
             error = f"{span} of {spans}"
             np.testing.assert_allclose(
@@ -156,8 +164,14 @@ class Served:
         upright = jnp.ones((qkv.shape[0], 1, shape.head_dim // 2), jnp.float32)
         heads = Heads(qkv, shape.num_heads, shape.num_kv_heads, upright, jnp.zeros_like(upright))
         rows = Rows(decode, prefill, width, start, length, table)
-        out, pages = self._backend.attend(heads, pages, rows, self.window)
-        return where_promised(out, rows), pages
+        values = jnp.arange(qkv.shape[1])[:, None] >= shape.num_heads + shape.num_kv_heads
+        opposite = dataclasses.replace(heads, qkv=jnp.where(values, -qkv, qkv))
+        outs = []
+        for level in range(self.levels):
+            each = opposite if level % 2 else heads
+            out, pages = self._backend.attend(each, pages, rows, self.window, level)
+            outs.append(where_promised(out, rows))
+        return outs, pages
 
 
 def where_promised(out: jax.Array, rows: Rows) -> jax.Array:

@@ -84,7 +84,7 @@ def test_the_kernel_itself_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_heads_are_filled_up_to_the_lanes() -> None:
     narrow = TpuAttention(AttentionShape(8, 2, 64, 16, jnp.dtype(jnp.bfloat16)))
-    assert [page.shape for page in narrow.allocate(3)] == [(3, 16, 4, 128)]
+    assert [page.shape for page in narrow.allocate(3)[0]] == [(3, 16, 4, 128)]
     assert narrow.page_bytes == 16 * 4 * 128 * 2
 
 

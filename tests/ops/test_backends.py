@@ -45,6 +45,18 @@ def test_sequences_in_chunks_then_token_by_token(name: str, window: Window | Non
 
 
 @everywhere
+@pytest.mark.parametrize("int8_pages", [False, True], ids=["", "int8"])
+def test_levels_of_a_page_keep_apart(name: str, int8_pages: bool) -> None:
+    if int8_pages and name not in ("xla", "native"):
+        pytest.skip("its pages are never in 8 bits")
+    shape = shape_for(name, int8_pages=int8_pages)
+    served = Served(BACKENDS[name](shape), shape, [70, 33], levels=2)
+    served.step([(0, 0, 0)], [(0, 0, 40), (1, 0, 33)], 40)
+    served.step([(0, 0, 0)], [(0, 40, 29), (0, 0, 0)], 40)
+    served.step([(0, 69, 1)])
+
+
+@everywhere
 def test_what_one_row_writes_another_reads_in_the_same_step(name: str) -> None:
     """A row that fills its page with a single token, and a chunk behind that page, whoever comes to be computed first; and
     rows of a single token of the same prompt."""

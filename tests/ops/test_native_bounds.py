@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Rows
+from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, Rows
 from tests.kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -30,11 +30,12 @@ def step(start: list[int], length: list[int], table: list[list[int]], decode: in
 
 
 def attend(heads: Heads, rows: Rows, pages: int = 8) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    def run() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """What comes out, and keys and values of the pages."""
+    def run() -> tuple[jax.Array, Pages]:
         return BACKEND.attend(heads, BACKEND.allocate(pages), rows, None)
 
-    out, written = jax.jit(run)()
-    return out.astype(jnp.float32), written
+    out, (written,) = jax.jit(run)()
+    return out.astype(jnp.float32), tuple(part[0] for part in written)
 
 
 def test_rows_without_tokens_write_nothing() -> None:

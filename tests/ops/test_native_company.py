@@ -38,8 +38,8 @@ def attend(request: pytest.FixtureRequest) -> Attend:
 
     def filled(part: jax.Array) -> jax.Array:
         if int8:
-            codes = rng.integers(0, 256, (*part.shape[:2], PAGE * head_dim), np.uint8)
-            scales = rng.uniform(0.005, 0.02, (*part.shape[:2], PAGE)).astype(np.float32)
+            codes = rng.integers(0, 256, (*part.shape[:-2], PAGE * head_dim), np.uint8)
+            scales = rng.uniform(0.005, 0.02, (*part.shape[:-2], PAGE)).astype(np.float32)
             return jnp.asarray(np.concatenate((codes, scales.view(np.uint8)), axis=-1).reshape(part.shape))
         values = jnp.asarray(rng.normal(size=part.shape), jnp.bfloat16)
         return values if part.dtype == values.dtype else jax.lax.bitcast_convert_type(values, part.dtype)

@@ -1,7 +1,8 @@
-"""Fresh pages of the CPU kernels: zeros, whatever their size, on huge pages where the system has them."""
+"""Fresh memory for the CPU kernels: pages are zeros, whatever their size; on huge pages where the system has them."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from asurge.ops.attention import AttentionShape, NativeAttention
+from asurge.ops.native.memory import empty
 from tests.kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -22,7 +24,8 @@ MIB = 1 << 20
 
 def allocate(num_pages: int, *, int8: bool = False) -> tuple[jax.Array, ...]:
     shape = AttentionShape(4, 2, 32, 32, jnp.dtype(jnp.bfloat16), int8_pages=int8)
-    return NativeAttention(shape).allocate(num_pages)
+    (pages,) = NativeAttention(shape).allocate(num_pages)
+    return pages
 
 
 def wishes(address: int) -> str:
@@ -42,13 +45,28 @@ def test_pages_are_zeros_at_first(num_pages: int, int8: bool) -> None:
     for turn in range(2):  # the second may lie where something else has been
         for part in allocate(num_pages, int8=int8):
             assert not np.asarray(part).any()
-            assert part.shape[0] == num_pages
+            assert part.shape[:2] == (1, num_pages)
             if turn == 0:
                 (part + 1).block_until_ready()
 
 
-@pytest.mark.skipif(not HUGE.is_file(), reason="this system has no transparent huge pages")
+on_huge_pages = pytest.mark.skipif(not HUGE.is_file(), reason="this system has no transparent huge pages")
+
+
+@on_huge_pages
 def test_many_pages_lie_on_huge_ones() -> None:
     for part in allocate(64 * MIB // PAGE_BYTES):
         begin = part.unsafe_buffer_pointer()
         assert "hg" in wishes(begin + 32 * MIB).split()
+
+
+@on_huge_pages
+def test_room_for_weights_is_on_huge_pages_and_takes_no_memory_yet() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    empty((MIB,), jnp.dtype(jnp.uint8)).block_until_ready()
+    before = resident()
+    room = empty((256, MIB), jnp.dtype(jnp.uint8)).block_until_ready()
+    assert resident() - before < 64 * MIB
+    assert "hg" in wishes(room.unsafe_buffer_pointer() + 128 * MIB).split()

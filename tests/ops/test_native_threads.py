@@ -64,7 +64,7 @@ def attention(seed: int) -> Product:
     heads = Heads(draw(seed + 1, rows.tokens, 8, 32), 4, 2, jnp.cos(angle), jnp.sin(angle))
 
     def run() -> tuple[jax.Array, jax.Array, jax.Array]:
-        out, (keys, values) = backend.attend(heads, backend.allocate(8), rows, None)
+        out, ((keys, values),) = backend.attend(heads, backend.allocate(8), rows, None)
         return where_promised(out, rows).astype(jnp.float32), keys, values
 
     call = jax.jit(run).lower().compile()

@@ -356,6 +356,35 @@ def test_what_the_kernel_cannot_do_is_refused() -> None:
         packed_argmax(layer.x, pack(layer.weight), candidates=48, allowed=allowed).block_until_ready()
 
 
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize("gated", [False, True], ids=["", "gated"])
+def test_a_layer_of_many_is_what_it_is_alone(int8: bool, gated: bool) -> None:
+    layers = [Layer(5, 64, 96, norm=True, bias=True, gated=gated, int8=int8, seed=seed) for seed in range(3)]
+    for one in layers[1:]:
+        one.x = layers[0].x
+
+    def stack(parts: list[jax.Array | None]) -> jax.Array | None:
+        return None if parts[0] is None else jnp.stack([part for part in parts if part is not None])
+
+    weights, scales = zip(*(one.packed() for one in layers), strict=True)
+    operands = dict(
+        norm=stack([one.norm for one in layers]),
+        bias=stack([one.bias if not gated or one.bias is None else interleave(one.bias) for one in layers]),
+    )
+    call = partial(
+        packed_linear, layers[0].x, jnp.stack(weights), stack(list(scales)), **operands, epsilon=EPSILON, gated=gated
+    )
+    for index, one in enumerate(layers):
+        np.testing.assert_array_equal(wide(call(layer=index)), wide(one.kernel()))
+    for index in (-1, 3):
+        with pytest.raises(Exception, match="no such layer"):
+            call(layer=index).block_until_ready()
+    operands["norm"] = layers[0].norm
+    with pytest.raises(Exception, match="wrong size"):
+        partial(call, **operands)(layer=0).block_until_ready()
+
+
 # Layouts.
 
 
@@ -389,7 +418,7 @@ def test_an_embedding_is_looked_up_in_each_of_its_forms() -> None:
     table = Layer(1, 32, 50).weight
     rows = jnp.asarray([0, 49, 17, 17, 15, 16])
     assert bit_patterns(table).dtype == jnp.uint16
-    for form in (table, bit_patterns(table), pack(table)):
+    for form in (table, bit_patterns(table), pack(table), pack(table)[None]):
         taken = take_rows(form, rows)
         assert taken.dtype == jnp.bfloat16
         np.testing.assert_array_equal(wide(taken), wide(table[rows]))

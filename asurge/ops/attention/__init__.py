@@ -2,7 +2,7 @@
 
 from asurge.ops.attention.choice import choose_attention
 from asurge.ops.attention.gpu import GpuAttention
-from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, LayerPages, Rows, Window, up_to_last
+from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, Pages, Rows, Window, up_to_last
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.attention.reference import dense_attention
 from asurge.ops.attention.tpu import TpuAttention
@@ -13,8 +13,8 @@ __all__ = [
     "AttentionShape",
     "GpuAttention",
     "Heads",
-    "LayerPages",
     "NativeAttention",
+    "Pages",
     "Rows",
     "TpuAttention",
     "Window",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
+from asurge.ops.attention.interface import AttentionShape, Heads, LevelPages, Rows, SeparateLevels, Window
 from asurge.ops.attention.xla import page_slots
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _LEAST_CAPABILITY = 8.0
 """Ampere: the first with bfloat16 in tensor cores."""
 
 
-class GpuAttention:
+class GpuAttention(SeparateLevels):
     """`asurge.ops.attention.AttentionBackend` on NVIDIA GPUs.
 
     Pages are ``[pages, kv_heads, page_size, head_dim]`` in the model's dtype: what a program reads of a page is contiguous.
@@ -64,14 +64,14 @@ class GpuAttention:
         shape = self._shape
         return 2 * shape.num_kv_heads * shape.page_size * shape.head_dim * shape.dtype.itemsize
 
-    def allocate(self, num_pages: int) -> LayerPages:
+    def allocate_level(self, num_pages: int) -> LevelPages:
         shape = self._shape
         one = (num_pages, shape.num_kv_heads, shape.page_size, shape.head_dim)
         return jnp.zeros(one, shape.dtype), jnp.zeros(one, shape.dtype)
 
-    def attend(
-        self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
-    ) -> tuple[jax.Array, LayerPages]:
+    def attend_level(
+        self, heads: Heads, pages: LevelPages, rows: Rows, window: Window | None
+    ) -> tuple[jax.Array, LevelPages]:
         from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
 
         q, k, v = heads.split()

@@ -13,8 +13,11 @@ from jax import lax
 from asurge.ops.norm import rms_norm
 from asurge.ops.rotary import apply_rotary
 
-LayerPages = tuple[jax.Array, ...]
-"""Keys and values of one layer; how many arrays there are and what they hold is up to the backend."""
+LevelPages = tuple[jax.Array, ...]
+"""Keys and values of the layers of one level; how many arrays there are and what they hold is up to the backend."""
+
+Pages = tuple[LevelPages, ...]
+"""Of all levels: one after another, or all in the same arrays, as a backend likes it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,14 +190,14 @@ class AttentionBackend(Protocol):
         """Bytes of one page, keys and values, in one layer."""
         ...
 
-    def allocate(self, num_pages: int) -> LayerPages:
-        """Empty pages of one layer."""
+    def allocate(self, num_pages: int, levels: int = 1) -> Pages:
+        """Empty pages. Each has a place at every level, for the keys and values of one layer."""
         ...
 
     def attend(
-        self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
-    ) -> tuple[jax.Array, LayerPages]:
-        """Write a step's keys and values, then attend causally over each row's pages.
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+    ) -> tuple[jax.Array, Pages]:
+        """Write a layer's keys and values at its level of the pages, then attend causally over what each row's pages have there.
 
         Nothing in a page that a query does not see, NaN included, reaches its result. Page 0 takes what padding writes and is
         never read.
@@ -207,3 +210,26 @@ class AttentionBackend(Protocol):
             skipped, in each group of 16 tokens with a real one, as products take them (`asurge.ops.packed.LIVE_ROWS`).
         """
         ...
+
+
+class SeparateLevels:
+    """What backends have in common that keep each level in arrays of its own."""
+
+    def allocate(self, num_pages: int, levels: int = 1) -> Pages:
+        return tuple(self.allocate_level(num_pages) for _ in range(levels))
+
+    def attend(
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+    ) -> tuple[jax.Array, Pages]:
+        out, written = self.attend_level(heads, pages[level], rows, window)
+        return out, (*pages[:level], written, *pages[level + 1 :])
+
+    def allocate_level(self, num_pages: int) -> LevelPages:
+        """`AttentionBackend.allocate` for one level."""
+        raise NotImplementedError
+
+    def attend_level(
+        self, heads: Heads, pages: LevelPages, rows: Rows, window: Window | None
+    ) -> tuple[jax.Array, LevelPages]:
+        """`AttentionBackend.attend` over one level."""
+        raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from asurge.ops import native
-from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
+from asurge.ops.attention.interface import AttentionShape, Heads, Pages, Rows, Window
 from asurge.ops.attention.xla import storage_dtype
+from asurge.ops.native.memory import zeros
 
 _TILE = 32
 _SCALE_BYTES = 4
@@ -22,7 +22,7 @@ class NativeAttention:
     """`asurge.ops.attention.AttentionBackend` on x86-64 CPUs with AVX2, AVX-512 or AMX.
 
     Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are
-    ``[pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and
+    ``[levels, pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and
     values as ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one contiguous KiB. In 8 bits they are bytes,
     plus four for each token of a head: its scale (``native/pages.h``).
     """
@@ -51,18 +51,18 @@ class NativeAttention:
     def page_bytes(self) -> int:
         return 2 * math.prod(self._page) * self._stored.itemsize
 
-    def allocate(self, num_pages: int) -> LayerPages:
-        shape = (num_pages, *self._page)
-        return _zeros(shape, self._stored), _zeros(shape, self._stored)
+    def allocate(self, num_pages: int, levels: int = 1) -> Pages:
+        shape = (levels, num_pages, *self._page)
+        return ((zeros(shape, self._stored), zeros(shape, self._stored)),)
 
     def attend(
-        self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
-    ) -> tuple[jax.Array, LayerPages]:
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+    ) -> tuple[jax.Array, Pages]:
         shape, (tokens, _, head_dim) = self._shape, heads.qkv.shape
         none = np.zeros((0,), jnp.bfloat16)
         if heads.q_norm is not None and heads.q_norm.dtype != jnp.bfloat16:
             heads = heads.normalised()  # the kernel rounds before it multiplies by the norm's weights
-        keys, values = pages
+        ((keys, values),) = pages
         call = jax.ffi.ffi_call(
             "asurge_attention",
             (
@@ -90,12 +90,6 @@ class NativeAttention:
             decode=np.int32(rows.decode),
             window=np.int32(0 if window is None else window.size),
             chunked=np.bool_(window is not None and window.chunked),
+            level=np.int32(level),
         )
-        return out, (keys, values)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Zeros on huge pages, where the system has them."""
-    made: jax.Array = jax.ffi.ffi_call("asurge_zeros", jax.ShapeDtypeStruct(shape, dtype))()
-    return made
+        return out, ((keys, values),)

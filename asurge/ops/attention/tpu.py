@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
+from asurge.ops.attention.interface import AttentionShape, Heads, LevelPages, Rows, SeparateLevels, Window
 from asurge.ops.attention.xla import page_slots
 
 _KERNEL = "jax.experimental.pallas.ops.tpu.ragged_paged_attention"
@@ -27,7 +27,7 @@ Kernel = Callable[..., jax.Array]
 """`jax.experimental.pallas.ops.tpu.ragged_paged_attention.ragged_paged_attention`."""
 
 
-class TpuAttention:
+class TpuAttention(SeparateLevels):
     """`asurge.ops.attention.AttentionBackend` on TPUs.
 
     One array of pages per layer, ``[pages, page_size, 2 * kv_heads, lanes]``: key and value heads in turn, as the kernel
@@ -66,13 +66,13 @@ class TpuAttention:
         shape = self._shape
         return 2 * shape.num_kv_heads * shape.page_size * self._lanes * shape.dtype.itemsize
 
-    def allocate(self, num_pages: int) -> LayerPages:
+    def allocate_level(self, num_pages: int) -> LevelPages:
         shape = self._shape
         return (jnp.zeros((num_pages, shape.page_size, 2 * shape.num_kv_heads, self._lanes), shape.dtype),)
 
-    def attend(
-        self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
-    ) -> tuple[jax.Array, LayerPages]:
+    def attend_level(
+        self, heads: Heads, pages: LevelPages, rows: Rows, window: Window | None
+    ) -> tuple[jax.Array, LevelPages]:
         shape = self._shape
         q, k, v = (self._widen(x) for x in heads.split())
         both = jnp.stack((k, v), axis=2).reshape(k.shape[0], -1, self._lanes)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asurge.ops.attention.interface import AttentionShape, Heads, LayerPages, Rows, Window
+from asurge.ops.attention.interface import AttentionShape, Heads, LevelPages, Rows, SeparateLevels, Window
 from asurge.ops.linear import quantize_int8
 from asurge.ops.norm import soft_cap
 
@@ -56,7 +56,7 @@ def write_pages(pages: jax.Array, new: jax.Array, page_ids: jax.Array, offsets: 
     return pages.at[page_ids, :, offsets].set(new)
 
 
-class XlaAttention:
+class XlaAttention(SeparateLevels):
     """`asurge.ops.attention.AttentionBackend` in plain XLA."""
 
     name = "xla"
@@ -72,7 +72,7 @@ class XlaAttention:
         scales = shape.num_kv_heads * shape.page_size * 4 if shape.int8_pages else 0
         return 2 * (scales + page_bytes(shape.num_kv_heads, shape.page_size, shape.head_dim, self._stored))
 
-    def allocate(self, num_pages: int) -> LayerPages:
+    def allocate_level(self, num_pages: int) -> LevelPages:
         shape = self._shape
         one = (num_pages, shape.num_kv_heads, shape.page_size, shape.head_dim, self._stored)
         if not shape.int8_pages:
@@ -80,9 +80,9 @@ class XlaAttention:
         scales = (jnp.zeros(one[:3], jnp.float32), jnp.zeros(one[:3], jnp.float32))
         return allocate_pages(*one), allocate_pages(*one), *scales
 
-    def attend(
-        self, heads: Heads, pages: LayerPages, rows: Rows, window: Window | None
-    ) -> tuple[jax.Array, LayerPages]:
+    def attend_level(
+        self, heads: Heads, pages: LevelPages, rows: Rows, window: Window | None
+    ) -> tuple[jax.Array, LevelPages]:
         q, k, v = heads.split()
         shape = self._shape
         new: tuple[jax.Array, ...] = (k, v)

@@ -9,15 +9,33 @@
 
 namespace asurge {
 
+namespace {
+
+constexpr size_t kHuge = size_t{2} << 20;
+
+// The whole huge pages within some memory.
+struct HugePages {
+  uintptr_t first, last;
+  HugePages(uint8_t* memory, size_t bytes)
+      : first((reinterpret_cast<uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge),
+        last(std::max(first, (reinterpret_cast<uintptr_t>(memory) + bytes) / kHuge * kHuge)) {}
+};
+
+}  // namespace
+
+void prefer_huge_pages(uint8_t* memory, size_t bytes) {
+  const auto [first, last] = HugePages(memory, bytes);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 void clear(uint8_t* memory, size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
-  if (first >= last) {
+  const auto [first, last] = HugePages(memory, bytes);
+  if (first == last) {
     std::memset(memory, 0, bytes);
     return;
   }
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a request: everything works without it too
+  prefer_huge_pages(memory, bytes);
   // Each member writes whole pages: the first to touch one waits until the system has made it.
   const int pages = static_cast<int>((last - first) / kHuge);
   Tickets parts(pages);

@@ -19,20 +19,31 @@ bool fits(const ffi::AnyBuffer& buffer, size_t elements) {
   return buffer.element_count() == 0 || buffer.element_count() == elements;
 }
 
+// One of the equal parts that lie one behind the other in an operand, or null if it is left out.
+template <typename T>
+T* part_or_null(const ffi::AnyBuffer& buffer, int32_t part, size_t parts) {
+  T* first = data_or_null<T>(buffer);
+  return first ? first + buffer.size_bytes() / sizeof(T) / parts * part : nullptr;
+}
+
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
                   ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
-                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates) {
-  const auto x_shape = x.dimensions(), weight_shape = weight.dimensions();
-  if (x_shape.size() != 2 || weight_shape.size() != 5) {
-    return ffi::Error::InvalidArgument("linear takes x [rows, depth] and a packed weight");
+                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates,
+                  int32_t layer) {
+  const auto x_shape = x.dimensions(), stack = weight.dimensions();
+  if (x_shape.size() != 2 || stack.size() != 6) {
+    return ffi::Error::InvalidArgument("linear takes x [rows, depth] and packed weights, a layer behind the other");
   }
+  const size_t layers = stack[0];
+  if (layer < 0 || size_t(layer) >= layers) return ffi::Error::InvalidArgument("linear has no such layer");
+  const auto weight_shape = stack.last(5);
   asurge::Linear call{};
   call.x = data_or_null<uint16_t>(x);
-  call.norm = data_or_null<uint16_t>(norm);
+  call.norm = part_or_null<uint16_t>(norm, layer, layers);
   call.epsilon = epsilon;
-  call.weight = data_or_null<uint8_t>(weight);
-  call.scale = data_or_null<float>(scale);
-  call.bias = data_or_null<uint16_t>(bias);
+  call.weight = part_or_null<uint8_t>(weight, layer, layers);
+  call.scale = part_or_null<float>(scale, layer, layers);
+  call.bias = part_or_null<uint16_t>(bias, layer, layers);
   call.residual = data_or_null<uint16_t>(residual);
   call.gated = gated;
   call.activation = gelu ? asurge::Linear::Activation::kGeluTanh : asurge::Linear::Activation::kSilu;
@@ -47,8 +58,9 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   call.allowed = data_or_null<uint32_t>(allowed);
   const size_t rows = x_shape[0], columns = call.columns, width = gated ? columns / 2 : columns;
   const bool argmax = out->element_type() == ffi::S32, int8 = weight.element_type() == ffi::S8;
-  if (!fits(norm, call.depth) || !fits(bias, columns) || !fits(residual, rows * columns) ||
-      !fits(live, (rows + 15) / 16) || !fits(allowed, rows * ((candidates + 31) / 32)) || !fits(scale, columns) || out->element_count() != (argmax ? rows : rows * width)) {
+  if (!fits(norm, layers * call.depth) || !fits(bias, layers * columns) || !fits(scale, layers * columns) ||
+      !fits(residual, rows * columns) || !fits(live, (rows + 15) / 16) ||
+      !fits(allowed, rows * ((candidates + 31) / 32)) || out->element_count() != (argmax ? rows : rows * width)) {
     return ffi::Error::InvalidArgument("an operand of linear has the wrong size");
   }
   if (int8 != (call.scale != nullptr) || weight_shape[2] != 16 || weight_shape[3] != 16 ||
@@ -75,11 +87,14 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
                      ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
                      ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, float softcap,
-                     int32_t decode, int32_t window, bool chunked) {
-  const auto pages = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
-  if (pages.size() != 4 || heads.size() != 3 || table.size() != 2) {
-    return ffi::Error::InvalidArgument("attention takes qkv [tokens, heads, dim], pages of rank 4 and a page table");
+                     int32_t decode, int32_t window, bool chunked, int32_t level) {
+  const auto stack = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
+  if (stack.size() != 5 || heads.size() != 3 || table.size() != 2) {
+    return ffi::Error::InvalidArgument("attention takes qkv [tokens, heads, dim], levels of pages and a page table");
   }
+  const size_t levels = stack[0];
+  if (level < 0 || size_t(level) >= levels) return ffi::Error::InvalidArgument("pages have no such level");
+  const auto pages = stack.last(4);
   if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data()) {
     return ffi::Error::Internal("pages must be written in place");
   }
@@ -94,8 +109,8 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   call.length = data_or_null<int32_t>(length);
   call.first = data_or_null<int32_t>(first);
   call.page_table = data_or_null<int32_t>(page_table);
-  call.keys = static_cast<uint8_t*>(new_keys->untyped_data());
-  call.values = static_cast<uint8_t*>(new_values->untyped_data());
+  call.keys = part_or_null<uint8_t>(*new_keys, level, levels);
+  call.values = part_or_null<uint8_t>(*new_values, level, levels);
   call.out = static_cast<uint16_t*>(out->untyped_data());
   call.tokens = static_cast<int>(heads[0]);
   call.rows = static_cast<int>(table[0]);
@@ -131,6 +146,11 @@ ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
   return ffi::Error::Success();
 }
 
+ffi::Error empty(ffi::Result<ffi::AnyBuffer> out) {
+  asurge::prefer_huge_pages(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
@@ -147,7 +167,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Attr<float>("epsilon")
                                   .Attr<bool>("gated")
                                   .Attr<bool>("gelu")
-                                  .Attr<int32_t>("candidates"));
+                                  .Attr<int32_t>("candidates")
+                                  .Attr<int32_t>("layer"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                               ffi::Ffi::Bind()
@@ -170,8 +191,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Attr<float>("softcap")
                                   .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
-                                  .Attr<bool>("chunked"));
+                                  .Attr<bool>("chunked")
+                                  .Attr<int32_t>("level"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_empty, empty, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 
 extern "C" void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }

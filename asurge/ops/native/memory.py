@@ -1,0 +1,23 @@
+"""Large arrays on huge pages of memory, where the system has them: a read of weights or of keys and values then waits for fewer
+look-ups of where they lie (`benchmarks/results/LOG.md`)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Zeros."""
+    made: jax.Array = jax.ffi.ffi_call("asurge_zeros", jax.ShapeDtypeStruct(shape, dtype))()
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Anything, in memory that nobody has touched: it takes none until it is written."""
+    made: jax.Array = jax.ffi.ffi_call("asurge_empty", jax.ShapeDtypeStruct(shape, dtype))()
+    return made
