@@ -11,7 +11,7 @@ from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import DecoderConfig, convert, load_model, resolve_checkpoint
 from asurge.plan import Runner
-from asurge.runner import DeviceRunner
+from asurge.runner import DeviceRunner, use_persistent_cache
 from asurge.scheduler import Scheduler
 from asurge.text import Tokenizer, load_tokenizer
 
@@ -44,6 +44,7 @@ def assemble(config: EngineConfig) -> Parts:
     Raises:
         ModelLoadError, ConfigError, CompilationError: see there.
     """
+    use_persistent_cache(config.compilation_cache_dir)
     folder = resolve_checkpoint(config.model)
     text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
     # The tokenizer's imports and parsing overlap with reading weights and compiling.

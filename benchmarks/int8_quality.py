@@ -27,6 +27,7 @@ from rich.table import Table
 from asurge.demo import CHECKPOINT, QUESTIONS
 from asurge.demo.samples import END
 from asurge.models import Decoder, DenseAttend, convert, load_model
+from asurge.models.decoder import Layer
 from asurge.ops.attention import Heads
 from asurge.ops.linear import quantize_int8
 from asurge.text import load_tokenizer
@@ -40,7 +41,7 @@ Ids = npt.NDArray[np.int32]
 class Int8Pages(DenseAttend):
     """Keys and values through 8 bits, as pages keep them."""
 
-    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+    def __call__(self, layer: Layer, heads: Heads) -> jax.Array:
         q, k, v = heads.split()
         through = jnp.concatenate((q, *(_through_int8(x) for x in (k, v))), axis=1)
         upright = jnp.ones_like(heads.cos), jnp.zeros_like(heads.sin)

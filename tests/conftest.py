@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from asurge import Engine
+from asurge.runner import use_persistent_cache
 from tests.checkpoints import write_tiny
+
+use_persistent_cache(None)  # for programs that tests compile themselves, too
 
 TINY: dict[str, Any] = dict(
     dtype="float32", max_model_len=128, max_num_seqs=4, max_num_batched_tokens=32, page_size=8, silent_mode=True

@@ -6,11 +6,14 @@ a plain causal forward, and training.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from asurge.models.config import DecoderConfig, Rope
 from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm
@@ -24,10 +27,29 @@ from asurge.ops.sampling import argmax
 from asurge.ops.shaping import allow
 
 
+class Layer(NamedTuple):
+    """One layer of a decoder; or, while a loop over layers is traced, any of those in it.
+
+    Attributes:
+        like: the number of a layer that differs from it by its weights, and what it attends to, alone.
+        number: its own.
+    """
+
+    like: int
+    number: int | jax.Array
+
+
 class Attend(Protocol):
     """Attention over whatever came before; writes this step's keys and values where it keeps them."""
 
-    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+    state: Any
+    """What calls change: arrays that a loop over layers carries along."""
+
+    def kind(self, layer: int) -> Hashable:
+        """Neighbours of the same kind may be attended to in a loop."""
+        ...
+
+    def __call__(self, layer: Layer, heads: Heads) -> jax.Array:
         """Returns ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``."""
         ...
 
@@ -63,32 +85,37 @@ class Attention(nnx.Module):
         residual: jax.Array | None,
         positions: Positions,
         attend: Attend,
-        layer: int,
+        layer: Layer,
         live: jax.Array | None,
         read: jax.Array | None,
     ) -> jax.Array:
         """``residual`` and what attention over ``norm(x)`` adds to it."""
-        config, qkv = self.config, self.qkv_proj(x, norm=norm, live=live)
+        config, qkv = self.config, self.qkv_proj(x, norm=norm, live=live, layer=layer.number)
         q_norm, k_norm = self.q_norm, self.k_norm
         if config.qk_norm_across_heads and q_norm is not None and k_norm is not None:
             q, k, v = jnp.split(qkv, (config.q_size, config.q_size + config.kv_size), axis=1)
-            qkv, q_norm, k_norm = jnp.concatenate((q_norm(q), k_norm(k), v), axis=1), None, None
+            qkv, q_norm, k_norm = (
+                jnp.concatenate((q_norm(q, layer.number), k_norm(k, layer.number), v), axis=1),
+                None,
+                None,
+            )
         if positions.sharpness is not None:
             q, rest = jnp.split(qkv, (config.q_size,), axis=1)
             qkv = jnp.concatenate(((q * positions.sharpness).astype(q.dtype), rest), axis=1)
         # Rotation preserves lengths: it does not matter that a norm without weights is meant to come after it.
-        unit = jnp.ones((config.head_dim,), x.dtype) if config.qk_unit_norm and config.rotates(layer) else None
+        unit = jnp.ones((config.head_dim,), x.dtype) if config.qk_unit_norm and config.rotates(layer.like) else None
         heads = Heads(
             qkv.reshape(x.shape[0], -1, config.head_dim),
             config.num_heads,
             config.num_kv_heads,
             positions.cos,
             positions.sin,
-            q_norm=unit if q_norm is None else q_norm.factor,
-            k_norm=unit if k_norm is None else k_norm.factor,
+            q_norm=unit if q_norm is None else q_norm.factor(layer.number),
+            k_norm=unit if k_norm is None else k_norm.factor(layer.number),
             epsilon=config.rms_norm_eps,
         )
-        return self.o_proj(attend(layer, heads).reshape(x.shape[0], config.q_size), residual=residual, live=read)
+        out = attend(layer, heads).reshape(x.shape[0], config.q_size)
+        return self.o_proj(out, residual=residual, live=read, layer=layer.number)
 
 
 class MLP(nnx.Module):
@@ -102,10 +129,16 @@ class MLP(nnx.Module):
         self.down_proj = Linear(inner, hidden, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, norm: RMSNorm | None, residual: jax.Array | None, live: jax.Array | None
+        self,
+        x: jax.Array,
+        norm: RMSNorm | None,
+        residual: jax.Array | None,
+        live: jax.Array | None,
+        layer: int | jax.Array,
     ) -> jax.Array:
         """``residual`` and what the feed-forward of ``norm(x)`` adds to it."""
-        return self.down_proj(self.gate_up_proj(x, norm=norm, live=live), residual=residual, live=live)
+        inner = self.gate_up_proj(x, norm=norm, live=live, layer=layer)
+        return self.down_proj(inner, residual=residual, live=live, layer=layer)
 
 
 class SparseMLP(nnx.Module):
@@ -123,11 +156,16 @@ class SparseMLP(nnx.Module):
         self.shared = MLP(config, shared, dtype=dtype, rngs=rngs) if shared else None
 
     def __call__(
-        self, x: jax.Array, norm: RMSNorm | None, residual: jax.Array | None, live: jax.Array | None
+        self,
+        x: jax.Array,
+        norm: RMSNorm | None,
+        residual: jax.Array | None,
+        live: jax.Array | None,
+        layer: int | jax.Array,
     ) -> jax.Array:
         """``residual`` and what the experts of ``norm(x)`` add to it."""
         experts, hidden = self.experts, x.shape[1]
-        x = x if norm is None else norm(x)
+        x = x if norm is None else norm(x, layer)
         weights, chosen = route(
             linear(x, self.router[...], dtype=jnp.float32),
             experts.per_token,
@@ -137,7 +175,7 @@ class SparseMLP(nnx.Module):
         gate_up = self.gate_up[...].reshape(experts.count, 2 * experts.size, hidden)
         down = self.down[...].reshape(experts.count, hidden, experts.size)
         out = mix(x, weights, chosen, gate_up, down, self.activation, weigh_input=experts.weigh_input)
-        out = out if self.shared is None else self.shared(x, None, out, live)
+        out = out if self.shared is None else self.shared(x, None, out, live, layer)
         return out if residual is None else residual + out
 
 
@@ -161,7 +199,7 @@ class Block(nnx.Module):
         x: jax.Array,
         positions: Positions,
         attend: Attend,
-        layer: int,
+        layer: Layer,
         live: jax.Array | None,
         read: jax.Array | None,
     ) -> jax.Array:
@@ -169,10 +207,10 @@ class Block(nnx.Module):
         out = self.attention_output_norm
         residual = x if out is None else None
         added = self.attention(x, self.input_norm, residual, positions, attend, layer, live, read)
-        x = added if out is None else x + out(added)
+        x = added if out is None else x + out(added, layer.number)
         out = self.mlp_output_norm
-        added = self.mlp(x, self.mlp_norm, x if out is None else None, read)
-        return added if out is None else x + out(added)
+        added = self.mlp(x, self.mlp_norm, x if out is None else None, read, layer.number)
+        return added if out is None else x + out(added, layer.number)
 
 
 def _norm(config: DecoderConfig, dtype: jnp.dtype, size: int | None = None) -> RMSNorm:
@@ -184,7 +222,13 @@ def _rotary(config: DecoderConfig, rope: Rope) -> Rotary:
 
 
 class Decoder(nnx.Module):
-    """A decoder-only language model. Layers are unrolled: on CPU `lax.scan` is 1.6x (jax 0.12) to 15x slower."""
+    """A decoder-only language model.
+
+    ``layers`` has a block for each layer; or a single one, whose parameters are ``[layers, ...]``, for all of them
+    (`asurge.models.packing`). Then neighbours that are alike run in a loop, which is traced and compiled once: kernels are told the
+    number of a layer. Blocks of plain JAX are unrolled: what a loop over them slices out of its arrays is copied, and on CPU
+    `lax.scan` is 1.6x (jax 0.12) to 15x slower.
+    """
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -219,9 +263,40 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         of_layers = self._positions(positions)
         read = live if read is None else read
-        for index, block in enumerate(self.layers):
-            last = index == self.config.num_layers - 1
-            x = block(x, of_layers[index], attend, index, live, read if last else live)
+        for alike in self._alike(attend):
+            last = alike[-1] == self.config.num_layers - 1
+            x = self._through(alike, x, of_layers[alike[0]], attend, live, read if last else live)
+        return x
+
+    def _alike(self, attend: Attend) -> list[list[int]]:
+        """All layers, neighbours together that one program can serve; the last apart, of which not everything is read."""
+
+        def kind(layer: int) -> Hashable:
+            if len(self.layers) > 1 or layer == self.config.num_layers - 1:
+                return layer
+            return -1, self.config.window(layer), self.config.rotates(layer), attend.kind(layer)
+
+        return [list(group) for _, group in itertools.groupby(range(self.config.num_layers), kind)]
+
+    def _through(
+        self,
+        alike: Sequence[int],
+        x: jax.Array,
+        positions: Positions,
+        attend: Attend,
+        live: jax.Array | None,
+        read: jax.Array | None,
+    ) -> jax.Array:
+        """``x [tokens, hidden]`` after these layers."""
+        first = alike[0]
+        block = self.layers[first if len(self.layers) > 1 else 0]
+
+        def run(index: int | jax.Array, carried: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            x, attend.state = carried
+            return block(x, positions, attend, Layer(first, index), live, read), attend.state
+
+        start = (x, attend.state)
+        x, attend.state = run(first, start) if len(alike) == 1 else lax.fori_loop(first, first + len(alike), run, start)
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import jax
 
 from asurge.models.config import DecoderConfig
+from asurge.models.decoder import Layer
 from asurge.ops.attention import Heads, dense_attention
 
 
-class DenseAttend:
+class StatelessAttend:
+    """What `asurge.models.decoder.Attend` needs of those that keep nothing."""
+
+    state: tuple[()] = ()
+
+    def kind(self, layer: int) -> None:
+        """All are alike."""
+
+
+class DenseAttend(StatelessAttend):
     """`asurge.models.decoder.Attend` over all tokens of one sequence at once, in float32."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self._config = config
 
-    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+    def __call__(self, layer: Layer, heads: Heads) -> jax.Array:
         config = self._config
         return dense_attention(
-            *heads.split(), scale=config.score_scale, window=config.window(layer), softcap=config.score_softcap
+            *heads.split(), scale=config.score_scale, window=config.window(layer.like), softcap=config.score_softcap
         )

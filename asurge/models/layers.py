@@ -17,23 +17,21 @@ class RMSNorm(nnx.Module):
     Args:
         offset: multiply by 1 + weight, in float32 (Gemma).
 
-    Attributes:
-        layer: the weights are those of many layers, ``[layers, size]``, and this is the one that counts; None: ``[size]``.
+    Weights are ``[size]``; or ``[layers, size]``, and callers say which layer is meant.
     """
 
     def __init__(self, size: int, *, eps: float, dtype: jnp.dtype, offset: bool = False) -> None:
         self.weight = nnx.Param(jnp.ones((size,), dtype))
         self.eps, self.offset = eps, offset
-        self.layer: int | None = None
 
-    @property
-    def factor(self) -> jax.Array:
+    def factor(self, layer: int | jax.Array = 0) -> jax.Array:
         """What it multiplies by, ``[size]``."""
-        weight: jax.Array = self.weight[...] if self.layer is None else self.weight[self.layer]
+        weight: jax.Array = self.weight[...]
+        weight = weight if weight.ndim == 1 else weight[layer]
         return 1.0 + weight.astype(jnp.float32) if self.offset else weight
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.factor, self.eps)
+    def __call__(self, x: jax.Array, layer: int | jax.Array = 0) -> jax.Array:
+        return rms_norm(x, self.factor(layer), self.eps)
 
 
 class _Composed(nnx.Module):
@@ -54,12 +52,14 @@ class _Composed(nnx.Module):
         residual: jax.Array | None = None,
         live: jax.Array | None = None,
         dtype: jnp.dtype | None = None,
+        layer: int | jax.Array = 0,
     ) -> jax.Array:
         """``x [tokens, in]``, ``residual [tokens, out]`` -> ``[tokens, out]``, or half of it where gated.
 
-        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that lets kernels leave padding out.
+        ``live`` (see `asurge.ops.packed.packed_linear`) is a hint that lets kernels leave padding out. ``layer`` is for parameters
+        that many layers share.
         """
-        out = self.product(x if norm is None else norm(x), dtype)
+        out = self.product(x if norm is None else norm(x, layer), dtype)
         out = gate(out, self.activation) if self.gated else out
         return out if residual is None else residual + out
 
@@ -108,11 +108,8 @@ class Int8Linear(_Composed):
 class PackedLinear(nnx.Module):
     """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order.
 
-    Layers that do the same in different blocks share their parameters, so that a call of a compiled step has few arrays.
-
-    Attributes:
-        weight, scale, bias: see `asurge.ops.packed.packed_linear`; all ``[layers, ...]``.
-        layer: the one that this is.
+    It stands for the layers that do the same in all blocks: ``weight``, ``scale`` and ``bias`` are ``[layers, ...]``, and what they
+    hold is told in `asurge.ops.packed.packed_linear`.
     """
 
     def __init__(
@@ -121,11 +118,10 @@ class PackedLinear(nnx.Module):
         scale: nnx.Param | None,
         bias: nnx.Param | None,
         *,
-        layer: int = 0,
         gated: bool = False,
         activation: Activation = "silu",
     ) -> None:
-        self.weight, self.scale, self.bias, self.layer = weight, scale, bias, layer
+        self.weight, self.scale, self.bias = weight, scale, bias
         self.gated, self.activation = gated, activation
 
     def __call__(
@@ -136,8 +132,9 @@ class PackedLinear(nnx.Module):
         residual: jax.Array | None = None,
         live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
+        layer: int | jax.Array = 0,
     ) -> jax.Array:
-        x, factor, epsilon = self._to_normalise(x, norm)
+        x, factor, epsilon = _to_normalise(x, norm, layer)
         return packed_linear(
             x,
             self.weight[...],
@@ -150,7 +147,7 @@ class PackedLinear(nnx.Module):
             gated=self.gated,
             activation=self.activation,
             dtype=dtype,
-            layer=self.layer,
+            layer=layer,
         )
 
     def argmax(
@@ -163,7 +160,7 @@ class PackedLinear(nnx.Module):
         allowed: jax.Array | None = None,
     ) -> jax.Array:
         """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
-        x, factor, epsilon = self._to_normalise(x, norm)
+        x, factor, epsilon = _to_normalise(x, norm)
         return packed_argmax(
             x,
             self.weight[...],
@@ -175,14 +172,16 @@ class PackedLinear(nnx.Module):
             candidates=candidates,
         )
 
-    def _to_normalise(self, x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, jax.Array | None, float]:
-        """What a kernel is given, and the weights and the epsilon of the norm that it is to do, if any."""
-        if norm is None:
-            return x, None, 0.0
-        if norm.offset:  # the kernels round before they multiply by the weights
-            return norm(x), None, 0.0
-        assert (norm.layer or 0) == self.layer
-        return x, norm.weight[...], norm.eps
+
+def _to_normalise(
+    x: jax.Array, norm: RMSNorm | None, layer: int | jax.Array = 0
+) -> tuple[jax.Array, jax.Array | None, float]:
+    """What a kernel is given, and the weights, of all layers, and the epsilon of the norm that it is to do, if any."""
+    if norm is None:
+        return x, None, 0.0
+    if norm.offset:  # the kernels round before they multiply by the weights
+        return norm(x, layer), None, 0.0
+    return x, norm.weight[...], norm.eps
 
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:

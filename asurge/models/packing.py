@@ -22,27 +22,24 @@ Operands = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
 def pack_model(model: Decoder, *, int8: bool) -> None:
-    """Replace a model's linear layers by `PackedLinear`\\ s in place, so that memory peaks at one extra layer."""
+    """Make one block of a model's blocks, in place and one weight after another, so that memory peaks at one extra layer."""
     blocks = list(model.layers)
     for owner, name in (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_proj"), ("mlp", "down_proj")):  # fmt: skip
         owners = [getattr(block, owner) for block in blocks]
-        for module, packed in zip(owners, _pack_layers([getattr(one, name) for one in owners], int8=int8), strict=True):
-            setattr(module, name, packed)
+        setattr(owners[0], name, _pack_layers([getattr(one, name) for one in owners], int8=int8))
     for norms in zip(*map(_norms, blocks), strict=True):
-        _stack_norms(norms)
+        norms[0].weight = nnx.Param(jnp.asarray(np.stack([np.asarray(norm.weight[...]) for norm in norms])))
+    model.layers = nnx.List(blocks[:1])
     _pack_head(model, int8=int8)
 
 
-def _pack_layers(layers: Sequence[Linear], *, int8: bool) -> list[PackedLinear]:
+def _pack_layers(layers: Sequence[Linear], *, int8: bool) -> PackedLinear:
     """Layers that do the same in different blocks; their weights are freed."""
-    weights = [layer.weight for layer in layers]
-    biases = [layer.bias for layer in layers]
     first = layers[0]
-    shared = _stack(weights, biases, gated=first.gated, int8=int8, free=True)
-    return [
-        PackedLinear(*shared, layer=index, gated=first.gated, activation=first.activation)
-        for index in range(len(layers))
-    ]
+    stacks = _stack(
+        [layer.weight for layer in layers], [layer.bias for layer in layers], gated=first.gated, int8=int8, free=True
+    )
+    return PackedLinear(*stacks, gated=first.gated, activation=first.activation)
 
 
 def _pack_head(model: Decoder, *, int8: bool) -> None:
@@ -98,13 +95,6 @@ def _pack(weight: jax.Array, bias: jax.Array | None, *, gated: bool, int8: bool)
 def _norms(block: nnx.Module) -> list[RMSNorm]:
     """All of a block, in an order that is the same for all blocks."""
     return [module for _, module in nnx.iter_modules(block) if isinstance(module, RMSNorm)]
-
-
-def _stack_norms(norms: Sequence[RMSNorm]) -> None:
-    """One array for norms that do the same in different blocks."""
-    weight = nnx.Param(jnp.asarray(np.stack([np.asarray(norm.weight[...]) for norm in norms])))
-    for layer, norm in enumerate(norms):
-        norm.weight, norm.layer = weight, layer
 
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:

@@ -1,8 +1,8 @@
 """Matrix products over weights packed for the tile registers of a CPU; see `asurge.ops.native`.
 
 Packed weights are ``[columns / 16, depth / 32, 16, 16, 2]`` in bf16 and ``[columns / 16, depth / 64, 16, 16, 4]`` in int8:
-one KiB after another in the order a product reads them. Those of many layers lie one behind the other in one array, with a layer
-number for the kernel: what a call of a compiled program costs grows with its arrays. bf16 is stored as bit patterns in uint16: XLA:CPU widens a whole
+one KiB after another in the order a product reads them. Those of many layers lie one behind the other in one array, and a kernel is
+told the number of one: what a call of a compiled program costs grows with its arrays, and one program serves all layers. bf16 is stored as bit patterns in uint16: XLA:CPU widens a whole
 bf16 table to float32 before it looks anything up.
 """
 
@@ -67,7 +67,7 @@ def packed_linear(
     gated: bool = False,
     activation: Activation = "silu",
     dtype: jnp.dtype = jnp.bfloat16,
-    layer: int = 0,
+    layer: int | jax.Array = 0,
 ) -> jax.Array:
     """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
 
@@ -84,7 +84,7 @@ def packed_linear(
         gated: columns are `interleave`\\ d; the result is ``activation(gate) * up``.
         activation: of the gate.
         dtype: bf16, or float32 without residual and gate.
-        layer: of weight, scale, norm and bias, where they are ``[layers, ...]``.
+        layer: int32, of weight, scale, norm and bias, where they are ``[layers, ...]``.
 
     Returns:
         ``[rows, columns]``, or half the columns where gated.
@@ -133,7 +133,7 @@ def _call(
     gated: bool = False,
     gelu: bool = False,
     candidates: int = 0,
-    layer: int = 0,
+    layer: int | jax.Array = 0,
 ) -> jax.Array:
     def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
         # From numpy: tracing an operation for each operand left out took a fifth of a warm start.
@@ -148,10 +148,10 @@ def _call(
         given(residual, jnp.bfloat16),
         given(live, jnp.int32),
         given(allowed, jnp.uint32),
+        layer if isinstance(layer, jax.Array) else np.int32(layer),
         epsilon=np.float32(epsilon),
         gated=gated,
         gelu=gelu,
         candidates=np.int32(candidates),
-        layer=np.int32(layer),
     )
     return result

@@ -1,5 +1,6 @@
 """The only owner of device state: weights, KV pages, slots, and the compiled steps."""
 
+from asurge.runner.compilation import use_persistent_cache
 from asurge.runner.runner import DeviceRunner
 
-__all__ = ["DeviceRunner"]
+__all__ = ["DeviceRunner", "use_persistent_cache"]

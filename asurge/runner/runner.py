@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -18,7 +19,7 @@ from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, Pages, choose_attention
 from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
-from asurge.runner.compilation import compilation_counter, compile_all, use_persistent_cache
+from asurge.runner.compilation import compilation_counter, compile_all
 from asurge.runner.draw import Drawer, DrawSpec
 from asurge.runner.fetch import begin_fetch
 from asurge.runner.lattice import Lattice, StepShape
@@ -112,7 +113,6 @@ class DeviceRunner:
         max_model_len: int,
         logits_processors: Sequence[LogitsProcessor] = (),
     ) -> None:
-        use_persistent_cache(config.compilation_cache_dir)
         self._device = jax.devices()[0]
         shape, dtype = model.config, jnp.dtype(config.dtype)
         attention, self.fallback = choose_attention(
@@ -167,10 +167,13 @@ class DeviceRunner:
         self._scorer = Scorer(rebuild, shape.vocab_size)
         chunks = self._limits.max_num_batched_tokens // quantum
         self._pooler = Pooler(rebuild, most_tokens, min(config.max_num_seqs, chunks))
-        self._pages, self._last_token = self._fresh_state()
         self.generation, self._spoilt = 0, -1
         self._done_s = 0.0
-        self._compile(shape.hidden_size, dtype, silent=config.silent_mode)
+        # The system takes seconds to hand out memory for the pages, tracing keeps one core busy: both at once.
+        with ThreadPoolExecutor(1, thread_name_prefix="asurge-pages") as pool:
+            state = pool.submit(self._fresh_state)
+            self._compile(shape.hidden_size, dtype, silent=config.silent_mode)
+            self._pages, self._last_token = state.result()
         self._warm_up()
         self._compiled = compilation_counter().count
 
@@ -257,8 +260,9 @@ class DeviceRunner:
     def _compile(self, hidden_size: int, dtype: jnp.dtype, *, silent: bool) -> None:
         last = jax.ShapeDtypeStruct((self._spec.most_rows, hidden_size), dtype)
         flat = jax.ShapeDtypeStruct((self._spec.most_tokens, hidden_size), dtype)
-        steps = {shape: partial(self._lower, shape) for shape in self._lattice.shapes}
-        draws = self.drawer.programs(self._leaves, last, self._last_token)
+        state = jax.eval_shape(self._fresh_state)
+        steps = {shape: partial(self._lower, shape, *state) for shape in self._lattice.shapes}
+        draws = self.drawer.programs(self._leaves, last, state[1])
         scores, sums = self._scorer.programs(self._leaves, flat), self._pooler.programs(self._leaves, flat)
         compiled = compile_all({**steps, **draws, **scores, **sums}, silent=silent)
         self._steps = {shape: compiled[shape] for shape in steps}
@@ -266,10 +270,10 @@ class DeviceRunner:
         self._scorer.use(compiled)
         self._pooler.use(compiled)
 
-    def _lower(self, shape: StepShape) -> jax.stages.Lowered:
+    def _lower(self, shape: StepShape, pages: Pages, last_token: jax.Array) -> jax.stages.Lowered:
         function = jax.jit(make_step(self._spec, shape), donate_argnums=(1, 2))
         packed = jax.ShapeDtypeStruct((packed_size(shape, self._spec.tables),), jnp.int32)
-        return function.lower(self._leaves, self._pages, self._last_token, packed)
+        return function.lower(self._leaves, pages, last_token, packed)
 
     def _fresh_state(self) -> tuple[Pages, jax.Array]:
         return self._allocate(), jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asurge.models.decoder import Decoder
+from asurge.models.decoder import Decoder, Layer
 from asurge.ops.attention import AttentionBackend, Heads, Pages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import sample
@@ -50,16 +50,20 @@ class StepSpec:
 
 
 class PagedAttend:
-    """`asurge.models.decoder.Attend` over pages. Lives for one trace, in which it collects the written pages."""
+    """`asurge.models.decoder.Attend` over pages. Lives for one trace, in which its state is the pages written so far."""
 
     def __init__(self, spec: StepSpec, model: Decoder, rows: Sequence[Rows], pages: Pages) -> None:
-        self.pages = pages
+        self.state = pages
         self._backend, self._places, self._config, self._rows = spec.attention, spec.layout.places, model.config, rows
 
-    def __call__(self, layer: int, heads: Heads) -> jax.Array:
+    def kind(self, layer: int) -> Hashable:
         level, table = self._places[layer]
-        window = self._config.window(layer)
-        out, self.pages = self._backend.attend(heads, self.pages, self._rows[table], window, level)
+        return (level - layer, table) if self._backend.shares_arrays else layer
+
+    def __call__(self, layer: Layer, heads: Heads) -> jax.Array:
+        level, table = self._places[layer.like]
+        level_here, window = level + (layer.number - layer.like), self._config.window(layer.like)
+        out, self.state = self._backend.attend(heads, self.state, self._rows[table], window, level_here)
         return out
 
 
@@ -130,7 +134,7 @@ def _forward(
         return jnp.zeros(shape.rows, jnp.int32)
 
     how = jnp.where(inputs.draws_nothing > 0, 2, jnp.any(inputs.temperature > 0).astype(jnp.int32))
-    return attend.pages, lax.switch(how, (greedy, draw, nothing)), flat, last
+    return attend.state, lax.switch(how, (greedy, draw, nothing)), flat, last
 
 
 _Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array, jax.Array]

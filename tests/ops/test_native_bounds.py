@@ -31,6 +31,7 @@ def step(start: list[int], length: list[int], table: list[list[int]], decode: in
 
 def attend(heads: Heads, rows: Rows, pages: int = 8) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """What comes out, and keys and values of the pages."""
+
     def run() -> tuple[jax.Array, Pages]:
         return BACKEND.attend(heads, BACKEND.allocate(pages), rows, None)
 

@@ -15,11 +15,9 @@ from tests.kernels import needs_kernels
 SUITE = """
 import pathlib, sys, pytest
 from asurge.ops import native
-from asurge.runner.compilation import use_persistent_cache
 
 native.LIBRARIES = (pathlib.Path(sys.argv[1]),)
 assert native.unavailable() is None
-use_persistent_cache(None)  # the same programs are compiled when these tests run by themselves
 sys.exit(pytest.main(sys.argv[2:]))
 """
 

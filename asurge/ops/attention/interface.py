@@ -184,6 +184,8 @@ class AttentionBackend(Protocol):
     name: str
     skips_padding: bool
     """Whether rows of padding cost next to nothing."""
+    shares_arrays: bool
+    """Whether all levels of pages are in the same arrays, so that one program can serve all layers."""
 
     @property
     def page_bytes(self) -> int:
@@ -195,7 +197,7 @@ class AttentionBackend(Protocol):
         ...
 
     def attend(
-        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int | jax.Array = 0
     ) -> tuple[jax.Array, Pages]:
         """Write a layer's keys and values at its level of the pages, then attend causally over what each row's pages have there.
 
@@ -204,6 +206,7 @@ class AttentionBackend(Protocol):
 
         Args:
             window: of the layer; None: its queries see all before them.
+            level: of the pages; traced only where all levels are in the same arrays (`shares_arrays`).
 
         Returns:
             ``[tokens, num_heads, head_dim]`` in the dtype of ``heads.qkv``, and the pages. Finite everywhere; or, if padding is
@@ -215,12 +218,15 @@ class AttentionBackend(Protocol):
 class SeparateLevels:
     """What backends have in common that keep each level in arrays of its own."""
 
+    shares_arrays = False
+
     def allocate(self, num_pages: int, levels: int = 1) -> Pages:
         return tuple(self.allocate_level(num_pages) for _ in range(levels))
 
     def attend(
-        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int | jax.Array = 0
     ) -> tuple[jax.Array, Pages]:
+        assert isinstance(level, int)
         out, written = self.attend_level(heads, pages[level], rows, window)
         return out, (*pages[:level], written, *pages[level + 1 :])
 

@@ -29,6 +29,7 @@ class NativeAttention:
 
     name = "native"
     skips_padding = True
+    shares_arrays = True
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
@@ -56,7 +57,7 @@ class NativeAttention:
         return ((zeros(shape, self._stored), zeros(shape, self._stored)),)
 
     def attend(
-        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int = 0
+        self, heads: Heads, pages: Pages, rows: Rows, window: Window | None, level: int | jax.Array = 0
     ) -> tuple[jax.Array, Pages]:
         shape, (tokens, _, head_dim) = self._shape, heads.qkv.shape
         none = np.zeros((0,), jnp.bfloat16)
@@ -84,12 +85,12 @@ class NativeAttention:
             rows.page_table,
             keys,
             values,
+            level if isinstance(level, jax.Array) else np.int32(level),
             epsilon=np.float32(heads.epsilon),
             scale=np.float32(shape.scale),
             softcap=np.float32(shape.score_softcap or 0.0),
             decode=np.int32(rows.decode),
             window=np.int32(0 if window is None else window.size),
             chunked=np.bool_(window is not None and window.chunked),
-            level=np.int32(level),
         )
         return out, ((keys, values),)

@@ -9,6 +9,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+using Number = ffi::BufferR0<ffi::S32>;
+
 template <typename T>
 T* data_or_null(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
@@ -28,13 +30,14 @@ T* part_or_null(const ffi::AnyBuffer& buffer, int32_t part, size_t parts) {
 
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
                   ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
-                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates,
-                  int32_t layer) {
+                  Number layer_number, ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu,
+                  int32_t candidates) {
   const auto x_shape = x.dimensions(), stack = weight.dimensions();
   if (x_shape.size() != 2 || stack.size() != 6) {
     return ffi::Error::InvalidArgument("linear takes x [rows, depth] and packed weights, a layer behind the other");
   }
   const size_t layers = stack[0];
+  const int32_t layer = *layer_number.typed_data();
   if (layer < 0 || size_t(layer) >= layers) return ffi::Error::InvalidArgument("linear has no such layer");
   const auto weight_shape = stack.last(5);
   asurge::Linear call{};
@@ -84,15 +87,16 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
 
 ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer sine, ffi::AnyBuffer q_norm,
                      ffi::AnyBuffer k_norm, ffi::AnyBuffer start, ffi::AnyBuffer length, ffi::AnyBuffer first,
-                     ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                     ffi::AnyBuffer page_table, ffi::AnyBuffer keys, ffi::AnyBuffer values, Number level_number,
                      ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
                      ffi::Result<ffi::AnyBuffer> new_values, float epsilon, float scale, float softcap,
-                     int32_t decode, int32_t window, bool chunked, int32_t level) {
+                     int32_t decode, int32_t window, bool chunked) {
   const auto stack = keys.dimensions(), heads = qkv.dimensions(), table = page_table.dimensions();
   if (stack.size() != 5 || heads.size() != 3 || table.size() != 2) {
     return ffi::Error::InvalidArgument("attention takes qkv [tokens, heads, dim], levels of pages and a page table");
   }
   const size_t levels = stack[0];
+  const int32_t level = *level_number.typed_data();
   if (level < 0 || size_t(level) >= levels) return ffi::Error::InvalidArgument("pages have no such level");
   const auto pages = stack.last(4);
   if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data()) {
@@ -163,12 +167,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<Number>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
                                   .Attr<bool>("gated")
                                   .Attr<bool>("gelu")
-                                  .Attr<int32_t>("candidates")
-                                  .Attr<int32_t>("layer"));
+                                  .Attr<int32_t>("candidates"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                               ffi::Ffi::Bind()
@@ -183,6 +187,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<Number>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
@@ -191,8 +196,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Attr<float>("softcap")
                                   .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
-                                  .Attr<bool>("chunked")
-                                  .Attr<int32_t>("level"));
+                                  .Attr<bool>("chunked"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_empty, empty, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
