@@ -16,7 +16,7 @@ from flax import nnx
 
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import Decoder, load_model
+from asurge.models import Decoder, DenseAttend, load_model
 from asurge.models.conversion import convert
 from asurge.models.layers import Int8Linear, Linear, PackedLinear
 from asurge.ops import native
@@ -31,8 +31,12 @@ Floats = npt.NDArray[np.float32]
 
 CASES: dict[str, dict[str, Any]] = {
     "llama, tied": dict(vocab_size=400),
-    "qwen3, untied, odd vocabulary": dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", tie_word_embeddings=False, vocab_size=391
+    "qwen3, untied, odd vocabulary, a loop": dict(
+        architectures=["Qwen3ForCausalLM"],
+        model_type="qwen3",
+        tie_word_embeddings=False,
+        vocab_size=391,
+        num_hidden_layers=4,
     ),
     "qwen2, biases, tied, odd vocabulary": dict(
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=397, hidden_size=128
@@ -47,6 +51,13 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "gemma3, windows, norms of heads": dict(
         architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", sliding_window=16, sliding_window_pattern=2
+    ),
+    "gemma3, two loops": dict(
+        architectures=["Gemma3ForCausalLM"],
+        model_type="gemma3_text",
+        sliding_window=16,
+        sliding_window_pattern=3,
+        num_hidden_layers=6,
     ),
     "olmo2, norms after layers and across heads": dict(
         architectures=["Olmo2ForCausalLM"], model_type="olmo2", tie_word_embeddings=False
@@ -197,6 +208,27 @@ STEPS = 5
 SMALL: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=32, silent_mode=True)
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    ("case", "alike"),
+    [
+        ("qwen3, untied, odd vocabulary, a loop", [[0, 1, 2], [3]]),
+        ("gemma3, two loops", [[0, 1], [2], [3, 4], [5]]),
+        ("smollm3, every other layer without positions", [[0], [1]]),
+    ],
+)
+def test_layers_that_differ_by_their_weights_alone_share_a_program(
+    case: str, alike: list[list[int]], folders: dict[str, Path]
+) -> None:
+    """All but the last, of which not everything is read."""
+    model = load(folders[case])
+    convert(model, kernels="native", quantization=None)
+    tokens, positions = jnp.asarray(TOKENS), jnp.arange(len(TOKENS))
+    program = jax.make_jaxpr(lambda: model(tokens, positions, DenseAttend(model.config)))()
+    rounds = [one.params["length"] for one in program.eqns if one.primitive.name == "scan"]
+    assert rounds == [len(group) for group in alike if len(group) > 1]
+
+
 def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[list[int]]:
     """Greedy tokens: each prompt in two chunks, then one token after another, once beside another row's prompt."""
     model = load(folder)
@@ -220,8 +252,8 @@ def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[
 @pytest.mark.parametrize(
     ("case", "quantization", "pages_in", "margin"),
     [
-        ("qwen3, untied, odd vocabulary", None, "auto", 0.01),
-        ("qwen3, untied, odd vocabulary", None, "int8", 0.03),
+        ("qwen3, untied, odd vocabulary, a loop", None, "auto", 0.01),
+        ("qwen3, untied, odd vocabulary, a loop", None, "int8", 0.03),
         ("gemma2, soft caps", None, "auto", 0.02),
         ("gemma3, windows, norms of heads", None, "auto", 0.02),
         ("qwen2, biases, tied, odd vocabulary", "int8", "auto", 0.04),
