@@ -94,11 +94,8 @@ class Attention(nnx.Module):
         q_norm, k_norm = self.q_norm, self.k_norm
         if config.qk_norm_across_heads and q_norm is not None and k_norm is not None:
             q, k, v = jnp.split(qkv, (config.q_size, config.q_size + config.kv_size), axis=1)
-            qkv, q_norm, k_norm = (
-                jnp.concatenate((q_norm(q, layer.number), k_norm(k, layer.number), v), axis=1),
-                None,
-                None,
-            )
+            q, k = q_norm(q, layer.number), k_norm(k, layer.number)
+            qkv, q_norm, k_norm = jnp.concatenate((q, k, v), axis=1), None, None
         if positions.sharpness is not None:
             q, rest = jnp.split(qkv, (config.q_size,), axis=1)
             qkv = jnp.concatenate(((q * positions.sharpness).astype(q.dtype), rest), axis=1)
@@ -288,15 +285,19 @@ class Decoder(nnx.Module):
         read: jax.Array | None,
     ) -> jax.Array:
         """``x [tokens, hidden]`` after these layers."""
-        first = alike[0]
+        first, last = alike[0], alike[-1]
         block = self.layers[first if len(self.layers) > 1 else 0]
 
-        def run(index: int | jax.Array, carried: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        def run(number: int | jax.Array, carried: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
             x, attend.state = carried
-            return block(x, positions, attend, Layer(first, index), live, read), attend.state
+            return block(x, positions, attend, Layer(first, number), live, read), attend.state
+
+        def turn(number: jax.Array, carried: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            # Kernels take 32 bits, whatever an application has made JAX's default.
+            return run(number.astype(jnp.int32), carried)
 
         start = (x, attend.state)
-        x, attend.state = run(first, start) if len(alike) == 1 else lax.fori_loop(first, first + len(alike), run, start)
+        x, attend.state = run(first, start) if first == last else lax.fori_loop(first, last + 1, turn, start)
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:

@@ -229,6 +229,18 @@ def test_layers_that_differ_by_their_weights_alone_share_a_program(
     assert rounds == [len(group) for group in alike if len(group) > 1]
 
 
+@needs_kernels
+def test_an_application_may_compute_in_64_bits(folders: dict[str, Path]) -> None:
+    """What JAX makes of a Python integer is then no longer what the kernels take."""
+    case = "qwen3, untied, odd vocabulary, a loop"
+    alone = served(folders[case], "native", None, "auto")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert served(folders[case], "native", None, "auto") == alone
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[list[int]]:
     """Greedy tokens: each prompt in two chunks, then one token after another, once beside another row's prompt."""
     model = load(folder)
