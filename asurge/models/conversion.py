@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from asurge.errors import ConfigError
-from asurge.models.decoder import Decoder
+from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Int8Linear, Linear
 from asurge.models.packing import pack_model
 from asurge.ops import native
@@ -67,10 +67,10 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
 def _quantize(model: Decoder) -> None:
     """In plain XLA."""
     for block in model.layers:
-        attention, mlp = block.attention, block.mlp
-        attention.qkv_proj, attention.o_proj = map(_in_int8, (attention.qkv_proj, attention.o_proj))
-        mlp.gate_up_proj, mlp.down_proj = map(_in_int8, (mlp.gate_up_proj, mlp.down_proj))
-    model.head = Int8Linear((model.embedding if model.lm_head is None else model.lm_head)[...], None)
+        for owner, name in LINEARS:
+            module = getattr(block, owner)
+            setattr(module, name, _in_int8(getattr(module, name)))
+    model.head = Int8Linear(model.output_table[...], None)
     jax.block_until_ready(nnx.state(model.head))
     if model.lm_head is not None:
         model.lm_head[...].delete()

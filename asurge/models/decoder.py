@@ -176,6 +176,10 @@ class SparseMLP(nnx.Module):
         return out if residual is None else residual + out
 
 
+LINEARS = (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_proj"), ("mlp", "down_proj"))
+"""The linear layers of a `Block` without experts: whose they are, and their names."""
+
+
 class Block(nnx.Module):
     """One transformer layer: normalised before, after, or on both sides of attention and feed-forward."""
 
@@ -271,7 +275,7 @@ class Decoder(nnx.Module):
         def kind(layer: int) -> Hashable:
             if len(self.layers) > 1 or layer == self.config.num_layers - 1:
                 return layer
-            return -1, self.config.window(layer), self.config.rotates(layer), attend.kind(layer)
+            return self.config.window(layer), self.config.rotates(layer), attend.kind(layer)
 
         return [list(group) for _, group in itertools.groupby(range(self.config.num_layers), kind)]
 
@@ -292,12 +296,8 @@ class Decoder(nnx.Module):
             x, attend.state = carried
             return block(x, positions, attend, Layer(first, number), live, read), attend.state
 
-        def turn(number: jax.Array, carried: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            # Kernels take 32 bits, whatever an application has made JAX's default.
-            return run(number.astype(jnp.int32), carried)
-
         start = (x, attend.state)
-        x, attend.state = run(first, start) if first == last else lax.fori_loop(first, last + 1, turn, start)
+        x, attend.state = run(first, start) if first == last else lax.fori_loop(first, last + 1, run, start)
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:
@@ -315,13 +315,17 @@ class Decoder(nnx.Module):
         """Whether tokens that are not live cost next to nothing."""
         return isinstance(self.head, PackedLinear)
 
+    @property
+    def output_table(self) -> nnx.Param:
+        """The head's matrix, as it is loaded: ``[vocab, hidden]``, its own or that of the embedding."""
+        return self.embedding if self.lm_head is None else self.lm_head
+
     def logits(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
         """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""
         if self.head is not None:
             logits = self.head(hidden, norm=self.norm, live=live, dtype=jnp.float32)
         else:
-            head = self.embedding if self.lm_head is None else self.lm_head
-            logits = linear(self.norm(hidden), head[...], dtype=jnp.float32)
+            logits = linear(self.norm(hidden), self.output_table[...], dtype=jnp.float32)
         return soft_cap(logits, self.config.logit_softcap)
 
     def greedy(self, hidden: jax.Array, live: jax.Array | None = None, allowed: jax.Array | None = None) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from asurge.models.decoder import Decoder
+from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Linear, PackedLinear, RMSNorm
 from asurge.ops.linear import quantize_int8
 from asurge.ops.native.memory import empty
@@ -24,7 +24,7 @@ Operands = tuple[jax.Array, jax.Array | None, jax.Array | None]
 def pack_model(model: Decoder, *, int8: bool) -> None:
     """Make one block of a model's blocks, in place and one weight after another, so that memory peaks at one extra layer."""
     blocks = list(model.layers)
-    for owner, name in (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_proj"), ("mlp", "down_proj")):  # fmt: skip
+    for owner, name in LINEARS:
         owners = [getattr(block, owner) for block in blocks]
         setattr(owners[0], name, _pack_layers([getattr(one, name) for one in owners], int8=int8))
     for norms in zip(*map(_norms, blocks), strict=True):
@@ -36,39 +36,34 @@ def pack_model(model: Decoder, *, int8: bool) -> None:
 def _pack_layers(layers: Sequence[Linear], *, int8: bool) -> PackedLinear:
     """Layers that do the same in different blocks; their weights are freed."""
     first = layers[0]
-    stacks = _stack(
-        [layer.weight for layer in layers], [layer.bias for layer in layers], gated=first.gated, int8=int8, free=True
-    )
+    plain = [(layer.weight[...], None if layer.bias is None else layer.bias[...]) for layer in layers]
+    stacks = _stack(plain, gated=first.gated, int8=int8, free=True)
     return PackedLinear(*stacks, gated=first.gated, activation=first.activation)
 
 
 def _pack_head(model: Decoder, *, int8: bool) -> None:
-    table, head = model.embedding, model.lm_head
-    weight, scale, _ = _stack([table if head is None else head], [None], gated=False, int8=int8, free=head is not None)
-    model.head, model.lm_head = PackedLinear(weight, scale, None), None
+    table, tied = model.embedding[...], model.lm_head is None
+    weight, scale, bias = _stack([(model.output_table[...], None)], gated=False, int8=int8, free=not tied)
+    model.head, model.lm_head = PackedLinear(weight, scale, bias), None
     # One packed bf16 table serves both look-up and projection; beside an int8 head the plain table stays.
-    shared = head is None and not int8
-    model.embedding = weight if shared else nnx.Param(bit_patterns(table[...]).block_until_ready())
-    table[...].delete()
+    shared = tied and not int8
+    model.embedding = weight if shared else nnx.Param(bit_patterns(table).block_until_ready())
+    table.delete()
 
 
 def _stack(
-    weights: Sequence[nnx.Param], biases: Sequence[nnx.Param | None], *, gated: bool, int8: bool, free: bool
+    layers: Sequence[tuple[jax.Array, jax.Array | None]], *, gated: bool, int8: bool, free: bool
 ) -> tuple[nnx.Param, nnx.Param | None, nnx.Param | None]:
-    """What a `PackedLinear` is made of, ``[layers, ...]``, from ``[columns, depth]`` and ``[columns]`` of each layer."""
-    made = jax.eval_shape(partial(_pack, gated=gated, int8=int8), weights[0][...], _value(biases[0]))
-    stacks: Operands = jax.tree.map(lambda one: empty((len(weights), *one.shape), one.dtype), made)
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        stacks = _put(stacks, np.int32(index), weight[...], _value(bias), gated=gated, int8=int8)
+    """What a `PackedLinear` is made of, ``[layers, ...]``, from each layer's ``[columns, depth]`` and ``[columns]``."""
+    made = jax.eval_shape(partial(_pack, gated=gated, int8=int8), *layers[0])
+    stacks: Operands = jax.tree.map(lambda one: empty((len(layers), *one.shape), one.dtype), made)
+    for index, (weight, bias) in enumerate(layers):
+        stacks = _put(stacks, np.int32(index), weight, bias, gated=gated, int8=int8)
         jax.block_until_ready(stacks)
         if free:
-            weight[...].delete()
-    packed, scale, bias_stack = stacks
-    return (
-        nnx.Param(packed),
-        None if scale is None else nnx.Param(scale),
-        None if bias_stack is None else nnx.Param(bias_stack),
-    )
+            weight.delete()
+    parameters: tuple[nnx.Param, nnx.Param | None, nnx.Param | None] = jax.tree.map(nnx.Param, stacks)
+    return parameters
 
 
 @partial(jax.jit, static_argnames=("gated", "int8"), donate_argnums=0)
@@ -95,7 +90,3 @@ def _pack(weight: jax.Array, bias: jax.Array | None, *, gated: bool, int8: bool)
 def _norms(block: nnx.Module) -> list[RMSNorm]:
     """All of a block, in an order that is the same for all blocks."""
     return [module for _, module in nnx.iter_modules(block) if isinstance(module, RMSNorm)]
-
-
-def _value(parameter: nnx.Param | None) -> jax.Array | None:
-    return None if parameter is None else parameter[...]

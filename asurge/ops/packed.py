@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
+from asurge.ops import native
 from asurge.ops.norm import Activation
 
 COLUMNS = 16
@@ -148,7 +149,7 @@ def _call(
         given(residual, jnp.bfloat16),
         given(live, jnp.int32),
         given(allowed, jnp.uint32),
-        layer if isinstance(layer, jax.Array) else np.int32(layer),
+        native.number(layer),
         epsilon=np.float32(epsilon),
         gated=gated,
         gelu=gelu,

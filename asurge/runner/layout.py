@@ -2,9 +2,9 @@
 
 A layer whose window has moved past a page has no more use for it, while a layer that sees everything needs all of its pages. So
 layers share a page table only with those of the same window. But one pool serves all tables, because nobody knows how long
-sequences are going to be: so a page has the same size whatever table it is in, namely levels for the
-keys and values of ``depth`` layers. Gemma 3 with 4 full layers and 22 windowed ones has pages of four levels, one table for the
-full layers, and six tables for the windowed ones, of which the last has two layers and leaves half of its pages empty.
+sequences are going to be: so a page has the same size whatever table it is in, namely levels for
+the keys and values of ``depth`` layers. Gemma 3 with 4 full layers and 22 windowed ones has pages of four levels, one table for
+the full layers, and six tables for the windowed ones, of which the last has two layers and leaves half of its pages empty.
 """
 
 from __future__ import annotations

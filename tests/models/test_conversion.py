@@ -138,6 +138,26 @@ def test_eight_bits_stay_close(case: str, chosen: str, folders: dict[str, Path],
     assert cosines(ours, expected[case]).min() > 0.99
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    ("case", "rounds"),
+    [
+        ("qwen3, untied, odd vocabulary, a loop", [3]),
+        ("gemma3, two loops", [2, 2]),
+        ("smollm3, every other layer without positions", []),
+    ],
+)
+def test_layers_that_differ_by_their_weights_alone_share_a_program(
+    case: str, rounds: list[int], folders: dict[str, Path]
+) -> None:
+    """In a loop of so many rounds; the last layer has its own, because not everything of it is read."""
+    model = load(folders[case])
+    convert(model, kernels="native", quantization=None)
+    tokens, positions = jnp.asarray(TOKENS), jnp.arange(len(TOKENS))
+    program = jax.make_jaxpr(lambda: model(tokens, positions, DenseAttend(model.config)))()
+    assert [one.params["length"] for one in program.eqns if one.primitive.name == "scan"] == rounds
+
+
 # What cannot be converted.
 
 
@@ -208,39 +228,6 @@ STEPS = 5
 SMALL: dict[str, Any] = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=32, silent_mode=True)
 
 
-@needs_kernels
-@pytest.mark.parametrize(
-    ("case", "alike"),
-    [
-        ("qwen3, untied, odd vocabulary, a loop", [[0, 1, 2], [3]]),
-        ("gemma3, two loops", [[0, 1], [2], [3, 4], [5]]),
-        ("smollm3, every other layer without positions", [[0], [1]]),
-    ],
-)
-def test_layers_that_differ_by_their_weights_alone_share_a_program(
-    case: str, alike: list[list[int]], folders: dict[str, Path]
-) -> None:
-    """All but the last, of which not everything is read."""
-    model = load(folders[case])
-    convert(model, kernels="native", quantization=None)
-    tokens, positions = jnp.asarray(TOKENS), jnp.arange(len(TOKENS))
-    program = jax.make_jaxpr(lambda: model(tokens, positions, DenseAttend(model.config)))()
-    rounds = [one.params["length"] for one in program.eqns if one.primitive.name == "scan"]
-    assert rounds == [len(group) for group in alike if len(group) > 1]
-
-
-@needs_kernels
-def test_an_application_may_compute_in_64_bits(folders: dict[str, Path]) -> None:
-    """What JAX makes of a Python integer is then no longer what the kernels take."""
-    case = "qwen3, untied, odd vocabulary, a loop"
-    alone = served(folders[case], "native", None, "auto")
-    jax.config.update("jax_enable_x64", True)
-    try:
-        assert served(folders[case], "native", None, "auto") == alone
-    finally:
-        jax.config.update("jax_enable_x64", False)
-
-
 def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[list[int]]:
     """Greedy tokens: each prompt in two chunks, then one token after another, once beside another row's prompt."""
     model = load(folder)
@@ -286,6 +273,18 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
         assert mine[:clear] == its[:clear]
         compared += clear
     assert compared >= 2 * len(PROMPTS)
+
+
+@needs_kernels
+def test_an_application_may_compute_in_64_bits(folders: dict[str, Path]) -> None:
+    """What JAX makes of a Python integer is then no longer what the kernels take."""
+    case = "qwen3, untied, odd vocabulary, a loop"
+    alone = served(folders[case], "native", None, "auto")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert served(folders[case], "native", None, "auto") == alone
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 @needs_kernels

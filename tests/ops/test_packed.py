@@ -56,9 +56,12 @@ class Layer:
 
     def kernel(self, **options: Any) -> jax.Array:
         packed, scale = self.packed()
-        bias = self.bias if self.bias is None or not self.gated else interleave(self.bias)
         call = partial(packed_linear, epsilon=EPSILON, gated=self.gated, activation=self.activation, **options)
-        return jax.jit(call)(self.x, packed, scale, norm=self.norm, bias=bias, residual=self.residual)
+        return jax.jit(call)(self.x, packed, scale, norm=self.norm, bias=self.packed_bias, residual=self.residual)
+
+    @property
+    def packed_bias(self) -> jax.Array | None:
+        return self.bias if self.bias is None or not self.gated else interleave(self.bias)
 
     def packed(self) -> tuple[jax.Array, jax.Array | None]:
         weight = interleave(self.weight) if self.gated else self.weight
@@ -368,21 +371,23 @@ def test_a_layer_of_many_is_what_it_is_alone(int8: bool, gated: bool) -> None:
         return None if parts[0] is None else jnp.stack([part for part in parts if part is not None])
 
     weights, scales = zip(*(one.packed() for one in layers), strict=True)
-    operands = dict(
-        norm=stack([one.norm for one in layers]),
-        bias=stack([one.bias if not gated or one.bias is None else interleave(one.bias) for one in layers]),
-    )
     call = partial(
-        packed_linear, layers[0].x, jnp.stack(weights), stack(list(scales)), **operands, epsilon=EPSILON, gated=gated
+        packed_linear,
+        layers[0].x,
+        jnp.stack(weights),
+        stack(list(scales)),
+        norm=stack([one.norm for one in layers]),
+        bias=stack([one.packed_bias for one in layers]),
+        epsilon=EPSILON,
+        gated=gated,
     )
     for index, one in enumerate(layers):
         np.testing.assert_array_equal(wide(call(layer=index)), wide(one.kernel()))
     for index in (-1, 3):
         with pytest.raises(Exception, match="no such layer"):
             call(layer=index).block_until_ready()
-    operands["norm"] = layers[0].norm
     with pytest.raises(Exception, match="wrong size"):
-        partial(call, **operands)(layer=0).block_until_ready()
+        call(layer=0, norm=layers[0].norm).block_until_ready()
 
 
 # Layouts.

@@ -85,7 +85,7 @@ class NativeAttention:
             rows.page_table,
             keys,
             values,
-            level if isinstance(level, jax.Array) else np.int32(level),
+            native.number(level),
             epsilon=np.float32(heads.epsilon),
             scale=np.float32(shape.scale),
             softcap=np.float32(shape.score_softcap or 0.0),

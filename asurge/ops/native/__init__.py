@@ -13,12 +13,19 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 FOLDER = Path(__file__).parent
 LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512", "avx2"))
 """The best first."""
 
 TARGETS = ("asurge_linear", "asurge_attention", "asurge_zeros", "asurge_empty")
+
+
+def number(value: int | jax.Array) -> jax.Array | np.int32:
+    """An operand of 32 bits, as kernels take it, whatever an application has made JAX's default."""
+    return value.astype(jnp.int32) if isinstance(value, jax.Array) else np.int32(value)
 
 
 @functools.cache
