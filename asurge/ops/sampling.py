@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from asurge.ops import native
+from asurge.ops.native import sampling as kernel
+
 T = TypeVar("T")
 
 BLOCK = 128
@@ -27,6 +30,16 @@ _FLOOR = -104.0
 """The exponential of anything lower is 0 in float32, so a cut there keeps whatever can be drawn."""
 _FEW = 8
 """Cuts are searched for in only an eighth of the rows if no more need one: few distributions outgrow the candidates."""
+
+
+Sampler = Callable[..., jax.Array]
+"""`sample`, or what draws as it does."""
+
+
+def choose_sampler(kernels: str, platform: str) -> Sampler:
+    """The CPU kernel, where it is wanted (``EngineConfig.kernels``) and there; `sample` elsewhere."""
+    wanted = platform == "cpu" and kernels in ("auto", "native")
+    return kernel.sample if wanted and native.unavailable() is None else sample
 
 
 def sample(
@@ -189,14 +202,17 @@ def _draw(blocks: jax.Array, cuts: _Cuts, keys: jax.Array, wanted: jax.Array) ->
 def top(blocks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The ``count`` largest values and their ids, in order: the largest lie in the blocks with the largest maxima."""
     rows, number, _ = blocks.shape
+
+    def top_of(pool: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # XLA:CPU sorts the whole pool if it sees more than the beginning of a top-k used (80 ms for 64 rows).
+        values, at = lax.optimization_barrier(lax.top_k(pool.reshape(rows, -1), count))
+        return values, at.astype(jnp.int32)
+
     if number <= count:
-        values, ids = lax.top_k(blocks.reshape(rows, -1), count)
-        return values, ids.astype(jnp.int32)
+        return top_of(blocks)
     _, chosen = lax.top_k(blocks.max(axis=-1), count)
     chosen = jnp.sort(chosen, axis=-1)  # ties must fall to the lowest id, as in one stage
-    pool = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
-    # XLA:CPU sorts the whole pool if it sees more than the beginning of a top-k used (80 ms for 64 rows).
-    values, at = lax.optimization_barrier(lax.top_k(pool, count))
+    values, at = top_of(jnp.take_along_axis(blocks, chosen[:, :, None], axis=1))
     block = jnp.take_along_axis(chosen, at // BLOCK, axis=1)
     return values, (block * BLOCK + at % BLOCK).astype(jnp.int32)
 

@@ -18,7 +18,7 @@ from jax import lax
 
 from asurge.ops.attention import up_to_last
 from asurge.ops.packed import LIVE_ROWS
-from asurge.ops.sampling import few_at_a_time, sample
+from asurge.ops.sampling import Sampler, few_at_a_time, sample
 from asurge.ops.shaping import LogitsProcessor, add_bias, allow, count, logprobs, penalize, record, typical
 from asurge.plan import MAX_LOGPROBS, History, StepPlan, TokenLogprobs
 from asurge.runner.draw_packing import (
@@ -60,6 +60,7 @@ class DrawSpec:
     vocab_size: int
     slots: int
     processors: tuple[LogitsProcessor, ...] = ()
+    sample: Sampler = sample
 
     @property
     def layout(self) -> DrawLayout:
@@ -226,7 +227,7 @@ def _is_plain(spec: DrawSpec, inputs: DrawInputs) -> jax.Array:
 def _draw(spec: DrawSpec, seen: jax.Array, raw: jax.Array, packed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tokens ``[rows]`` from logits ``[rows, vocab]``, and their logprobs, packed."""
     inputs = unpack_draws(packed, spec.layout)
-    tokens = sample(
+    tokens = spec.sample(
         _shape(spec, raw, seen, inputs),
         inputs.temperature,
         inputs.top_k,

@@ -17,6 +17,7 @@ from asurge.config import EngineConfig
 from asurge.errors import CompilationError
 from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, Pages, choose_attention
+from asurge.ops.sampling import choose_sampler
 from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.runner.compilation import compilation_counter, compile_all
@@ -162,8 +163,10 @@ class DeviceRunner:
         most_rows = max(one.rows for one in self._lattice.shapes)
         most_tokens = max(one.tokens for one in self._lattice.shapes)
         tables = TableShape(len(layout.windows), limits.columns(max_model_len))
-        self._spec = StepSpec(rebuild, attention, layout, tables, most_rows, most_tokens, max_draws)
-        self.drawer = Drawer(DrawSpec(rebuild, shape.vocab_size, config.max_num_seqs, tuple(logits_processors)))
+        sample = choose_sampler(config.kernels, self._device.platform)
+        self._spec = StepSpec(rebuild, attention, layout, tables, most_rows, most_tokens, max_draws, sample)
+        processors = tuple(logits_processors)
+        self.drawer = Drawer(DrawSpec(rebuild, shape.vocab_size, config.max_num_seqs, processors, sample))
         self._scorer = Scorer(rebuild, shape.vocab_size)
         chunks = self._limits.max_num_batched_tokens // quantum
         self._pooler = Pooler(rebuild, most_tokens, min(config.max_num_seqs, chunks))

@@ -14,7 +14,7 @@ from jax import lax
 from asurge.models.decoder import Decoder, Layer
 from asurge.ops.attention import AttentionBackend, Heads, Pages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
-from asurge.ops.sampling import sample
+from asurge.ops.sampling import Sampler, sample
 from asurge.runner.lattice import StepShape
 from asurge.runner.layout import PageLayout
 from asurge.runner.packing import StepInputs, TableShape, unpack
@@ -47,6 +47,7 @@ class StepSpec:
     most_rows: int
     most_tokens: int
     max_draws: int = 1
+    sample: Sampler = sample
 
 
 class PagedAttend:
@@ -115,7 +116,7 @@ def _forward(
     last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
 
     def draw() -> jax.Array:
-        return sample(
+        return spec.sample(
             model.logits(last, up_to_last(live, LIVE_ROWS)),
             inputs.temperature,
             inputs.top_k,

@@ -6,14 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asurge.ops.sampling import sample
+from asurge.ops.sampling import Sampler, sample
 
 VOCAB, PADDED, DRAWS = 300, 384, 8192
-draw = jax.jit(sample, static_argnames="vocab_size")
+draw_plain = jax.jit(sample, static_argnames="vocab_size")
 
 
 def draws(
-    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0, count: int = DRAWS, seed: int = 7
+    row: np.ndarray,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+    count: int = DRAWS,
+    seed: int = 7,
+    draw: Sampler = draw_plain,
 ) -> np.ndarray:
     """One row drawn at many positions."""
     return np.asarray(

@@ -11,13 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from asurge.ops.sampling import BLOCK, CANDIDATES, sample
-from tests.ops.draws import PADDED, VOCAB, chi_square, draw, draws
+from asurge.ops import native
+from asurge.ops.native import sampling as kernel
+from asurge.ops.sampling import BLOCK, CANDIDATES, Sampler, choose_sampler, sample
+from tests.kernels import needs_kernels
+from tests.ops.draws import PADDED, VOCAB, chi_square, draw_plain, draws
 
 Setting = tuple[float, int, float] | tuple[float, int, float, float]
 """Temperature, top-k, top-p, and min-p where it is used."""
 
 PROGRAMS = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
+
+
+draw_by_kernel = jax.jit(kernel.sample, static_argnames="vocab_size")
+
+
+@pytest.fixture(params=["plain JAX", pytest.param("kernel", marks=needs_kernels)])
+def draw(request: pytest.FixtureRequest) -> Sampler:
+    return draw_plain if request.param == "plain JAX" else draw_by_kernel
 
 
 def logits(seed: int = 0, spread: float = 2.0) -> np.ndarray:
@@ -53,10 +64,10 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float, min
         (3.0, 200, 1.0, 0.02), (3.0, 0, 0.9, 0.05), (3.0, 0, 0.5, 0.2), (3.0, 100, 0.9, 0.3), (1.0, 8, 0.9, 0.2),
     ],
 )  # fmt: skip
-def test_draws_follow_the_distribution(setting: Setting) -> None:
+def test_draws_follow_the_distribution(setting: Setting, draw: Sampler) -> None:
     row = logits()
     probabilities = reference(row, *setting)
-    observed = draws(row, *setting)
+    observed = draws(row, *setting, draw=draw)
     assert observed.max() < VOCAB
     assert probabilities[np.unique(observed)].min() > 0, "a token outside the kept set was drawn"
     statistic, freedom = chi_square(observed, probabilities)
@@ -64,19 +75,21 @@ def test_draws_follow_the_distribution(setting: Setting) -> None:
     assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
-def test_greedy_takes_the_lowest_of_equals_and_no_padding() -> None:
+def test_greedy_takes_the_lowest_of_equals_and_no_padding(draw: Sampler) -> None:
     row = logits()
     row[[17, 170]] = row[:VOCAB].max() + 1
-    assert set(draws(row, 0.0, 0, 1.0, count=256)) == {17}
-    assert set(draws(row, 1.0, 1, 1.0, count=256)) == {17}
+    assert set(draws(row, 0.0, 0, 1.0, count=256, draw=draw)) == {17}
+    assert set(draws(row, 1.0, 1, 1.0, count=256, draw=draw)) == {17}
 
 
 @pytest.mark.parametrize("top_k", [3, CANDIDATES])
-def test_a_short_top_k_keeps_the_first_of_equals(top_k: int) -> None:
-    assert set(draws(np.zeros(PADDED, np.float32), 1.0, top_k, 1.0)) == set(range(top_k))
+def test_a_short_top_k_keeps_the_first_of_equals(top_k: int, draw: Sampler) -> None:
+    assert set(draws(np.zeros(PADDED, np.float32), 1.0, top_k, 1.0, draw=draw)) == set(range(top_k))
 
 
-def large(row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024) -> npt.NDArray[np.int32]:
+def large(
+    draw: Sampler, row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024
+) -> npt.NDArray[np.int32]:
     """Draws over a vocabulary of more blocks than candidates."""
     settings = (jnp.ones(count), jnp.full(count, top_k, jnp.int32), jnp.full(count, top_p), jnp.zeros(count))
     seeds, positions = jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.int32)
@@ -85,35 +98,35 @@ def large(row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(40, 1.0), (CANDIDATES, 0.9), (0, 0.3), (0, 0.9), (100, 1.0), (0, 1.0)])
-def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p: float) -> None:
+def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p: float, draw: Sampler) -> None:
     row = (np.random.default_rng(3).normal(size=80 * BLOCK) * 2.5).astype(np.float32)
     probabilities = reference(row, 1.0, top_k, top_p)
-    observed = large(row, top_k, top_p)
+    observed = large(draw, row, top_k, top_p)
     assert probabilities[np.unique(observed)].min() > 0, "a token outside the kept set was drawn"
     statistic, freedom = chi_square(observed, probabilities)
     assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
-def test_of_equals_in_many_blocks_the_first_is_a_candidate() -> None:
+def test_of_equals_in_many_blocks_the_first_is_a_candidate(draw: Sampler) -> None:
     row = np.zeros(80 * BLOCK, np.float32)
     first, best = 3 * BLOCK + 10, 70 * BLOCK + 5
     row[[first, best - 1, best]] = 4.0, 4.0, 4.5
-    assert set(large(row, 2, 1.0)) == {first, best}
+    assert set(large(draw, row, 2, 1.0)) == {first, best}
 
 
 @pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (1.0, 70, 1.0), (1.0, 0, 0.9)])
-def test_equals_are_equally_likely(setting: Setting) -> None:
+def test_equals_are_equally_likely(setting: Setting, draw: Sampler) -> None:
     """Nothing tells equal logits apart, so a wide cut keeps all of them."""
-    statistic, freedom = chi_square(draws(np.zeros(PADDED, np.float32), *setting), np.full(VOCAB, 1 / VOCAB))
+    statistic, freedom = chi_square(draws(np.zeros(PADDED, np.float32), *setting, draw=draw), np.full(VOCAB, 1 / VOCAB))
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("setting", [(0.0, 0, 1.0), (5.0, 0, 1.0), (5.0, 50, 1.0), (5.0, 200, 0.99), (5.0, 0, 0.99)])
-def test_masked_tokens_are_never_drawn(setting: Setting) -> None:
+def test_masked_tokens_are_never_drawn(setting: Setting, draw: Sampler) -> None:
     row = logits()
     row[: VOCAB - 20] = -np.inf
     row[VOCAB - 20] = np.nan
-    observed = draws(row, *setting, count=256)
+    observed = draws(row, *setting, count=256, draw=draw)
     assert observed.min() > VOCAB - 20
     assert observed.max() < VOCAB
 
@@ -122,7 +135,7 @@ def test_masked_tokens_are_never_drawn(setting: Setting) -> None:
 @pytest.mark.parametrize(
     "setting", [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 60, 1.0), (1.0, 0, 0.5), (1.0, 2**31 - 1, 0.9)]
 )
-def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float]) -> None:
+def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float], draw: Sampler) -> None:
     count = 256
     temperature, top_k, top_p = setting
     row = np.where(np.arange(PADDED) < vocab_size, 0.0, 99.0).astype(np.float32)
@@ -140,16 +153,16 @@ def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float]) 
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
-def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+def test_a_tiny_temperature_is_greedy(temperature: float, draw: Sampler) -> None:
     row = logits(spread=100.0)
-    assert set(draws(row, temperature, 0, 1.0, count=256)) == {row[:VOCAB].argmax()}
+    assert set(draws(row, temperature, 0, 1.0, count=256, draw=draw)) == {row[:VOCAB].argmax()}
 
 
-def test_the_largest_seeds_and_negative_top_k_are_taken() -> None:
+def test_the_largest_seeds_and_negative_top_k_are_taken(draw: Sampler) -> None:
     row = logits()
-    largest = draws(row, 1.0, 0, 1.0, count=256, seed=2**32 - 1)
-    assert (largest != draws(row, 1.0, 0, 1.0, count=256)).any()
-    assert (largest == draws(row, 1.0, -1, 1.0, count=256, seed=2**32 - 1)).all()
+    largest = draws(row, 1.0, 0, 1.0, count=256, seed=2**32 - 1, draw=draw)
+    assert (largest != draws(row, 1.0, 0, 1.0, count=256, draw=draw)).any()
+    assert (largest == draws(row, 1.0, -1, 1.0, count=256, seed=2**32 - 1, draw=draw)).all()
 
 
 def test_nothing_sorts_or_draws_noise_over_the_vocabulary() -> None:
@@ -175,7 +188,7 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn
                 yield from equations(inner)
 
 
-def each(rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]) -> dict[int, int]:
+def each(draw: Sampler, rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]) -> dict[int, int]:
     """Draw some rows, in some order: by row, its token. A row's seed and position depend on the row alone."""
     picked = [(*settings[at], 0.0)[:4] for at in order]
     tokens = draw(
@@ -191,42 +204,105 @@ def each(rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int
     return dict(zip(order, np.asarray(tokens).tolist(), strict=True))
 
 
-def test_a_row_draws_the_same_in_any_company() -> None:
+def test_a_row_draws_the_same_in_any_company(draw: Sampler) -> None:
     """Alone, among greedy rows, among rows that take the wide path, in another place: the same token."""
     rng = np.random.default_rng(1)
     settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8), (2.0, 100, 0.9), (1.0, 0, 0.2)] * 3
     settings += [(1.0, 0, 1.0, 0.3), (3.0, 0, 1.0, 0.02)]
     rows = np.stack([logits(seed) for seed in range(len(settings))])
-    together = each(rows, settings, list(range(len(settings))))
+    together = each(draw, rows, settings, list(range(len(settings))))
     for greedy in (0, 6, 12):
         assert together[greedy] == rows[greedy, :VOCAB].argmax()
     for size in (1, 1, 1, 1, 1, 1, 5, 5, 5, 17):
         some = rng.permutation(len(settings))[:size].tolist()
-        assert each(rows, settings, some).items() <= together.items()
+        assert each(draw, rows, settings, some).items() <= together.items()
 
 
-def test_a_cut_found_among_few_rows_is_the_one_found_among_all() -> None:
+def test_a_cut_found_among_few_rows_is_the_one_found_among_all(draw: Sampler) -> None:
     """The search runs in a part of the rows when few need it."""
     count = 40
     rows = np.stack([logits(seed) for seed in range(count)])
     wide = (3.0, 0, 0.5)
-    all_wide = each(rows, [wide] * count, list(range(count)))
+    all_wide = each(draw, rows, [wide] * count, list(range(count)))
     for other in ((0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0)):
         for places in ([3, 8, 9, 20, 39], [5, 17, 18, 19, 20, 21]):
             settings = [wide if at in places else other for at in range(count)]
-            found = each(rows, settings, list(range(count)))
+            found = each(draw, rows, settings, list(range(count)))
             assert {at: found[at] for at in places}.items() <= all_wide.items()
 
 
-def test_seeds_and_positions_change_the_draw() -> None:
+def test_seeds_and_positions_change_the_draw(draw: Sampler) -> None:
     row = logits(spread=0.1)
-    assert len(set(draws(row, 1.0, 0, 1.0, count=256).tolist())) > 32
-    assert (draws(row, 1.0, 0, 1.0, count=256, seed=1) != draws(row, 1.0, 0, 1.0, count=256, seed=2)).any()
+    assert len(set(draws(row, 1.0, 0, 1.0, count=256, draw=draw).tolist())) > 32
+    assert (
+        draws(row, 1.0, 0, 1.0, count=256, seed=1, draw=draw) != draws(row, 1.0, 0, 1.0, count=256, seed=2, draw=draw)
+    ).any()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_broken_logits_still_give_a_token(temperature: float, value: float) -> None:
+def test_broken_logits_still_give_a_token(temperature: float, value: float, draw: Sampler) -> None:
     row = np.full(PADDED, value, np.float32)
-    tokens = draws(row, temperature, 0, 0.9, count=256)
+    tokens = draws(row, temperature, 0, 0.9, count=256, draw=draw)
     assert ((tokens >= 0) & (tokens < VOCAB)).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocab_size", [1, 300, 5000, 20_000])
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_the_kernel_draws_what_plain_jax_draws(vocab_size: int, spread: float) -> None:
+    """From the same noise; only where two tokens are closer than the rounding of a sum, they may differ."""
+    rng, count = np.random.default_rng(vocab_size), 192
+    rows = (rng.normal(size=(count, vocab_size)) * spread).astype(np.float32)
+    inputs = (
+        rng.choice([0.0, 0.7, 1.0, 1.5], count).astype(np.float32),
+        rng.choice([0, 1, 40, 64, 65, 300], count).astype(np.int32),
+        rng.choice([0.3, 0.9, 0.99, 1.0], count).astype(np.float32),
+        rng.choice([0.0, 0.01, 0.3], count).astype(np.float32),
+        rng.integers(2**32, size=count, dtype=np.uint32),
+        rng.integers(2**20, size=count, dtype=np.int32),
+    )
+    plain = np.asarray(draw_plain(rows, *inputs, vocab_size=vocab_size))
+    assert (plain != np.asarray(draw_by_kernel(rows, *inputs, vocab_size=vocab_size))).sum() <= 1
+
+
+@needs_kernels
+def test_the_kernel_leaves_out_rows_that_are_not_live() -> None:
+    count = 24
+    rows = np.stack([logits(seed) for seed in range(count)])
+    inputs = (
+        np.ones(count, np.float32),
+        np.zeros(count, np.int32),
+        np.ones(count, np.float32),
+        np.zeros(count, np.float32),
+    )
+    inputs += (np.arange(count, dtype=np.uint32), np.arange(count, dtype=np.int32))
+    live = np.arange(count) % 3 == 0
+    every, some = (np.asarray(draw_by_kernel(rows, *inputs, vocab_size=VOCAB, live=which)) for which in (None, live))
+    assert (some == np.where(live, every, 0)).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"vocab_size": PADDED + 1}, "vocabulary"), ({"seed": 3}, "wrong size")]
+)
+def test_the_kernel_refuses_what_does_not_fit(wrong: dict[str, int], message: str) -> None:
+    rows, sizes = 2, {"vocab_size": VOCAB, "seed": 2} | wrong
+    some = np.ones(rows, np.float32)
+    with pytest.raises(Exception, match=message):
+        kernel.sample(
+            jnp.zeros((rows, PADDED)),
+            some,
+            some,
+            some,
+            some,
+            jnp.zeros(sizes["seed"]),
+            some,
+            vocab_size=sizes["vocab_size"],
+        ).block_until_ready()
+
+
+def test_who_draws() -> None:
+    by_kernel = sample if native.unavailable() else kernel.sample
+    assert choose_sampler("auto", "cpu") is choose_sampler("native", "cpu") is by_kernel
+    assert choose_sampler("xla", "cpu") is choose_sampler("auto", "gpu") is sample

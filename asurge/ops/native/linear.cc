@@ -60,16 +60,16 @@ void prepare(const Linear& linear, const Prepared<Depth::kInt8>& to, int row, in
   const Floats factor = all(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
   const float scale = step_of(linear.depth, [&](int k) { return load_input(linear, x, k, factor); });
   const Floats inverse = all(1.0f / scale);
-  Ints codes = all(0);
+  Ints excess = all(0);
   uint8_t* line = to.line(at);
   for (int k = 0; k < linear.depth; k += 64, line += kInputTile<Depth::kInt8>) {
     for (int part = 0; part < 64; part += 16) {
       const Ints rounded = to_ints(load_input(linear, x, k + part, factor) * inverse);
-      store_int8(line + part, rounded);
-      codes = add(codes, rounded);
+      store_input(line, part, rounded);
+      excess = add(excess, excess_of(rounded));
     }
   }
-  to.quantized[at] = {scale, static_cast<int32_t>(int64_t{-kInt8Excess} * sum(codes))};
+  to.quantized[at] = {scale, -sum(excess)};
 }
 
 // Products of up to 32 rows x 32 columns, on their way out.

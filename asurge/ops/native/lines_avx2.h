@@ -11,7 +11,8 @@ template <int kStrips>
 constexpr int kMostLines = kStrips == 4 ? 1 : kStrips == 2 ? 2 : 6;
 constexpr int kStripsOfMany = 1;
 
-constexpr int kInt8Excess = 0;
+// Where x is negative, its size is multiplied by the weight's bits flipped: -w - 1, instead of -w.
+inline Ints excess_of(Ints x) { return min(x, all(0)); }
 
 // As float32 rows are twice as long as elsewhere: many do not stay in the second cache, and weights are rather read again. With 512
 // rows a tenth faster (Zen 3).
@@ -28,6 +29,13 @@ template <int kCount, typename Body>
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) { (body(kIndex), ...); }(std::make_integer_sequence<int, kCount>());
 }
 
+// Four bytes eight times.
+inline __m256i four_bytes(const uint8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, 4);
+  return _mm256_set1_epi32(four);
+}
+
 // sums += 16 columns of pairs along the depth, at `w`, times those of some rows, from `a` on.
 template <int kLines>
 [[gnu::always_inline]] inline void add_products(Floats (&sums)[kLines], const float* a, const __m256i* w) {
@@ -42,16 +50,15 @@ template <int kLines>
 }
 
 // The same with bytes, four along the depth. Only unsigned ones can be multiplied by signed ones, so the sign of x goes over to
-// the weights; 2 * 127 * 128 fits the 16 bits that two products are added in.
+// the weights, as their bits flipped: processors have two units for products and for `psignb`, but four for this. 2 * 127 * 128 fits
+// the 16 bits that two products are added in.
 template <int kLines>
 [[gnu::always_inline]] inline void add_products(Ints (&sums)[kLines], const uint8_t* a, const __m256i* w) {
   const __m256i low = _mm256_loadu_si256(w), high = _mm256_loadu_si256(w + 1), one = _mm256_set1_epi16(1);
   for_each<kLines>([&](int line) __attribute__((always_inline)) {
-    int32_t four;
-    std::memcpy(&four, a + 64 * line, 4);
-    const __m256i x = _mm256_set1_epi32(four), size = _mm256_abs_epi8(x);
+    const __m256i size = four_bytes(a + 128 * line), negative = four_bytes(a + 128 * line + 64);
     const auto products = [&](__m256i weights) {
-      return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(weights, x)), one);
+      return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_xor_si256(weights, negative)), one);
     };
     sums[line] = add(sums[line], {products(low), products(high)});
   });
@@ -64,7 +71,7 @@ template <Depth depth, int kLines, int kStrips, typename B>
 [[gnu::noinline]] void multiply_lines(const uint8_t* a, const B& b, Strips strips, int depth_tiles, Target to, Ahead ahead) {
   using Input = std::conditional_t<depth == Depth::kBf16, float, uint8_t>;
   using Sums = std::conditional_t<depth == Depth::kBf16, Floats, Ints>;
-  constexpr int kInputs = kInputLine<depth> / sizeof(Input) / 16;  // along the depth, of each group
+  constexpr int kInputs = depth == Depth::kBf16 ? 2 : 4;  // along the depth, of each group
   Sums sums[kStrips][kLines] = {};
   for (int k = 0; k < depth_tiles; ++k, a += kInputTile<depth>) {
     const uint8_t* tile = b(k) + strips.first;

@@ -8,9 +8,8 @@ constexpr int kMostLines = kStrips == 4 ? 6 : kStrips == 2 ? 12 : 16;
 constexpr int kStripsOfMany = 2;
 constexpr size_t kBytesTogether = SIZE_MAX;
 
-// The only product is of unsigned with signed bytes, so weights go in as if each were larger by this; a product of a row comes
-// out larger by this times the row's sum.
-constexpr int kInt8Excess = 128;
+// The only product is of unsigned with signed bytes, so weights go in as if each were larger by 128.
+inline Ints excess_of(Ints x) { return shift_left<7>(x); }
 
 template <Depth depth>
 inline __m512i load_weights(const uint8_t* from) {

@@ -3,6 +3,7 @@
 #include "linear.h"
 #include "memory.h"
 #include "pool.h"
+#include "sampling.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -145,6 +146,33 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
   return ffi::Error::Success();
 }
 
+ffi::Error sample(ffi::BufferR2<ffi::F32> logits, ffi::BufferR1<ffi::F32> temperature, ffi::BufferR1<ffi::S32> top_k,
+                  ffi::BufferR1<ffi::F32> top_p, ffi::BufferR1<ffi::F32> min_p, ffi::BufferR1<ffi::U32> seed,
+                  ffi::BufferR1<ffi::S32> position, ffi::BufferR1<ffi::PRED> live, ffi::Result<ffi::BufferR1<ffi::S32>> out,
+                  int32_t vocab_size) {
+  const size_t rows = logits.dimensions()[0], columns = logits.dimensions()[1];
+  for (const size_t count : {temperature.element_count(), top_k.element_count(), top_p.element_count(), min_p.element_count(),
+                             seed.element_count(), position.element_count(), live.element_count(), out->element_count()}) {
+    if (count != rows) return ffi::Error::InvalidArgument("an operand of sample has the wrong size");
+  }
+  if (vocab_size < 1 || size_t(vocab_size) > columns) return ffi::Error::InvalidArgument("sample has no such vocabulary");
+  asurge::Sampling call{};
+  call.logits = logits.typed_data();
+  call.temperature = temperature.typed_data();
+  call.top_k = top_k.typed_data();
+  call.top_p = top_p.typed_data();
+  call.min_p = min_p.typed_data();
+  call.seed = seed.typed_data();
+  call.position = position.typed_data();
+  call.live = live.typed_data();
+  call.rows = static_cast<int>(rows);
+  call.columns = static_cast<int>(columns);
+  call.vocab = vocab_size;
+  call.out = out->typed_data();
+  asurge::run(call);
+  return ffi::Error::Success();
+}
+
 ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
   asurge::clear(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
   return ffi::Error::Success();
@@ -197,6 +225,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                                   .Attr<int32_t>("decode")
                                   .Attr<int32_t>("window")
                                   .Attr<bool>("chunked"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_sample, sample,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::U32>>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Arg<ffi::BufferR1<ffi::PRED>>()
+                                  .Ret<ffi::BufferR1<ffi::S32>>()
+                                  .Attr<int32_t>("vocab_size"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_empty, empty, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());

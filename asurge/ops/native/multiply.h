@@ -33,17 +33,23 @@ struct LiveRows {
 template <Depth>
 constexpr int kInputLine = 64;
 
-// 16 numbers that products round to bf16, from the place `at` of a line on.
+// 16 numbers that products round to bf16, from the place `at` of a line on; or 16 that are integers of 8 bits.
 inline void store_input(uint8_t* line, int at, Floats x) { store_bf16(reinterpret_cast<uint16_t*>(line) + at, x); }
+inline void store_input(uint8_t* line, int at, Ints x) { store_int8(line + at, x); }
 inline void copy_input(uint8_t* line, const uint16_t* from) { std::memcpy(line, from, 64); }
 
 #else
 
-// 32 numbers as float32, since there is no product of others: widening them once is less work. Or 64 int8.
-template <Depth depth>
-constexpr int kInputLine = depth == Depth::kBf16 ? 128 : 64;
+// 32 numbers as float32, since there is no product of others: widening them once is less work. Or the sizes of 64 int8, and
+// then, of those that are negative, all bits.
+template <Depth>
+constexpr int kInputLine = 128;
 
 inline void store_input(uint8_t* line, int at, Floats x) { store(reinterpret_cast<float*>(line) + at, x); }
+inline void store_input(uint8_t* line, int at, Ints x) {
+  store_int8(line + at, {_mm256_abs_epi32(x.low), _mm256_abs_epi32(x.high)});
+  store_int8(line + 64 + at, {_mm256_srai_epi32(x.low, 31), _mm256_srai_epi32(x.high, 31)});
+}
 inline void copy_input(uint8_t* line, const uint16_t* from) {
   store_input(line, 0, load_bf16(from));
   store_input(line, 16, load_bf16(from + 16));
@@ -54,8 +60,8 @@ inline void copy_input(uint8_t* line, const uint16_t* from) {
 template <Depth depth>
 constexpr int kInputTile = kRows * kInputLine<depth>;
 
-// For each processor: `kInt8Excess`, by which weights of 8 bits are larger in products than they are, so that those come out
-// larger by this times the sum of the row; `kFetchesBetween`, whether attention has products fetch what comes next or asks for it
+// For each processor: `excess_of`, by how much products of 8 bits come out too large because of 16 numbers of a row, whatever they
+// are multiplied by; `kFetchesBetween`, whether attention has products fetch what comes next or asks for it
 // in bursts; `kMostLines`, the rows that are multiplied by so many strips in one pass; and `kBytesTogether`, of A tiles that are
 // multiplied by one panel of columns after another.
 

@@ -4,7 +4,7 @@
 
 namespace asurge {
 
-constexpr int kInt8Excess = 0;
+inline Ints excess_of(Ints) { return all(0); }
 constexpr size_t kBytesTogether = SIZE_MAX;
 constexpr bool kFetchesBetween = false;  // whether attention has products fetch what comes next, or asks for it in bursts
 // The most rows that are multiplied by this many strips in one pass.
