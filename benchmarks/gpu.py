@@ -118,7 +118,7 @@ def measure_floors(scale: Scale) -> Floors:
 
 def random_model(config: DecoderConfig, dtype: str, seed: int = 0) -> Decoder:
     """Made on the device, leaf by leaf: one small function for each shape there is."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=None)))
     fill = jax.jit(
         lambda key, shape, kind: (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(kind), static_argnums=(1, 2)
     )

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from asurge.models.config import DecoderConfig, Rope
-from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm
+from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm, matrix
 from asurge.ops.attention import Heads
 from asurge.ops.experts import mix, route
 from asurge.ops.linear import linear
@@ -70,7 +70,7 @@ class Positions(NamedTuple):
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions; queries, keys and values in one product."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         self.config = config
         width = config.q_size + 2 * config.kv_size
         self.qkv_proj = Linear(config.hidden_size, width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -118,7 +118,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Gated feed-forward of inner size ``inner``; gate and up in one product."""
 
-    def __init__(self, config: DecoderConfig, inner: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, inner: int, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         hidden, bias = config.hidden_size, config.mlp_bias
         self.gate_up_proj = Linear(
             hidden, 2 * inner, bias=bias, dtype=dtype, rngs=rngs, gated=True, activation=config.activation
@@ -141,14 +141,13 @@ class MLP(nnx.Module):
 class SparseMLP(nnx.Module):
     """A mixture of gated feed-forwards. Matrices of all experts lie one below the other, as they are loaded."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         assert config.experts is not None
         self.experts, self.activation = config.experts, config.activation
         hidden, count, size = config.hidden_size, config.experts.count, config.experts.size
-        init = nnx.initializers.normal(0.02)
-        self.router = nnx.Param(init(rngs.params(), (count, hidden), dtype))
-        self.gate_up = nnx.Param(init(rngs.params(), (count * 2 * size, hidden), dtype))
-        self.down = nnx.Param(init(rngs.params(), (count * hidden, size), dtype))
+        self.router = matrix(rngs, (count, hidden), dtype)
+        self.gate_up = matrix(rngs, (count * 2 * size, hidden), dtype)
+        self.down = matrix(rngs, (count * hidden, size), dtype)
         shared = config.experts.shared
         self.shared = MLP(config, shared, dtype=dtype, rngs=rngs) if shared else None
 
@@ -183,7 +182,7 @@ LINEARS = (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_
 class Block(nnx.Module):
     """One transformer layer: normalised before, after, or on both sides of attention and feed-forward."""
 
-    def __init__(self, config: DecoderConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         before, behind = config.pre_norm, config.post_norm
         self.input_norm = _norm(config, dtype) if before else None
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
@@ -231,16 +230,15 @@ class Decoder(nnx.Module):
     `lax.scan` is 1.6x (jax 0.12) to 15x slower.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         self.config = config
         self.rotary = _rotary(config, (config.rope_theta, config.rope_scaling))
         self.local_rotary = None if config.local_rope is None else _rotary(config, config.local_rope)
-        init = nnx.initializers.normal(0.02)
         table = (config.vocab_size, config.hidden_size)
-        self.embedding = nnx.Param(init(rngs.params(), table, dtype))
+        self.embedding = matrix(rngs, table, dtype)
         self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in range(config.num_layers)])
         self.norm = _norm(config, dtype)
-        self.lm_head = None if config.tie_word_embeddings else nnx.Param(init(rngs.params(), table, dtype))
+        self.lm_head = None if config.tie_word_embeddings else matrix(rngs, table, dtype)
         # What conversion puts in place of the head's matrix.
         self.head: PackedLinear | Int8Linear | None = nnx.data(None)
 

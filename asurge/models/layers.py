@@ -11,6 +11,14 @@ from asurge.ops.norm import Activation, gate, rms_norm
 from asurge.ops.packed import packed_argmax, packed_linear
 
 
+def matrix(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    """Random, with a standard deviation of 0.02; without ``rngs`` zeros, for a module of which only shapes are wanted: in a trace, a
+    key takes longer the more there is in it (the 121 of S half a second)."""
+    if rngs is None:
+        return nnx.Param(jnp.zeros(shape, dtype))
+    return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019).
 
@@ -78,12 +86,11 @@ class Linear(_Composed):
         *,
         bias: bool,
         dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         gated: bool = False,
         activation: Activation = "silu",
     ) -> None:
-        init = nnx.initializers.normal(0.02)
-        self.weight = nnx.Param(init(rngs.params(), (outputs, inputs), dtype))
+        self.weight = matrix(rngs, (outputs, inputs), dtype)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
         self.gated, self.activation = gated, activation
 

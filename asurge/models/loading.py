@@ -48,7 +48,7 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
         for source in sources:
             tensors.check(source)
     # `eval_shape` builds the module without allocating: every leaf is then replaced by a loaded one.
-    model = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=None))
     graph, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
     assert leaves.keys() == table.keys(), f"table and module differ: {leaves.keys() ^ table.keys()}"
