@@ -30,8 +30,10 @@ def kind() -> str:
 
 
 def run_suite(library: Path) -> None:
-    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("backends", "native_bounds", "packed")]
-    options = ["-q", "-p", "no:cacheprovider", "-k", "native or packed", *tests]
+    tests = [
+        str(Path(__file__).with_name(f"test_{name}.py")) for name in ("backends", "native_bounds", "packed", "sampling")
+    ]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "native or packed or kernel", *tests]
     done = subprocess.run(
         [sys.executable, "-c", SUITE, str(library), *options],
         cwd=REPOSITORY,
