@@ -3,7 +3,7 @@
 A full sort of 32 x 49152 takes 150 ms on two cores, noise for all of it 27 ms; the two-stage forms here take one to
 six. A cut by top-k or top-p beyond the candidates costs some 25 passes over a row, and is made in few rows if few need it. Which
 path serves a row depends on that row alone, and its noise on its seed and position alone, so a request draws the same tokens
-whatever runs beside it.
+whatever runs beside it. On CPU a kernel draws the same tokens (`asurge.ops.native.sampling`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// What `asurge.ops.sampling` computes for many rows at once, for one row after another. The names are the same, and so are the
-// draws, but where sums in another order decide.
+// What `asurge.ops.sampling` does with all rows at once, done with one row after another: the same steps, which are explained
+// there, from the same noise.
 #include "sampling.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-"""Draws of tokens; `asurge.ops.sampling` says what they are."""
+"""Draws of tokens by the CPU kernel; `asurge.ops.sampling` says what they are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def sample(
     vocab_size: int,
     live: jax.Array | None = None,
 ) -> jax.Array:
-    """`asurge.ops.sampling.sample` as a kernel: the same draws from the same seeds, but where two tokens are so close that the
-    order of a sum decides. 64 rows of 49152 take 2 ms, and there is next to nothing to compile."""
+    """`asurge.ops.sampling.sample`: the same tokens from the same seeds, but where two are so close that the order of a sum decides.
+    Rows that are not ``live`` draw 0."""
     rows = logits.shape[0]
     drawn: jax.Array = jax.ffi.ffi_call("asurge_sample", jax.ShapeDtypeStruct((rows,), jnp.int32))(
         logits,
