@@ -37,8 +37,9 @@ class NativeBuildHook(BuildHookInterface):
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
         fits = sys.platform == "linux" and platform.machine() == "x86_64"
         root = Path(self.root)
-        for library in LIBRARIES.values():
-            (root / library).unlink(missing_ok=True)
+        if version == "editable":  # which runs whatever lies in the tree; a wheel has only what is named here
+            for library in LIBRARIES.values():
+                (root / library).unlink(missing_ok=True)
         if wanted == "0" or not (fits and compiler):
             if wanted == "1":
                 raise RuntimeError("ASURGE_NATIVE=1, but the CPU kernels need Linux on x86-64 and g++ or clang++")

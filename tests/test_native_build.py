@@ -49,11 +49,11 @@ def there(root: Path) -> list[bool]:
     return [library.exists() for library in libraries(root)]
 
 
-def initialize(root: Path, target: str = "wheel") -> tuple[dict[str, Any], list[str]]:
+def initialize(root: Path, target: str = "wheel", version: str = "standard") -> tuple[dict[str, Any], list[str]]:
     """What the hook adds to a build, and its warnings."""
     app, data = App(), {"artifacts": [], "pure_python": True}
     hook = hatch_build.NativeBuildHook(str(root), {}, None, None, str(root), target, app)
-    hook.initialize("standard", data)
+    hook.initialize(version, data)
     return data, app.warnings
 
 
@@ -63,6 +63,8 @@ def pretend_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
+VERSIONS = ["standard", "editable"]
+"""Of a wheel: one that is installed, which has only what the hook names, and one that runs what lies in the tree."""
 PURE: dict[str, Any] = {"artifacts": [], "pure_python": True}
 
 
@@ -76,10 +78,11 @@ def test_the_kernels_build_and_load(tmp_path: Path) -> None:
         assert loaded.asurge_available() in (0, 1)
 
 
-def test_without_kernels_a_wheel_is_pure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_kernels_a_wheel_is_pure(version: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASURGE_NATIVE", "0")
-    assert initialize(root) == (PURE, [])
-    assert there(root) == [False] * len(native.LIBRARIES)
+    assert initialize(root, version=version) == (PURE, [])
+    assert there(root) == [version == "standard"] * len(native.LIBRARIES)
 
 
 def test_a_source_distribution_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,18 +107,19 @@ def test_where_they_cannot_be_built_a_wheel_is_pure_unless_they_are_wanted(
         initialize(root)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "env false"])
 def test_a_compiler_that_fails_leaves_a_pure_wheel_unless_they_are_wanted(
-    compiler: str, root: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: str, version: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / hatch_build.FOLDER / "module.cc").touch()
     pretend_to_fit(monkeypatch)
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.delenv("ASURGE_NATIVE", raising=False)
-    data, [warning] = initialize(root)
+    data, [warning] = initialize(root, version=version)
     assert data == PURE
     assert "plain JAX will serve" in warning
-    assert there(root) == [False] * len(native.LIBRARIES)
+    assert there(root) == [version == "standard"] * len(native.LIBRARIES)
     monkeypatch.setenv("ASURGE_NATIVE", "1")
     with pytest.raises((subprocess.CalledProcessError, OSError)):
         initialize(root)
