@@ -11,13 +11,14 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
+import anyio
+from anyio import CancelScope
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from asurge import engine as asynchronous
@@ -31,13 +32,40 @@ from asurge.stream import TokenStream
 T = TypeVar("T")
 
 
+class _Reader:
+    """What comes next of a stream, on the loop: read once, however often the thread that waits for it is interrupted."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+        self._coming: asyncio.Task[RequestOutput | None] | None = None
+
+    async def peek(self) -> RequestOutput | None:
+        """The output that comes next, None after the last; the same one until it is taken."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._next())
+        await asyncio.wait([self._coming])
+        return self._coming.result()
+
+    def take(self) -> None:
+        """Have `peek` go on."""
+        self._coming = None
+
+    def drop(self) -> None:
+        """End the wait of `peek`, which holds the stream; from any thread."""
+        if self._coming is not None and not self._coming.done():
+            self._coming.get_loop().call_soon_threadsafe(self._coming.cancel)
+
+    async def _next(self) -> RequestOutput | None:
+        # StopAsyncIteration cannot cross the portal: a future refuses to carry it.
+        return await anext(self._stream, None)
+
+
 class BlockingStream:
     """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request; being
     interrupted (Ctrl-C) while it waits does not, and loses nothing."""
 
     def __init__(self, portal: BlockingPortal, stream: TokenStream) -> None:
-        self._portal, self._stream = portal, stream
-        self._coming: Future[RequestOutput | None] | None = None
+        self._portal, self._stream, self._reader = portal, stream, _Reader(stream)
 
     @property
     def request_id(self) -> str:
@@ -47,14 +75,12 @@ class BlockingStream:
         return self
 
     def __next__(self) -> RequestOutput:
-        coming = self._coming or self._portal.start_task_soon(_next, self._stream)
-        self._coming = coming
         try:
-            output = coming.result()
+            output = self._portal.call(self._reader.peek)
         except Exception:
-            self._coming = None
+            self._reader.take()
             raise
-        self._coming = None  # not earlier: a caller interrupted above asks again
+        self._reader.take()  # not earlier: a caller interrupted above asks again
         if output is None:
             raise StopIteration
         return output
@@ -62,11 +88,10 @@ class BlockingStream:
     def close(self) -> None:
         """End the request if it still runs."""
         self._portal.call(self._stream.aclose)
-        self._coming = None
+        self._reader.take()
 
     def __del__(self) -> None:
-        if self._coming is not None:
-            self._coming.cancel()  # it holds the stream, which would end the request when it is dropped
+        self._reader.drop()
 
     def __enter__(self) -> Self:
         return self
@@ -77,28 +102,40 @@ class BlockingStream:
         self.close()
 
 
-async def _next(stream: TokenStream) -> RequestOutput | None:
-    # StopAsyncIteration cannot cross the portal: a future refuses to carry it.
-    return await anext(stream, None)
+class _Work(Generic[T]):
+    """Work on the loop that can be cancelled whether or not it has started. (The future that
+    `BlockingPortal.start_task_soon` returns is lost if Ctrl-C comes while that waits for the loop.)"""
+
+    def __init__(self, do: Callable[[], Awaitable[T]]) -> None:
+        self._do = do
+        self._scope: CancelScope | None = None
+
+    async def run(self) -> T:
+        self._ended = anyio.Event()
+        try:
+            with CancelScope() as self._scope:
+                return await self._do()
+            raise asyncio.CancelledError
+        finally:
+            self._ended.set()
+
+    async def cancel(self) -> None:
+        """Return when it has ended. Tasks start in the order they were asked for: if it has not, it never will."""
+        if self._scope is not None:
+            self._scope.cancel()
+            await self._ended.wait()
 
 
-def _call(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> T:
+def _call(portal: BlockingPortal, do: Callable[[], Awaitable[T]]) -> T:
     """Do work that takes a while. If the wait for it is interrupted (Ctrl-C), it is cancelled, and has ended when this
     returns."""
-    ended = threading.Event()
-
-    async def do() -> T:
-        try:
-            return await work()
-        finally:
-            ended.set()
-
-    future = portal.start_task_soon(do)
+    work = _Work(do)
     try:
-        return future.result()
+        return portal.call(work.run)
+    except Exception:
+        raise
     except BaseException:
-        if future.cancel():
-            ended.wait()
+        portal.call(work.cancel)
         raise
 
 
@@ -123,7 +160,8 @@ class Engine:
         try:
             _call(self._open, self._engine.initiate)
         except BaseException:
-            self.terminate()  # an interrupted one may have started all the same
+            with suppress(EngineStateError):  # interrupted twice, it starts or ends after this
+                self.terminate()  # interrupted once, it may have started all the same
             raise
 
     def terminate(self) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal
 
 from asurge import SamplingParams
 from asurge.assembly import Parts, assemble
@@ -140,6 +143,74 @@ def test_dropping_a_stream_whose_reader_was_interrupted_aborts_it(engine: Engine
     while engine.num_running_requests:
         time.sleep(0.001)
     assert engine.get_metrics_summary()["total_completed"] == completed
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while the next call waits for the loop to accept it."""
+    start = BlockingPortal.start_task_soon
+    calls = itertools.count()
+
+    def interrupted_once(*arguments: Any, **named: Any) -> Any:
+        future = start(*arguments, **named)
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return future
+
+    monkeypatch.setattr(BlockingPortal, "start_task_soon", interrupted_once)
+
+
+@pytest.mark.usefixtures("slow", "at_once")
+def test_a_call_that_is_interrupted_before_it_has_begun_has_ended(engine: Engine) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(["hello"] * 50, LONG, use_tqdm=False)
+    assert (engine.num_running_requests, engine.num_pending_requests) == (0, 0)
+
+
+def test_a_reader_that_is_interrupted_before_it_waits_loses_nothing(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
+    (whole,) = engine.generate("hello", LONG, use_tqdm=False)
+    request.getfixturevalue("slow")
+    request.getfixturevalue("at_once")
+    with engine.stream("hello", LONG) as stream:
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert "".join(output.delta_text for output in stream) == whole.get_text()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_start_that_is_interrupted_before_it_has_begun_leaves_nothing_running(tiny_folder: Path) -> None:
+    engine = Engine(str(tiny_folder), **TINY)
+    with pytest.raises(KeyboardInterrupt):
+        engine.initiate()
+    assert engine._open is None
+
+
+def test_a_start_that_is_interrupted_twice_can_be_terminated_later(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    go_on = threading.Event()
+
+    def interrupting(config: EngineConfig) -> Parts:
+        for _ in range(2):
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.2)
+        go_on.wait(30)
+        return assemble(config)
+
+    monkeypatch.setattr("asurge.engine.assemble", interrupting)
+    engine = Engine(str(tiny_folder), **TINY)
+    with pytest.raises(KeyboardInterrupt):
+        engine.initiate()
+    with pytest.raises(EngineStateError, match="still starting"):
+        engine.terminate()
+    go_on.set()
+    while engine._engine.state == "starting":
+        time.sleep(0.01)
+    engine.terminate()
 
 
 def test_a_start_that_is_interrupted_leaves_nothing_running(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
