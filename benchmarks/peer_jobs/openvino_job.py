@@ -46,8 +46,8 @@ def start(orders: dict[str, Any]) -> protocol.Stepper:
     scheduler.cache_size = 1  # GiB
     scheduler.max_num_seqs = orders["max_num_seqs"]
     scheduler.enable_prefix_caching = True
-    pipeline = genai.ContinuousBatchingPipeline(orders["model"], scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-    return Stepped(pipeline)
+    properties = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[orders["dtype"]]}
+    return Stepped(genai.ContinuousBatchingPipeline(orders["model"], scheduler, "CPU", properties))
 
 
 protocol.answer(start)

@@ -12,7 +12,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 def start(orders: dict[str, Any]) -> protocol.Batch:
     """Load the model."""
-    model = AutoModelForCausalLM.from_pretrained(orders["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(orders["model"], dtype=getattr(torch, orders["dtype"]))
     model.eval()
     model.generation_config.eos_token_id = None
 

@@ -34,7 +34,7 @@ def start(orders: dict[str, Any]) -> protocol.Stepper:
 
     arguments = EngineArgs(
         model=orders["model"],
-        dtype="bfloat16",
+        dtype=orders["dtype"],
         max_model_len=orders["max_model_len"],
         max_num_seqs=orders["max_num_seqs"],
         disable_log_stats=True,

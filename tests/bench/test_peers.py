@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import json
@@ -69,8 +70,27 @@ def test_what_is_missing_is_said() -> None:
     assert here.missing() is None
     assert "pip install it" in str(peers.Script("x", sys.executable, "no_such_module", "it").missing())
     assert "cannot be run" in str(peers.Script("x", "/no/such/python", "json", "it").missing())
-    assert "export one" in str(peers.Script("x", sys.executable, "json", "it", "").missing())
+    assert "export one" in str(peers.Script("x", sys.executable, "json", "it", model="").missing())
     assert "no program" in str(peers.Server("x", "no-such-program --port {port}").missing())
+
+
+def test_others_compute_in_each_type_that_is_asked_for() -> None:
+    given = argparse.Namespace(
+        set=[],
+        python_transformers="a",
+        python_vllm="b",
+        python_openvino="",
+        openvino_model=None,
+        dtypes=["bfloat16", "float32"],
+        server=[],
+    )
+    scripts = [peer for peer in peers.chosen(given) if isinstance(peer, peers.Script)]
+    assert [(script.name, script.python, script.dtype) for script in scripts] == [
+        ("transformers", "a", "bfloat16"),
+        ("vLLM", "b", "bfloat16"),
+        ("transformers, float32", "a", "float32"),
+        ("vLLM, float32", "b", "float32"),
+    ]
 
 
 def test_every_work_comes_behind_its_warm_up() -> None:
