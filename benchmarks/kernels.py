@@ -24,6 +24,7 @@ from asurge.models.config import DecoderConfig
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, Rows
 from asurge.ops.native import sampling as kernel
+from asurge.ops.native.memory import zeros
 from asurge.ops.packed import pack, packed_argmax, packed_linear
 from asurge.ops.sampling import Sampler, sample
 from benchmarks.checkpoints import CONFIGS
@@ -48,10 +49,10 @@ def _after(done: jax.Array, x: jax.Array) -> jax.Array:
 
 def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = False, argmax: bool = False) -> float:
     """Seconds of one product whose weights come from memory."""
-    weight = pack(jnp.ones((columns, depth), jnp.int8 if int8 else jnp.bfloat16))
-    copies = max(1, min(64, _COLD_BYTES // weight.nbytes))
-    weights = [weight + 0 for _ in range(copies)]
-    scale = jnp.ones(weight.shape[0] * 16, jnp.float32) if int8 else None
+    packed = jax.eval_shape(pack, jax.ShapeDtypeStruct((columns, depth), jnp.int8 if int8 else jnp.bfloat16))
+    copies = max(1, min(64, _COLD_BYTES // (packed.size * packed.dtype.itemsize)))
+    weights = [zeros(packed.shape, packed.dtype) for _ in range(copies)]  # on huge pages, as in an engine
+    scale = jnp.ones(packed.shape[0] * 16, jnp.float32) if int8 else None
     x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, depth)), jnp.bfloat16)
     norm = jnp.ones(depth, jnp.bfloat16)
 
