@@ -9,7 +9,7 @@ from functools import partial
 
 from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import DecoderConfig, convert, load_model, resolve_checkpoint
+from asurge.models import DecoderConfig, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.runner import DeviceRunner, use_persistent_cache
 from asurge.scheduler import Scheduler
@@ -50,7 +50,7 @@ def assemble(config: EngineConfig) -> Parts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)
-        model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
+        model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
         reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
         runner = DeviceRunner(
@@ -73,7 +73,7 @@ def assemble(config: EngineConfig) -> Parts:
 
 def _load_weights(config: EngineConfig, shape: DecoderConfig, runner: DeviceRunner, name: str) -> Callable[[], None]:
     folder = resolve_checkpoint(name)
-    model = load_model(folder, dtype=config.dtype, progress=not config.silent_mode)
+    model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
     if model.config != shape:
         raise ConfigError(f"model={name!r} has a different shape from the model being served: start an engine for it")
     convert(model, kernels=config.kernels, quantization=config.quantization)

@@ -41,8 +41,8 @@ class _Reader:
 
     async def peek(self) -> RequestOutput | None:
         """The output that comes next, None after the last; the same one until it is taken."""
-        if self._coming is None:
-            self._coming = asyncio.create_task(self._next())
+        if self._coming is None:  # in a task of its own, which outlives a wait that is interrupted
+            self._coming = asyncio.get_running_loop().create_task(self._next())
         await asyncio.wait([self._coming])
         return self._coming.result()
 

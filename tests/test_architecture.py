@@ -43,7 +43,7 @@ def test_banned_calls(path: Path) -> None:
         assert call not in ("eval", "exec", "pickle.load", "pickle.loads", "asyncio.create_task", "hasattr"), where
         assert not call.endswith("ensure_future"), where
         if call.endswith(".create_task"):  # tasks that outlive their callers; these files say why
-            assert name in ("asurge/engine.py", "asurge/server/lifespan.py"), where
+            assert name in ("asurge/engine.py", "asurge/blocking.py", "asurge/server/lifespan.py"), where
         if call == "print":
             assert name.startswith(("asurge/cli/", "asurge/demo/")), where
     for node in ast.walk(tree):

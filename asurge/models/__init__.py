@@ -4,7 +4,7 @@ from asurge.models.config import DecoderConfig
 from asurge.models.conversion import convert
 from asurge.models.decoder import Decoder
 from asurge.models.dense import DenseAttend
-from asurge.models.loading import load_model
+from asurge.models.loading import load_model, open_model
 from asurge.models.registry import Family, family_for
 from asurge.models.source import read_config, resolve_checkpoint
 
@@ -16,6 +16,7 @@ __all__ = [
     "convert",
     "family_for",
     "load_model",
+    "open_model",
     "read_config",
     "resolve_checkpoint",
 ]

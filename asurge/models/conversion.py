@@ -11,6 +11,7 @@ from flax import nnx
 from asurge.errors import ConfigError
 from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Int8Linear, Linear
+from asurge.models.loading import read_all, value_of
 from asurge.models.packing import pack_model
 from asurge.ops import native
 from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
@@ -19,7 +20,8 @@ _log = logging.getLogger("asurge")
 
 
 def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | None:
-    """Replace the linear layers of a loaded model in place, one after another, so that memory peaks at one extra layer.
+    """Replace the linear layers of a model in place, one after another, so that memory peaks at one extra layer. What is still in a
+    checkpoint (`open_model`) is read.
 
     Returns:
         Why the products run in plain XLA although kernels were wanted, or None.
@@ -41,14 +43,16 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
         pack_model(model, int8=int8)
     elif int8:
         _quantize(model)
+    read_all(model)
     return reason
 
 
 def unable(model: Decoder, *, int8: bool) -> str | None:
     """Why the CPU kernels cannot multiply this model's weights, or None."""
     config, depth = model.config, INT8_DEPTH if int8 else BF16_DEPTH
-    if model.embedding[...].dtype != jnp.bfloat16:
-        return f"dtype={model.embedding[...].dtype.name} is not bfloat16"
+    dtype = model.embedding.get_value().dtype
+    if dtype != jnp.bfloat16:
+        return f"dtype={dtype.name} is not bfloat16"
     if config.experts is not None:
         return "the model is a mixture of experts"
     sizes = {
@@ -70,16 +74,19 @@ def _quantize(model: Decoder) -> None:
         for owner, name in LINEARS:
             module = getattr(block, owner)
             setattr(module, name, _in_int8(getattr(module, name)))
-    model.head = Int8Linear(model.output_table[...], None)
+    table = value_of(model.output_table)
+    model.head = Int8Linear(table, None)
     jax.block_until_ready(nnx.state(model.head))
-    if model.lm_head is not None:
-        model.lm_head[...].delete()
+    if model.lm_head is None:
+        model.embedding.set_value(table)
+    else:
+        table.delete()
         model.lm_head = None
 
 
 def _in_int8(layer: Linear) -> Int8Linear:
     """The weight that it is made of is freed."""
-    weight = layer.weight[...]
+    weight = value_of(layer.weight)
     new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
     jax.block_until_ready(nnx.state(new))
     weight.delete()

@@ -1,4 +1,7 @@
-"""Safetensors files into device arrays, one parameter at a time, through memory maps. Nothing is ever unpickled."""
+"""Safetensors files into device arrays, one parameter at a time, through memory maps. Nothing is ever unpickled.
+
+A model is opened first, and its weights are read as they are asked for: the CPU kernels take them from the files straight to where
+products read them (`asurge.models.packing`)."""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +30,27 @@ _NAMED_IN_ERRORS = 8
 _STRIP = 32
 """Rows transposed at a time: 3.5 times faster than a whole matrix at once (5120 x 4096 in bf16: 44 ms, 153)."""
 
-_STORED_DTYPES = ("BF16", "F16", "F32", "F64")
+_STORED_DTYPES = {
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
 
 
 def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
-    """The model of a checkpoint folder, with weights on the device in ``dtype``.
+    """The model of a checkpoint folder, with weights on the device in ``dtype``; raises what `open_model` does."""
+    model = open_model(folder, dtype=dtype, progress=progress)
+    read_all(model)
+    return model
 
-    Peak memory stays near the weights themselves: files are mapped, and each parameter is assembled and
-    handed over before the next.
+
+def open_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
+    """The model of a checkpoint folder, whose parameters are `Stored`: still in its files, and known to fit.
+
+    Args:
+        dtype: what weights are read as.
+        progress: draw a bar as they are read.
 
     Raises:
         UnknownArchitectureError: no family for it.
@@ -47,29 +64,86 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
     for sources in table.values():
         for source in sources:
             tensors.check(source)
-    # `eval_shape` builds the module without allocating: every leaf is then replaced by a loaded one.
+    # `eval_shape` builds the module without allocating: every leaf is then replaced.
     model = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=None))
     graph, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
     assert leaves.keys() == table.keys(), f"table and module differ: {leaves.keys() ^ table.keys()}"
     size = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * jnp.dtype(dtype).itemsize
-    loaded = []
-    with tqdm(total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
-        # The largest first: while a tensor is held twice, as file and as array, little else is loaded yet.
-        for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
-            array = _load(tensors, table[path], jnp.dtype(dtype))
-            loaded.append((path, leaf.replace(array)))
-            bar.update(array.nbytes)
-    return nnx.merge(graph, nnx.from_flat_state(loaded))
+    bar: tqdm[Any] = tqdm(
+        total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False
+    )
+    stored = [
+        (path, leaf.replace(Stored(tensors, table[path], leaf.shape, jnp.dtype(dtype), bar)))
+        for path, leaf in leaves.items()
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(stored))
+
+
+class Stored:
+    """The value of a parameter that still lies in a checkpoint.
+
+    Attributes:
+        shape, dtype: as the model has it.
+    """
+
+    def __init__(
+        self, tensors: _Tensors, sources: tuple[Source, ...], shape: tuple[int, ...], dtype: jnp.dtype, bar: tqdm[Any]
+    ) -> None:
+        self._tensors, self._sources, self._bar = tensors, sources, bar
+        self.shape, self.dtype = shape, dtype
+
+    def load(self) -> jax.Array:
+        """A new array on the device."""
+        only = self._sources[0]
+        if len(self._sources) == 1 and not (only.transposed or only.paired_heads):
+            host = self._tensors.read(only).astype(self.dtype, copy=False)
+            self._note()
+        else:
+            host = np.empty(self.shape, self.dtype)
+            self.read_into(host)
+        # Waiting here keeps host copies from piling up behind an asynchronous transfer.
+        return jax.device_put(host).block_until_ready()
+
+    def read_into(self, host: np.ndarray) -> None:
+        """Into memory of this shape and dtype."""
+        at = 0
+        for source in self._sources:
+            end = at + source.filled[0]
+            self._tensors.read_into(host[at:end], source)
+            at = end
+        self._note()
+
+    def _note(self) -> None:
+        self._bar.update(int(np.prod(self.shape)) * self.dtype.itemsize)
+        if self._bar.n >= (self._bar.total or 0):
+            self._bar.close()
+
+
+def read_all(model: Decoder) -> None:
+    """Load what is still `Stored`. Peak memory stays near the weights themselves: files are mapped, and each parameter is
+    assembled and handed over before the next."""
+    parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)]
+    stored = [(one, value) for one in parameters if isinstance(value := one.get_value(), Stored)]
+    # The largest first: while a tensor is held twice, as file and as array, little else is loaded yet.
+    for parameter, value in sorted(stored, key=lambda item: -int(np.prod(item[1].shape))):
+        parameter.set_value(value.load())
+
+
+def value_of(parameter: nnx.Param) -> jax.Array:
+    """On the device; read from the checkpoint if it still lies there, and then not kept."""
+    value: jax.Array | Stored = parameter.get_value()
+    return value.load() if isinstance(value, Stored) else value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _TensorHeader:
-    """What a file's header says about one tensor."""
+class _Header:
+    """What a file's header says about one tensor, and where in the file it begins."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
+    offset: int
 
 
 class _Tensors:
@@ -80,13 +154,11 @@ class _Tensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._headers: dict[str, _TensorHeader] = {}
+        self._headers: dict[str, _Header] = {}
         for path in _weight_files(folder):
             try:
-                with safe_open(path, framework="numpy") as file:
-                    for name in file.keys():  # noqa: SIM118 - not a mapping
-                        header = file.get_slice(name)
-                        self._headers[name] = _TensorHeader(path, tuple(header.get_shape()), header.get_dtype())
+                with safe_open(path, framework="numpy"):  # which checks that all of it is there
+                    self._headers |= _headers_of(path)
             except (SafetensorError, OSError) as error:
                 raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
 
@@ -112,46 +184,61 @@ class _Tensors:
             )
 
     def read(self, source: Source) -> np.ndarray:
-        """A tensor as it is stored."""
-        with safe_open(self._headers[source.name].path, framework="numpy") as file:
-            return file.get_tensor(source.name)
+        """A tensor as it is stored: a view of the file. (`safetensors` itself would copy it to memory of its own.)"""
+        header = self._headers[source.name]
+        try:
+            return np.memmap(header.path, _STORED_DTYPES[header.dtype], "r", header.offset, header.shape)
+        except ValueError as error:
+            raise _shorter(header.path) from error
 
     def read_into(self, host: np.ndarray, source: Source) -> None:
         """A tensor as the model has it, into ``host``, whose shape is its `Source.filled`."""
+        header = self._headers[source.name]
+        plain = not (source.transposed or source.paired_heads)
+        if plain and _STORED_DTYPES[header.dtype] == host.dtype and host.flags.c_contiguous:
+            _fill(host, header)
+            return
+        stored = self.read(source)
         if source.transposed:
-            self._transpose_into(host, source)
-        elif source.paired_heads:
-            heads, rest = source.paired_heads, source.shape[1:]
-            pairs = self.read(source).reshape(heads, -1, 2, *rest)
-            host.reshape(heads, 2, -1, *rest)[:] = pairs.swapaxes(1, 2)
-        else:
-            host[:] = self.read(source)
-
-    def _transpose_into(self, host: np.ndarray, source: Source) -> None:
-        """One matrix after another, so that no other copy of the whole is needed."""
-        count, inputs, outputs = source.shape
-        with safe_open(self._headers[source.name].path, framework="numpy") as file:
-            stored = file.get_slice(source.name)
-            for index, target in enumerate(host.reshape(count, outputs, inputs)):
-                matrix = stored[index]
+            count, inputs, outputs = source.shape
+            for matrix, target in zip(stored, host.reshape(count, outputs, inputs), strict=True):
                 for at in range(0, inputs, _STRIP):
                     target[:, at : at + _STRIP] = matrix[at : at + _STRIP].T
+        elif source.paired_heads:
+            heads, rest = source.paired_heads, source.shape[1:]
+            host.reshape(heads, 2, -1, *rest)[:] = stored.reshape(heads, -1, 2, *rest).swapaxes(1, 2)
+        else:
+            host[:] = stored
 
 
-def _load(tensors: _Tensors, sources: tuple[Source, ...], dtype: jnp.dtype) -> jax.Array:
-    first = sources[0]
-    if len(sources) == 1 and not (first.transposed or first.paired_heads):
-        host = tensors.read(first).astype(dtype, copy=False)
-    else:
-        rows = sum(source.filled[0] for source in sources)
-        host = np.empty((rows, *first.filled[1:]), dtype)
-        at = 0
-        for source in sources:
-            end = at + source.filled[0]
-            tensors.read_into(host[at:end], source)
-            at = end
-    # Waiting here keeps host copies from piling up behind an asynchronous transfer.
-    return jax.device_put(host).block_until_ready()
+def _fill(host: np.ndarray, header: _Header) -> None:
+    """By reading, which takes half as long as a copy from a mapping."""
+    rest = host.reshape(-1).view(np.uint8).data
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(header.offset)
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise _shorter(header.path)
+            rest = rest[count:]
+
+
+def _shorter(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} has become shorter since it was opened: fetch it again, and start when it is all there"
+    )
+
+
+def _headers_of(path: Path) -> dict[str, _Header]:
+    """The header of a safetensors file: its length in 8 bytes, and JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    return {
+        name: _Header(path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -3,88 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Linear, PackedLinear, RMSNorm
-from asurge.ops.linear import quantize_int8
-from asurge.ops.native.memory import empty
-from asurge.ops.packed import COLUMNS, bit_patterns, interleave, pack
+from asurge.models.loading import Stored, value_of
+from asurge.ops.native.memory import zeros
+from asurge.ops.packed import bit_patterns, interleave, pack, pack_into
 
-Operands = tuple[jax.Array, jax.Array | None, jax.Array | None]
-"""Weight, scale and bias, as `asurge.ops.packed.packed_linear` takes them."""
+_ALIGNMENT = 64
 
 
 def pack_model(model: Decoder, *, int8: bool) -> None:
-    """Make one block of a model's blocks, in place and one weight after another, so that memory peaks at one extra layer."""
+    """Make one block of a model's blocks, in place and one weight after another. Those that are still in a checkpoint go
+    straight from there to where products read them."""
+    _pack_head(model, int8=int8)  # the largest first, while it is held twice
     blocks = list(model.layers)
     for owner, name in LINEARS:
         owners = [getattr(block, owner) for block in blocks]
         setattr(owners[0], name, _pack_layers([getattr(one, name) for one in owners], int8=int8))
     for norms in zip(*map(_norms, blocks), strict=True):
-        norms[0].weight = nnx.Param(jnp.asarray(np.stack([np.asarray(norm.weight[...]) for norm in norms])))
+        norms[0].weight = nnx.Param(_stacked([value_of(norm.weight) for norm in norms]))
     model.layers = nnx.List(blocks[:1])
-    _pack_head(model, int8=int8)
-
-
-def _pack_layers(layers: Sequence[Linear], *, int8: bool) -> PackedLinear:
-    """Layers that do the same in different blocks; their weights are freed."""
-    first = layers[0]
-    plain = [(layer.weight[...], None if layer.bias is None else layer.bias[...]) for layer in layers]
-    stacks = _stack(plain, gated=first.gated, int8=int8, free=True)
-    return PackedLinear(*stacks, gated=first.gated, activation=first.activation)
 
 
 def _pack_head(model: Decoder, *, int8: bool) -> None:
-    table, tied = model.embedding[...], model.lm_head is None
-    weight, scale, bias = _stack([(model.output_table[...], None)], gated=False, int8=int8, free=not tied)
-    model.head, model.lm_head = PackedLinear(weight, scale, bias), None
-    # One packed bf16 table serves both look-up and projection; beside an int8 head the plain table stays.
-    shared = tied and not int8
-    model.embedding = weight if shared else nnx.Param(bit_patterns(table).block_until_ready())
+    tied = model.lm_head is None
+    if tied and not int8:  # one packed table serves both look-up and projection
+        weight, _ = _pack_weights([model.embedding.get_value()], gated=False, int8=False)
+        model.head, model.embedding = PackedLinear(weight, None, None), weight
+        return
+    table = value_of(model.embedding)
+    plain = table if model.lm_head is None else model.lm_head.get_value()
+    weight, scale = _pack_weights([plain], gated=False, int8=int8, free=not tied)
+    model.head, model.lm_head = PackedLinear(weight, scale, None), None
+    model.embedding = nnx.Param(bit_patterns(table).block_until_ready())
     table.delete()
 
 
-def _stack(
-    layers: Sequence[tuple[jax.Array, jax.Array | None]], *, gated: bool, int8: bool, free: bool
-) -> tuple[nnx.Param, nnx.Param | None, nnx.Param | None]:
-    """What a `PackedLinear` is made of, ``[layers, ...]``, from each layer's ``[columns, depth]`` and ``[columns]``."""
-    made = jax.eval_shape(partial(_pack, gated=gated, int8=int8), *layers[0])
-    stacks: Operands = jax.tree.map(lambda one: empty((len(layers), *one.shape), one.dtype), made)
-    for index, (weight, bias) in enumerate(layers):
-        stacks = _put(stacks, np.int32(index), weight, bias, gated=gated, int8=int8)
-        jax.block_until_ready(stacks)
-        if free:
+def _pack_layers(layers: Sequence[Linear], *, int8: bool) -> PackedLinear:
+    """Layers that do the same in different blocks."""
+    first = layers[0]
+    weight, scale = _pack_weights([layer.weight.get_value() for layer in layers], gated=first.gated, int8=int8)
+    biases = [value_of(layer.bias) for layer in layers if layer.bias is not None]
+    biases = [interleave(bias) if first.gated else bias for bias in biases]
+    bias = nnx.Param(_stacked(biases)) if biases else None
+    return PackedLinear(weight, scale, bias, gated=first.gated, activation=first.activation)
+
+
+def _pack_weights(
+    weights: Sequence[jax.Array | Stored], *, gated: bool, int8: bool, free: bool = True
+) -> tuple[nnx.Param, nnx.Param | None]:
+    """``[layers, ...]`` and with int8 their scales, from each layer's ``[columns, depth]``; those on the device are freed."""
+    first = jax.eval_shape(pack, jax.ShapeDtypeStruct(weights[0].shape, jnp.int8 if int8 else jnp.bfloat16))
+    stack, scales = zeros((len(weights), *first.shape), first.dtype), []
+    host = _aligned(weights[0].shape)
+    for layer, weight in enumerate(weights):
+        if isinstance(weight, Stored):
+            weight.read_into(host)
+        plain = host if isinstance(weight, Stored) else weight
+        stack, scale = _put(stack, plain, np.int32(layer), gated=gated)
+        scales.append(scale)
+        stack.block_until_ready()  # what it was made of may go, or change
+        if free and isinstance(weight, jax.Array):
             weight.delete()
-    parameters: tuple[nnx.Param, nnx.Param | None, nnx.Param | None] = jax.tree.map(nnx.Param, stacks)
-    return parameters
+    return nnx.Param(stack), nnx.Param(_stacked(scales)) if int8 else None
 
 
-@partial(jax.jit, static_argnames=("gated", "int8"), donate_argnums=0)
-def _put(
-    stacks: Operands, layer: jax.Array, weight: jax.Array, bias: jax.Array | None, *, gated: bool, int8: bool
-) -> Operands:
-    """One layer into its place among the others."""
-    packed = _pack(weight, bias, gated=gated, int8=int8)
-    put: Operands = jax.tree.map(lambda to, one: lax.dynamic_update_index_in_dim(to, one, layer, 0), stacks, packed)
-    return put
+_put = jax.jit(pack_into, static_argnames="gated", donate_argnums=0)
 
 
-def _pack(weight: jax.Array, bias: jax.Array | None, *, gated: bool, int8: bool) -> Operands:
-    """One layer."""
-    scale = None
-    if gated:
-        weight, bias = interleave(weight), None if bias is None else interleave(bias)
-    if int8:
-        weight, scale = quantize_int8(weight)
-        scale = jnp.pad(scale, (0, -len(scale) % COLUMNS))
-    return pack(weight), scale, bias
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for bf16 that JAX takes as it is, without a copy; it takes no memory until it is written."""
+    room = np.empty(2 * int(np.prod(shape)) + _ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % _ALIGNMENT
+    return room[begin : begin + 2 * int(np.prod(shape))].view(jnp.bfloat16).reshape(shape)
+
+
+def _stacked(small: Sequence[jax.Array]) -> jax.Array:
+    """On the host: nothing is compiled."""
+    return jnp.asarray(np.stack([np.asarray(one) for one in small]))
 
 
 def _norms(block: nnx.Module) -> list[RMSNorm]:

@@ -33,6 +33,27 @@ def pack(weight: jax.Array) -> jax.Array:
     return tiles if weight.dtype == jnp.int8 else lax.bitcast_convert_type(tiles, jnp.uint16)
 
 
+def pack_into(
+    stack: jax.Array, weight: jax.Array, layer: int | jax.Array = 0, *, gated: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """A layer's weight into its place among others, by a kernel, in place where ``stack`` is donated.
+
+    Args:
+        stack: ``[layers, ...]``, each as `pack` makes it; in int8, the weight is quantised (`asurge.ops.linear.quantize_int8`).
+        weight: bf16 ``[columns, depth]``.
+        layer: which.
+        gated: as with `interleave`.
+
+    Returns:
+        The stack, and with int8 the scales of this layer's columns, padded as they are.
+    """
+    int8 = stack.dtype == jnp.int8
+    made = (stack, jax.ShapeDtypeStruct((stack.shape[1] * COLUMNS if int8 else 0,), jnp.float32))
+    call = jax.ffi.ffi_call("asurge_pack", made, input_output_aliases={0: 0})
+    stack, scale = call(stack, weight, native.number(layer), gated=gated)
+    return stack, scale if int8 else None
+
+
 def interleave(gate_up: jax.Array) -> jax.Array:
     """``[2 * inner, ...]``, gate first -> blocks of 16 rows, gate and up in turn."""
     inner = gate_up.shape[0] // 2

@@ -1,4 +1,5 @@
-"""Writes random weights for a config, loads them in bfloat16, and prints the peak of resident memory as JSON."""
+"""Writes random weights for a config, loads them in bfloat16, also for kernels where a second argument names them, and prints the
+peak of resident memory as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from asurge.models import family_for, load_model, read_config
+from asurge.models import convert, family_for, load_model, open_model, read_config
 from asurge.models.checkpoint import checkpoint_table
 
 
@@ -39,7 +40,11 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", f"from pathlib import Path; import sys; sys.path[:0] = {sys.path!r}; from peak_memory import write_weights; write_weights(Path({str(folder)!r}))"], check=True)  # fmt: skip
     jax.block_until_ready(jax.numpy.ones(8) + 1)
     before = resident_bytes("VmRSS")
-    model = load_model(folder, dtype="bfloat16", progress=False)
+    if len(sys.argv) > 2:
+        model = open_model(folder, dtype="bfloat16", progress=False)
+        convert(model, kernels=sys.argv[2], quantization=None)
+    else:
+        model = load_model(folder, dtype="bfloat16", progress=False)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     print(json.dumps({"weights_bytes": weights, "peak_bytes": resident_bytes("VmHWM") - before}))
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import Decoder, DenseAttend, load_model
+from asurge.models import Decoder, DenseAttend, load_model, open_model
 from asurge.models.conversion import convert
 from asurge.models.layers import Int8Linear, Linear, PackedLinear
 from asurge.ops import native
@@ -103,6 +103,10 @@ def logits(model: Decoder) -> tuple[Floats, npt.NDArray[np.int32]]:
     return out[:, :size], np.asarray(found)
 
 
+def bits(array: jax.Array) -> npt.NDArray[np.uint8]:
+    return np.asarray(array).view(np.uint8)
+
+
 def cosines(ours: Floats, theirs: Floats) -> Floats:
     one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (ours, theirs))
     cosine: Floats = (one * other).sum(axis=1)
@@ -156,6 +160,22 @@ def test_layers_that_differ_by_their_weights_alone_share_a_program(
     tokens, positions = jnp.asarray(TOKENS), jnp.arange(len(TOKENS))
     program = jax.make_jaxpr(lambda: model(tokens, positions, DenseAttend(model.config)))()
     assert [one.params["length"] for one in program.eqns if one.primitive.name == "scan"] == rounds
+
+
+@every_case
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("chosen", [pytest.param("native", marks=needs_kernels), "xla"])
+def test_weights_may_be_read_as_they_are_converted(
+    chosen: str, quantization: str | None, case: str, folders: dict[str, Path]
+) -> None:
+    """They are what those of a loaded model become."""
+    loaded, opened = load(folders[case]), open_model(folders[case], dtype="bfloat16", progress=False)
+    for model in (loaded, opened):
+        convert(model, kernels=chosen, quantization=quantization)
+    states = [dict(nnx.to_flat_state(nnx.state(model))) for model in (loaded, opened)]
+    assert states[0].keys() == states[1].keys()
+    for path, parameter in states[0].items():
+        np.testing.assert_array_equal(bits(parameter[...]), bits(states[1][path][...]), err_msg=str(path))
 
 
 # What cannot be converted.

@@ -16,7 +16,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
-from asurge.models import family_for, load_model, read_config, resolve_checkpoint
+from asurge.models import family_for, load_model, open_model, read_config, resolve_checkpoint
+from asurge.models.loading import value_of
+from tests.kernels import needs_kernels
 from tests.models.cases import GOLDEN
 
 
@@ -163,6 +165,16 @@ def test_the_original_length_beside_the_scaling_takes_priority(folder: Path) -> 
     assert config.rope_scaling["original_max_position_embeddings"] == 32
 
 
+@pytest.mark.parametrize("name", ["embedding", "fused"])
+def test_a_file_that_shrinks_before_it_is_read_is_named(name: str, folder: Path) -> None:
+    model = open_model(folder, dtype="float32", progress=False)
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 10)
+    weight = model.embedding if name == "embedding" else model.layers[0].mlp.gate_up_proj.weight
+    with pytest.raises(WeightsError, match=r"model\.safetensors .*shorter"):
+        value_of(weight)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_missing_or_broken_config_is_named(folder: Path, content: str | None) -> None:
     path = folder / "config.json"
@@ -186,18 +198,26 @@ STACKED = dict(intermediate_size=512, intermediate_size_mlp=2048, moe_layers=lis
 
 
 @pytest.mark.parametrize(
-    ("case", "sizes"),
-    [("qwen3", dict(layer_types=["full_attention"] * 6)), ("llama4", dict(no_rope_layers=[], layer_types=None, **STACKED))],
-    ids=["matrices", "experts stacked and transposed"],
-)  # fmt: skip
-def test_peak_memory_stays_near_the_weights(case: str, sizes: dict[str, object], tmp_path: Path) -> None:
+    ("case", "sizes", "kernels"),
+    [
+        ("qwen3", dict(layer_types=["full_attention"] * 6), ""),
+        ("llama4", dict(no_rope_layers=[], layer_types=None, **STACKED), ""),
+        pytest.param("qwen3", dict(layer_types=["full_attention"] * 6), "native", marks=needs_kernels),
+    ],
+    ids=["matrices", "experts stacked and transposed", "for kernels"],
+)
+def test_peak_memory_stays_near_the_weights(case: str, sizes: dict[str, object], kernels: str, tmp_path: Path) -> None:
     """Loading may take 1.3 times the weights, measured in a process of its own above what importing takes."""
     config = json.loads((GOLDEN / case / "config.json").read_text()) | BIG | sizes
     (tmp_path / "config.json").write_text(json.dumps(config))
     script = Path(__file__).parent / "peak_memory.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, script, tmp_path, *([kernels] if kernels else [])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     figures = json.loads(done.stdout)
     assert figures["weights_bytes"] > 200e6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from asurge.ops.attention import AttentionShape, NativeAttention
-from asurge.ops.native.memory import empty
 from tests.kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -50,23 +48,8 @@ def test_pages_are_zeros_at_first(num_pages: int, int8: bool) -> None:
                 (part + 1).block_until_ready()
 
 
-on_huge_pages = pytest.mark.skipif(not HUGE.is_file(), reason="this system has no transparent huge pages")
-
-
-@on_huge_pages
+@pytest.mark.skipif(not HUGE.is_file(), reason="this system has no transparent huge pages")
 def test_many_pages_lie_on_huge_ones() -> None:
     for part in allocate(64 * MIB // PAGE_BYTES):
         begin = part.unsafe_buffer_pointer()
         assert "hg" in wishes(begin + 32 * MIB).split()
-
-
-@on_huge_pages
-def test_room_for_weights_is_on_huge_pages_and_takes_no_memory_yet() -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    empty((MIB,), jnp.dtype(jnp.uint8)).block_until_ready()
-    before = resident()
-    room = empty((256, MIB), jnp.dtype(jnp.uint8)).block_until_ready()
-    assert resident() - before < 64 * MIB
-    assert "hg" in wishes(room.unsafe_buffer_pointer() + 128 * MIB).split()

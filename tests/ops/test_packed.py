@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from asurge.ops import native
 from asurge.ops.linear import linear, linear_int8, quantize_int8
 from asurge.ops.norm import Activation, gate, rms_norm
-from asurge.ops.packed import bit_patterns, interleave, pack, packed_argmax, packed_linear, take_rows
+from asurge.ops.packed import bit_patterns, interleave, pack, pack_into, packed_argmax, packed_linear, take_rows
 from tests.kernels import needs_kernels
 
 EPSILON = 1e-5
@@ -106,6 +106,24 @@ class Layer:
 
 def wide(x: jax.Array) -> Floats:
     return np.asarray(x.astype(jnp.float32))
+
+
+@needs_kernels
+@both_widths
+@pytest.mark.parametrize(("columns", "gated"), [(96, False), (71, False), (96, True)], ids=["", "padded", "gated"])
+def test_the_kernel_packs_as_plain_jax(columns: int, gated: bool, int8: bool) -> None:
+    layer = Layer(1, 192, columns, gated=gated, int8=int8)
+    layer.weight = (layer.weight * jnp.logspace(-30, 30, columns, dtype=jnp.float32)[:, None]).astype(jnp.bfloat16)
+    weight = interleave(layer.weight) if gated else layer.weight
+    scale = np.maximum(np.abs(wide(weight)).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    # XLA multiplies by 1 / 127, which may be a bit less or more.
+    expected = pack(jnp.asarray(np.rint(wide(weight) / scale[:, None]), jnp.int8) if int8 else weight)
+    before = jnp.stack([jnp.full_like(expected, 7)] * 3)
+    kept, address = np.asarray(before[0]), before.unsafe_buffer_pointer()
+    stack, found = jax.jit(partial(pack_into, gated=gated), donate_argnums=0)(before, layer.weight, 1)
+    assert np.array_equal(stack, np.stack([kept, np.asarray(expected), kept]))
+    assert stack.unsafe_buffer_pointer() == address
+    assert np.array_equal(found, np.pad(scale, (0, -columns % 16))) if int8 else found is None
 
 
 @needs_kernels

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512", "avx2"))
 """The best first."""
 
-TARGETS = ("asurge_linear", "asurge_attention", "asurge_sample", "asurge_zeros", "asurge_empty")
+TARGETS = ("asurge_linear", "asurge_attention", "asurge_sample", "asurge_pack", "asurge_zeros")
 
 
 def number(value: int | jax.Array) -> jax.Array | np.int32:

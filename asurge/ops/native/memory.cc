@@ -23,11 +23,6 @@ struct HugePages {
 
 }  // namespace
 
-void prefer_huge_pages(uint8_t* memory, size_t bytes) {
-  const auto [first, last] = HugePages(memory, bytes);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
-
 void clear(uint8_t* memory, size_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
   const auto [first, last] = HugePages(memory, bytes);
@@ -35,7 +30,7 @@ void clear(uint8_t* memory, size_t bytes) {
     std::memset(memory, 0, bytes);
     return;
   }
-  prefer_huge_pages(memory, bytes);
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   // Each member writes whole pages: the first to touch one waits until the system has made it.
   const int pages = static_cast<int>((last - first) / kHuge);
   Tickets parts(pages);

@@ -9,9 +9,6 @@
 
 namespace asurge {
 
-// To be called before anybody writes: memory that is there already stays where it is. A request only.
-void prefer_huge_pages(uint8_t* memory, size_t bytes);
-
 // Zeros in memory that nobody has written to yet, on huge pages where the system gives them.
 void clear(uint8_t* memory, size_t bytes);
 

@@ -14,10 +14,3 @@ def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Zeros."""
     made: jax.Array = jax.ffi.ffi_call("asurge_zeros", jax.ShapeDtypeStruct(shape, dtype))()
     return made
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Anything, in memory that nobody has touched: it takes none until it is written."""
-    made: jax.Array = jax.ffi.ffi_call("asurge_empty", jax.ShapeDtypeStruct(shape, dtype))()
-    return made

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "linear.h"
 #include "memory.h"
+#include "pack.h"
 #include "pool.h"
 #include "sampling.h"
 #include "xla/ffi/api/ffi.h"
@@ -173,13 +174,33 @@ ffi::Error sample(ffi::BufferR2<ffi::F32> logits, ffi::BufferR1<ffi::F32> temper
   return ffi::Error::Success();
 }
 
-ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
-  asurge::clear(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
+ffi::Error pack(ffi::AnyBuffer stack, ffi::BufferR2<ffi::BF16> weight, Number layer_number, ffi::Result<ffi::AnyBuffer> out,
+                ffi::Result<ffi::BufferR1<ffi::F32>> scale, bool gated) {
+  const auto shape = stack.dimensions();
+  if (shape.size() != 6) return ffi::Error::InvalidArgument("pack takes packed weights, a layer behind the other");
+  if (out->untyped_data() != stack.untyped_data()) return ffi::Error::Internal("weights must be packed in place");
+  const int32_t layer = *layer_number.typed_data();
+  if (layer < 0 || layer >= shape[0]) return ffi::Error::InvalidArgument("pack has no such layer");
+  const bool int8 = stack.element_type() == ffi::S8;
+  asurge::Packing call{};
+  call.weight = reinterpret_cast<const uint16_t*>(weight.untyped_data());
+  call.out = part_or_null<uint8_t>(stack, layer, shape[0]);
+  call.scale = int8 ? scale->typed_data() : nullptr;
+  call.columns = static_cast<int>(weight.dimensions()[0]);
+  call.depth = static_cast<int>(weight.dimensions()[1]);
+  call.gated = gated;
+  const int64_t strips = (call.columns + 15) / 16;
+  if (shape[1] != strips || shape[3] != 16 || shape[4] != 16 || shape[5] != (int8 ? 4 : 2) ||
+      shape[2] * 16 * shape[5] != call.depth || scale->element_count() != (int8 ? size_t(strips) * 16 : 0) ||
+      (gated && call.columns % 32)) {
+    return ffi::Error::InvalidArgument("an operand of pack has the wrong size");
+  }
+  asurge::run(call);
   return ffi::Error::Success();
 }
 
-ffi::Error empty(ffi::Result<ffi::AnyBuffer> out) {
-  asurge::prefer_huge_pages(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
+ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
+  asurge::clear(static_cast<uint8_t*>(out->untyped_data()), out->size_bytes());
   return ffi::Error::Success();
 }
 
@@ -239,7 +260,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_sample, sample,
                                   .Ret<ffi::BufferR1<ffi::S32>>()
                                   .Attr<int32_t>("vocab_size"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_pack, pack,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::BufferR2<ffi::BF16>>()
+                                  .Arg<Number>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::BufferR1<ffi::F32>>()
+                                  .Attr<bool>("gated"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_empty, empty, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 
 extern "C" void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }
