@@ -30,6 +30,8 @@ _NAMED_IN_ERRORS = 8
 _STRIP = 32
 """Rows transposed at a time: 3.5 times faster than a whole matrix at once (5120 x 4096 in bf16: 44 ms, 153)."""
 
+_ALIGNMENT = 64
+
 _STORED_DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
     "F16": np.dtype("<f2"),
@@ -95,13 +97,8 @@ class Stored:
 
     def load(self) -> jax.Array:
         """A new array on the device."""
-        only = self._sources[0]
-        if len(self._sources) == 1 and not (only.transposed or only.paired_heads):
-            host = self._tensors.read(only).astype(self.dtype, copy=False)
-            self._note()
-        else:
-            host = np.empty(self.shape, self.dtype)
-            self.read_into(host)
+        host = room_for(self.shape, self.dtype)
+        self.read_into(host)
         # Waiting here keeps host copies from piling up behind an asynchronous transfer.
         return jax.device_put(host).block_until_ready()
 
@@ -118,6 +115,14 @@ class Stored:
         self._bar.update(int(np.prod(self.shape)) * self.dtype.itemsize)
         if self._bar.n >= (self._bar.total or 0):
             self._bar.close()
+
+
+def room_for(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
+    """Memory that JAX on CPU takes as it is, without a copy. It is there when it is written to."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % _ALIGNMENT
+    return room[begin : begin + size].view(dtype).reshape(shape)
 
 
 def read_all(model: Decoder) -> None:
@@ -183,36 +188,45 @@ class _Tensors:
                 f"{', '.join(_STORED_DTYPES)}: take a checkpoint that is not quantised"
             )
 
-    def read(self, source: Source) -> np.ndarray:
-        """A tensor as it is stored: a view of the file. (`safetensors` itself would copy it to memory of its own.)"""
-        header = self._headers[source.name]
-        try:
-            return np.memmap(header.path, _STORED_DTYPES[header.dtype], "r", header.offset, header.shape)
-        except ValueError as error:
-            raise _shorter(header.path) from error
-
     def read_into(self, host: np.ndarray, source: Source) -> None:
-        """A tensor as the model has it, into ``host``, whose shape is its `Source.filled`."""
+        """A tensor as the model has it, into ``host``: contiguous, and of its `Source.filled` shape."""
         header = self._headers[source.name]
-        plain = not (source.transposed or source.paired_heads)
-        if plain and _STORED_DTYPES[header.dtype] == host.dtype and host.flags.c_contiguous:
-            _fill(host, header)
-            return
-        stored = self.read(source)
         if source.transposed:
             count, inputs, outputs = source.shape
-            for matrix, target in zip(stored, host.reshape(count, outputs, inputs), strict=True):
+            for matrix, target in zip(_view(header), host.reshape(count, outputs, inputs), strict=True):
                 for at in range(0, inputs, _STRIP):
                     target[:, at : at + _STRIP] = matrix[at : at + _STRIP].T
         elif source.paired_heads:
             heads, rest = source.paired_heads, source.shape[1:]
-            host.reshape(heads, 2, -1, *rest)[:] = stored.reshape(heads, -1, 2, *rest).swapaxes(1, 2)
+            host.reshape(heads, 2, -1, *rest)[:] = _view(header).reshape(heads, -1, 2, *rest).swapaxes(1, 2)
+        elif _STORED_DTYPES[header.dtype] == host.dtype:
+            _fill(host, header)
         else:
-            host[:] = stored
+            host[:] = _view(header)
+
+
+def _headers_of(path: Path) -> dict[str, _Header]:
+    """The header of a safetensors file: its length in 8 bytes, and JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    return {
+        name: _Header(path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
+
+
+def _view(header: _Header) -> np.ndarray:
+    """A tensor as it is stored, where it is stored: to be copied from. (`safetensors` would make a copy first.)"""
+    try:
+        return np.memmap(header.path, _STORED_DTYPES[header.dtype], "r", header.offset, header.shape)
+    except ValueError as error:
+        raise _shorter(header.path) from error
 
 
 def _fill(host: np.ndarray, header: _Header) -> None:
-    """By reading, which takes half as long as a copy from a mapping."""
+    """The same by reading, which takes half as long as a copy from a mapping."""
     rest = host.reshape(-1).view(np.uint8).data
     with header.path.open("rb", buffering=0) as file:
         file.seek(header.offset)
@@ -227,18 +241,6 @@ def _shorter(path: Path) -> WeightsError:
     return WeightsError(
         f"{path} has become shorter since it was opened: fetch it again, and start when it is all there"
     )
-
-
-def _headers_of(path: Path) -> dict[str, _Header]:
-    """The header of a safetensors file: its length in 8 bytes, and JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
-    return {
-        name: _Header(path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0])
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    }
 
 
 def _weight_files(folder: Path) -> list[Path]:

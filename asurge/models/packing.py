@@ -11,11 +11,9 @@ from flax import nnx
 
 from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Linear, PackedLinear, RMSNorm
-from asurge.models.loading import Stored, value_of
+from asurge.models.loading import Stored, room_for, value_of
 from asurge.ops.native.memory import zeros
 from asurge.ops.packed import bit_patterns, interleave, pack, pack_into
-
-_ALIGNMENT = 64
 
 
 def pack_model(model: Decoder, *, int8: bool) -> None:
@@ -61,7 +59,7 @@ def _pack_weights(
     """``[layers, ...]`` and with int8 their scales, from each layer's ``[columns, depth]``; those on the device are freed."""
     first = jax.eval_shape(pack, jax.ShapeDtypeStruct(weights[0].shape, jnp.int8 if int8 else jnp.bfloat16))
     stack, scales = zeros((len(weights), *first.shape), first.dtype), []
-    host = _aligned(weights[0].shape)
+    host = room_for(weights[0].shape, jnp.dtype(jnp.bfloat16))
     for layer, weight in enumerate(weights):
         if isinstance(weight, Stored):
             weight.read_into(host)
@@ -75,13 +73,6 @@ def _pack_weights(
 
 
 _put = jax.jit(pack_into, static_argnames="gated", donate_argnums=0)
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Room for bf16 that JAX takes as it is, without a copy; it takes no memory until it is written."""
-    room = np.empty(2 * int(np.prod(shape)) + _ALIGNMENT, np.uint8)
-    begin = -room.ctypes.data % _ALIGNMENT
-    return room[begin : begin + 2 * int(np.prod(shape))].view(jnp.bfloat16).reshape(shape)
 
 
 def _stacked(small: Sequence[jax.Array]) -> jax.Array:

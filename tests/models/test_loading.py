@@ -175,6 +175,24 @@ def test_a_file_that_shrinks_before_it_is_read_is_named(name: str, folder: Path)
         value_of(weight)
 
 
+def test_weights_that_were_loaded_do_not_follow_their_file(folder: Path) -> None:
+    """Also where a tensor begins so that JAX could take it as it lies there, which for large ones it would."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for padding in range(8):
+        save_file(tensors, path, {"padding": "x" * 8 * padding})
+        header = int.from_bytes(path.read_bytes()[:8], "little")
+        if (header + 8) % 64 == 0:
+            break
+    assert (header + 8) % 64 == 0
+    model = load_model(folder, dtype="float32", progress=False)
+    before = np.array(model.embedding[...])
+    with path.open("r+b") as file:
+        file.seek(header + 8)
+        file.write(bytes(path.stat().st_size - header - 8))
+    np.testing.assert_array_equal(model.embedding[...], before)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_missing_or_broken_config_is_named(folder: Path, content: str | None) -> None:
     path = folder / "config.json"
