@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from asurge.bench.records import Load, Record
 from asurge.errors import ConfigError
 
@@ -58,21 +60,13 @@ class Metrics:
     tokens_per_delivery: Distribution | None
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which a share (0 to 1) of sorted values lies, interpolated between the two nearest."""
-    at = (len(ordered) - 1) * share
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-
-
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution | None:
     """The summary of the values that are there, times ``scale``."""
-    ordered = sorted(value * scale for value in values if value is not None)
-    if not ordered:
+    there = [value * scale for value in values if value is not None]
+    if not there:
         return None
-    p50, p90, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.99))
-    return Distribution(mean=math.fsum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99, max=ordered[-1])
+    p50, p90, p99 = map(float, np.percentile(there, [50, 90, 99]))
+    return Distribution(mean=math.fsum(there) / len(there), p50=p50, p90=p90, p99=p99, max=max(there))
 
 
 def summarize(load: Load, output_len: int, limits_ms: dict[str, float] | None = None) -> Metrics:

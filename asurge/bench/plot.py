@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asurge.bench.measure import Measurement
-from asurge.bench.metrics import percentile
 from asurge.bench.records import Load
 from asurge.bench.report import describe_workload
 from asurge.errors import BenchmarkError
@@ -89,7 +90,7 @@ def _shares(axes: Any, values_s: list[float | None], title: str) -> None:
         return
     shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
     axes.step([ordered[0], *ordered], [0.0, *shares], where="post")
-    for share, style in ((0.5, ":"), (0.9, "--"), (0.99, "-.")):
-        at = percentile(ordered, share)
-        axes.axvline(at, linestyle=style, linewidth=1, color="tab:gray", label=f"p{share * 100:.0f} {at:.1f} ms")
+    for percent, style in ((50, ":"), (90, "--"), (99, "-.")):
+        at = np.percentile(ordered, percent)
+        axes.axvline(at, linestyle=style, linewidth=1, color="tab:gray", label=f"p{percent} {at:.1f} ms")
     axes.legend(loc="lower right", fontsize=8)

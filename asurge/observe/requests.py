@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from asurge.outputs import FinishReason
@@ -30,10 +31,7 @@ class Recent:
 
     def percentile(self, percent: float) -> float | None:
         """None before the first value."""
-        if not self._values:
-            return None
-        ordered = sorted(self._values)
-        return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
+        return float(np.percentile(self._values, percent)) if self._values else None
 
 
 class RequestFigures:

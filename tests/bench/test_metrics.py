@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asurge.bench.metrics import distribution, parse_limits, percentile, summarize
+from asurge.bench.metrics import distribution, parse_limits, summarize
 from asurge.bench.records import Load, Record
 from asurge.errors import ConfigError
 
@@ -15,9 +15,10 @@ def record(sent_s: float, deliveries: list[tuple[float, int]], *, inputs: int = 
 
 
 def test_percentiles_interpolate() -> None:
-    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
-    assert percentile([1.0, 2.0, 3.0, 4.0], 0.9) == pytest.approx(3.7)
-    assert percentile([5.0], 0.99) == 5.0
+    four, one = distribution([4.0, 2.0, 1.0, 3.0]), distribution([5.0])
+    assert four is not None
+    assert one is not None
+    assert (four.p50, four.p90, one.p99) == (2.5, pytest.approx(3.7), 5.0)
     found = distribution([3.0, None, 1.0], scale=10)
     assert found is not None
     assert (found.mean, found.p50, found.max) == (20.0, 20.0, 30.0)
