@@ -43,8 +43,9 @@ class _Reader:
         """The output that comes next, None after the last; the same one until it is taken."""
         if self._coming is None:  # in a task of its own, which outlives a wait that is interrupted
             self._coming = asyncio.get_running_loop().create_task(self._next())
-        await asyncio.wait([self._coming])
-        return self._coming.result()
+        coming = self._coming
+        await asyncio.wait([coming])
+        return coming.result()
 
     def take(self) -> None:
         """Have `peek` go on."""
@@ -132,7 +133,7 @@ def _call(portal: BlockingPortal, do: Callable[[], Awaitable[T]]) -> T:
     work = _Work(do)
     try:
         return portal.call(work.run)
-    except Exception:
+    except Exception:  # the work's own
         raise
     except BaseException:
         portal.call(work.cancel)

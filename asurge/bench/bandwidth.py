@@ -32,8 +32,8 @@ def measure_bandwidth() -> float:
     """
     command = [sys.executable, "-m", "asurge.bench.bandwidth"]
     try:
-        # numpy would ask for huge pages, which read a quarter faster; weights lie in ordinary ones.
-        environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+        # On huge pages, as weights lie (`asurge.ops.native.memory`): some machines read them a quarter faster.
+        environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S, env=environment)
         return float(json.loads(done.stdout)["bytes_per_s"])
     except (subprocess.SubprocessError, ValueError, KeyError) as error:
