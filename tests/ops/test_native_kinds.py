@@ -29,10 +29,12 @@ def kind() -> str:
     return Path(library._name).stem.rpartition("_")[2]
 
 
-def run_suite(library: Path) -> None:
-    tests = [
-        str(Path(__file__).with_name(f"test_{name}.py")) for name in ("backends", "native_bounds", "packed", "sampling")
-    ]
+OF_PRODUCTS = ("backends", "native_bounds", "packed")
+ALL = (*OF_PRODUCTS, "sampling")
+
+
+def run_suite(library: Path, names: tuple[str, ...]) -> None:
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     options = ["-q", "-p", "no:cacheprovider", "-k", "native or packed or kernel", *tests]
     done = subprocess.run(
         [sys.executable, "-c", SUITE, str(library), *options],
@@ -51,21 +53,24 @@ def test_the_kernels_for_lesser_processors_keep_their_promises(other: str) -> No
     kinds = list(hatch_build.VARIANTS)
     if kinds.index(other) <= kinds.index(kind()):
         pytest.skip("all tests run them" if other == kind() else f"this processor has {kind()} only")
-    run_suite(native.FOLDER / f"libasurge_kernels_{other}.so")
+    run_suite(native.FOLDER / f"libasurge_kernels_{other}.so", ALL)
 
 
 @needs_kernels
 @needs_compiler
-def test_the_kernels_for_amx_keep_their_promises_over_emulated_tiles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", ["amx", "avx512"])
+def test_the_kernels_for_greater_processors_keep_their_promises_emulated(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind() == "amx":
-        pytest.skip("all tests run them")
-    flags = hatch_build.VARIANTS["amx"]
-    if kind() == "avx2":  # what is not tiles is then done by this processor's own instructions
-        flags = [flag for flag in flags if flag not in hatch_build.AVX512] + ["-mavx2", "-mfma"]
-    monkeypatch.setattr(hatch_build, "VARIANTS", {"amx": flags})
-    monkeypatch.setattr(hatch_build, "LIBRARIES", {"amx": hatch_build.LIBRARIES["amx"]})
-    tiles = Path(__file__).with_name("emulated_amx.h")
-    hatch_build.build(REPOSITORY / hatch_build.FOLDER, tmp_path, f"{COMPILER} -include {tiles}")
-    run_suite(tmp_path / hatch_build.LIBRARIES["amx"].name)
+    kinds, here = list(hatch_build.VARIANTS), kind()
+    if kinds.index(other) >= kinds.index(here):
+        pytest.skip(f"this processor has {here} itself")
+    lacking = [name for name in ("avx512", "amx") if kinds.index(other) <= kinds.index(name) < kinds.index(here)]
+    headers = [f"-include {Path(__file__).with_name(f'emulated_{name}.h')}" for name in lacking]
+    # All that is not emulated is done by this processor's own instructions.
+    own = [*hatch_build.VARIANTS[other][:1], *hatch_build.VARIANTS[here][1:]]
+    monkeypatch.setattr(hatch_build, "VARIANTS", {other: own})
+    monkeypatch.setattr(hatch_build, "LIBRARIES", {other: hatch_build.LIBRARIES[other]})
+    hatch_build.build(REPOSITORY / hatch_build.FOLDER, tmp_path, " ".join([str(COMPILER), "-Wno-psabi", *headers]))
+    # Kernels for AMX draw with AVX-512.
+    run_suite(tmp_path / hatch_build.LIBRARIES[other].name, OF_PRODUCTS if other == "amx" else ALL)
