@@ -60,7 +60,7 @@ def build(folder: Path, to: Path, compiler: str) -> None:
     """Compile all sources for each kind of processor, in parallel, and link them into a library in ``to``."""
     import jaxlib  # its FFI headers: only newer runtimes than them are compatible, so the oldest supported is pinned
 
-    include = f"-I{Path(jaxlib.__file__).parent / 'include'}"
+    include = f"-isystem{Path(jaxlib.__file__).parent / 'include'}"
     with tempfile.TemporaryDirectory() as scratch:
         objects: dict[str, list[str]] = {variant: [] for variant in VARIANTS}
         running: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
