@@ -21,6 +21,7 @@ from asurge.outputs import CompletionOutput, RequestOutput
 from asurge.params import RequestOptions, SamplingParams
 from asurge.server.attending import attended, only, threaded
 from asurge.server.config import ServerConfig
+from asurge.server.encodings import encoding_of, inflate
 from asurge.server.errors import ApiError, cancelled
 from asurge.server.keys import ApiKey
 from asurge.server.schema.sampling import EngineRequest, Sampling
@@ -66,6 +67,8 @@ async def read(request: web.Request, kind: type[T]) -> T:
         ) from None
     except web.RequestPayloadError as error:
         raise ApiError("the body is not what its headers say", code="invalid_body") from error
+    if (encoding := encoding_of(request)) is not None:
+        body = await threaded(request, functools.partial(inflate, body, encoding, most))
     request[BODY_BYTES] = len(body)
     decode = functools.partial(_decoder(kind).decode, body)
     try:

@@ -1,5 +1,5 @@
-"""Requests whose head cannot be read: aiohttp quotes them in its log, with a traceback, and in its answer; they may hold
-keys."""
+"""Our own way with what aiohttp reads of a connection: heads that cannot be read, which it quotes, though they may hold keys, in
+its log, with a traceback, and in its answer; and compressed bodies (`asurge.server.encodings`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger("asurge.server")
 
 
 class Runner(web.AppRunner):
-    """aiohttp's, with answers of our own to heads that cannot be read."""
+    """aiohttp's, with a `Handler` for each connection."""
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -28,10 +28,12 @@ class Runner(web.AppRunner):
 
 class _Server(web.Server):
     def __call__(self) -> web.RequestHandler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
+        return Handler(self, loop=self._loop, auto_decompress=False, **self._kwargs)
 
 
-class _Handler(web.RequestHandler):
+class Handler(web.RequestHandler):
+    """Of one connection."""
+
     __slots__ = ()
 
     def handle_error(

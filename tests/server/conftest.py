@@ -25,9 +25,9 @@ class Running:
     def __init__(self) -> None:
         self._runners: list[web.AppRunner] = []
 
-    async def start(self, app: web.Application, **settings: Any) -> str:
+    async def start(self, app: web.Application, kind: type[web.AppRunner] = web.AppRunner, **settings: Any) -> str:
         defaults = dict(handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-        runner = web.AppRunner(app, **(defaults | settings))
+        runner = kind(app, **(defaults | settings))
         self._runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
