@@ -101,11 +101,12 @@ class Output:
         self._has_arguments = self._has_arguments or text != ""
         self._add(ToolCallArguments, text)
 
-    def end(self) -> None:
-        """The call is complete, or no more of it can be read; if it has no arguments, they are an empty object."""
+    def end(self, *, whole: bool = True) -> None:
+        """The call is complete; if it has no arguments, they are an empty object. Or, not ``whole``, no more of it can be read, and
+        what there is of its arguments must not pass for all of them: it is no JSON."""
         if self.in_call:
             if not self._has_arguments:
-                self.arguments("{}")
+                self.arguments("{}" if whole else "{")
             self._join()
             self.in_call = False
             self._calls += 1

@@ -6,17 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.guided import JSON_WHITESPACE
+from asurge.errors import InvalidRequestError
+from asurge.guided import JSON_WHITESPACE, MAX_GRAMMAR_BYTES
 
 NEWLINES = r"/[\n ]{0,4}/"
 """Between marks."""
 
 
 class Lark:
-    """Builds a grammar. All methods but `rule` and `build` give expressions to put into rules."""
+    """Builds a grammar of tools' calls. All methods but `rule` and `build` give expressions to put into rules."""
 
     def __init__(self) -> None:
-        self._rules = list[str]()
+        self._rules, self._characters = list[str](), 0
 
     @staticmethod
     def text(text: str) -> str:
@@ -29,9 +30,20 @@ class Lark:
         return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
 
     def rule(self, body: str, *, attributes: str = "", terminal: bool = False) -> str:
-        """Add a rule; returns its name."""
+        """Add a rule; returns its name.
+
+        Raises:
+            InvalidRequestError: the grammar is larger than any may be. (A small schema makes a large one if all parameters
+                refer to the same definitions.)
+        """
         name = f"{'T' if terminal else 'r'}{len(self._rules)}"
         self._rules.append(f"{name}{attributes}: {body}")
+        self._characters += len(self._rules[-1])
+        if self._characters > MAX_GRAMMAR_BYTES:
+            raise InvalidRequestError(
+                f"tools make a grammar of more than {MAX_GRAMMAR_BYTES} bytes: use fewer tools, or smaller schemas",
+                param="tools",
+            )
         return name
 
     def build(self, start: str) -> str:

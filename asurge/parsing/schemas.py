@@ -13,6 +13,13 @@ from asurge.parsing.json_stream import is_json, whole
 from asurge.parsing.lark import Lark
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_TEXT = frozenset(("string",))
+_KINDS: dict[type, str] = {
+    str: "string", bool: "boolean", type(None): "null", int: "number", float: "number", list: "array", dict: "object"
+}  # fmt: skip
+_KINDS_BY_FIRST = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
+"""Of a value in JSON, by its first character; of others numbers."""
+
 _HOPS = 16
 """From one reference to the next, at most."""
 
@@ -28,11 +35,7 @@ class Parameter:
     @property
     def is_text(self) -> bool:
         """Whether the value is always a string: formats then write it without quotes."""
-        schema = _resolved(self.schema)
-        if "type" in schema:
-            return bool(schema["type"] == "string")
-        options = schema["enum"] if isinstance(schema.get("enum"), list) else [schema.get("const")]
-        return bool(options) and all(isinstance(one, str) for one in options)
+        return kinds(self.schema) == _TEXT
 
     @property
     def is_boolean(self) -> bool:
@@ -58,29 +61,74 @@ def _mapping(found: object) -> Mapping[str, Any]:
 
 def parameters(schema: Mapping[str, Any]) -> list[Parameter]:
     """The parameters of a tool, in the schema's order."""
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    resolved = _resolved(schema)
+    shared, resolved = _shared(schema), _resolved(schema)
     known, listed = _mapping(resolved.get("properties")), resolved.get("required")
     required = [one for one in listed if isinstance(one, str)] if isinstance(listed, list | tuple) else []
     names = [*known, *(name for name in required if name not in known)]
+    schemas = {name: _mapping(known.get(name)) for name in names}
     return [
-        Parameter(name, {**shared, **one} if isinstance(one := known.get(name, {}), Mapping) else {}, name in required)
-        for name in names
+        Parameter(name, {**shared, **one} if shared and _refers(one) else one, name in required)
+        for name, one in schemas.items()
     ]
 
 
-def texts(tools: Tools) -> dict[str, frozenset[str]]:
-    """For each tool, the parameters that are always strings."""
-    return {name: frozenset(one.name for one in parameters(schema) if one.is_text) for name, schema in functions(tools)}
+def _shared(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Its definitions."""
+    return {key: schema[key] for key in ("$defs", "definitions") if key in schema}
 
 
-def as_json(text: str, is_text: bool) -> str:
-    """A value that was written without quotes, as JSON: what is not known to be text may be JSON already."""
-    if not is_text:
+def _refers(schema: Mapping[str, Any]) -> bool:
+    """Whether there is a reference anywhere in it."""
+    within: list[object] = [schema]
+    while within:
+        part = within.pop()
+        if isinstance(part, Mapping):
+            if "$ref" in part:
+                return True
+            within += part.values()
+        elif isinstance(part, list | tuple):
+            within += part
+    return False
+
+
+def kinds(schema: Mapping[str, Any], hops: int = _HOPS) -> frozenset[str] | None:
+    """The types of JSON that a schema allows, integers as numbers; None if it does not say."""
+    resolved = _resolved(schema)
+    named, listed = resolved.get("type"), resolved.get("enum", [resolved["const"]] if "const" in resolved else None)
+    options = resolved.get("anyOf", resolved.get("oneOf"))
+    if named is not None:
+        names = named if isinstance(named, list | tuple) else [named]
+    elif isinstance(listed, list | tuple):
+        names = [_KINDS.get(type(one)) for one in listed]
+    elif isinstance(options, list | tuple) and hops:
+        found = [kinds({**_shared(schema), **_mapping(one)}, hops - 1) for one in options]
+        names = [None if one is None else name for one in found for name in one or (None,)]
+    else:
+        names = []
+    known = ["number" if name == "integer" else name for name in names if isinstance(name, str)]
+    return frozenset(known) if known and len(known) == len(names) else None
+
+
+def kinds_of(tools: Tools, name: str) -> dict[str, frozenset[str] | None]:
+    """For each parameter of a tool, its `kinds`."""
+    return {
+        one.name: kinds(one.schema) for tool, schema in functions(tools) if tool == name for one in parameters(schema)
+    }
+
+
+def as_json(text: str, allowed: frozenset[str] | None) -> str:
+    """A value that was written without quotes, as JSON: what is not known to be text may be JSON already.
+
+    Args:
+        allowed: its `kinds`. What reads as another kind is text, if it may be: the 12345 of an optional string.
+    """
+    if allowed != _TEXT:
         stripped = text.strip()
         stripped = _PYTHON_WORDS.get(stripped, stripped)
         if is_json(stripped):
-            return stripped
+            kind = _KINDS_BY_FIRST.get(stripped[0], "number")
+            if allowed is None or "string" not in allowed or kind in allowed:
+                return stripped
     return quoted(text)
 
 
@@ -92,11 +140,14 @@ def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = ""
     """An expression for a string without quotes that fits a schema, and for the mark that ends it, with text before."""
     schema = _resolved(schema)
     options = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if isinstance(options, list | tuple) and options:
-        choices = " | ".join(lark.text(one) for one in options)
+    # Null stands beside strings in what OpenAPI calls nullable; without quotes it would be one.
+    if isinstance(options, list | tuple) and (among := [one for one in options if isinstance(one, str)]):
+        choices = " | ".join(lark.text(one) for one in among)
         return f"({choices}) {lark.text(before + end)}"
-    low, high = schema.get("minLength", 0), schema.get("maxLength", "")
-    terms = [f"/(?s:.{{{low},{high}}})/"]
+    low, high = (
+        one if type(one := schema.get(name)) is int and one >= 0 else "" for name in ("minLength", "maxLength")
+    )
+    terms = [f"/(?s:.{{{low or 0},{high}}})/"]
     if isinstance(pattern := schema.get("pattern"), str):
         terms.append(f"/{_searched(pattern)}/")
     without = lark.rule(f"/(?s:.*){_escaped(re.escape(end))}(?s:.*)/", terminal=True)
@@ -107,7 +158,8 @@ def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = ""
 def _searched(pattern: str) -> str:
     """A pattern that may match anywhere, as one that matches the whole text."""
     begin = "" if pattern.startswith("^") else "(?s:.*)"
-    end = "" if pattern.endswith("$") and not pattern.endswith("\\$") else "(?s:.*)"
+    escapes = len(pattern) - 1 - len(pattern[:-1].rstrip("\\"))
+    end = "" if pattern.endswith("$") and escapes % 2 == 0 else "(?s:.*)"
     inner = pattern.removeprefix("^")
     return f"{begin}({_escaped(inner[:-1] if end == '' else inner)}){end}"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from asurge.parsing import REASONING_FORMATS, TOOL_FORMATS, Content, ToolCallStart
+from asurge.parsing import REASONING_FORMATS, TOOL_FORMATS, Content, ToolCallArguments, ToolCallStart
 from asurge.parsing.formats.base import SPECIAL_TOKENS
 from tests.parsing.formats import CHARACTERS, FORMATS, IDS, MARKS, Call, call_lists, glm45, mixtures, qwen3_coder, tools
 from tests.parsing.pieces import calls, content, cut, events, merged, parser, reasoning
@@ -213,3 +213,34 @@ def test_reasoning_formats(name: str) -> None:
         assert merged(found) == found
         assert (reasoning(found), content(found)) == ("well", f"so {begin}")
         assert reasoning(events(parser(None, name), [f"{begin}well{end[:-1]}"])) == f"well{end[:-1]}"
+
+
+CUT = {
+    "hermes": '<tool_call>\n{"name": "rm", "arguments": {"path": "/a", "days": 30}}\n</tool_call>',
+    "llama3_json": '{"name": "rm", "parameters": {"path": "/a", "days": 30}}',
+    "mistral": '[TOOL_CALLS][{"name": "rm", "arguments": {"path": "/a", "days": 30}}]',
+    "pythonic": '[rm(path="/a", days=30)]',
+    "gemma": "<start_function_call>call:rm{path:<escape>/a<escape>,days:30}<end_function_call>",
+    "glm45": "<tool_call>rm\n<arg_key>path</arg_key>\n<arg_value>/a</arg_value>\n<arg_key>days</arg_key>\n"
+    "<arg_value>30</arg_value>\n</tool_call>",
+    "qwen3_coder": "<tool_call>\n<function=rm>\n<parameter=path>\n/a\n</parameter>\n<parameter=days>\n30\n</parameter>\n"
+    "</function>\n</tool_call>",
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_call_that_breaks_off_does_not_pass_for_a_whole_one(name: str) -> None:
+    """A tool whose parameters are optional would run without any."""
+    text, whole = CUT[name], {"path": "/a", "days": 30}
+    for end in range(len(text) + 1):
+        found = events(parser(name), [text[:end]])
+        written = "".join(event.text for event in found if isinstance(event, ToolCallArguments))
+        try:
+            assert json.loads(written) == whole
+        except ValueError:
+            continue
+
+
+def test_a_header_without_a_name_is_no_call() -> None:
+    found = events(parser("gpt_oss"), ["<|channel|>commentary to=functions. <|message|>{}<|call|>"])
+    assert calls(found) == []

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from asurge.errors import InvalidRequestError
 from asurge.guidance import Grammars
 from asurge.guidance.grammar import GrammarState
 from asurge.guided import GuidedDecodingParams
@@ -190,3 +191,71 @@ def test_schemas_that_say_nothing_are_no_failures(name: str, case: str) -> None:
     text = "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
     if name == "qwen3_coder":
         assert calls(events(parser(name, tools=given), [text])) == [("f", {"a": "x"})]
+
+
+OPTIONAL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+KINDS: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "a string": ({"type": "string"}, "12", "12"),
+    "a string or null": ({"type": ["string", "null"]}, "12", "12"),
+    "an optional string": (OPTIONAL, "12", "12"),
+    "an optional string that is not there": (OPTIONAL, "null", None),
+    "an optional string by reference": ({"anyOf": [{"$ref": "#/$defs/name"}, {"type": "null"}]}, "[1]", "[1]"),
+    "a string or a number": ({"type": ["string", "integer"]}, "12", 12),
+    "a nullable choice": ({"type": "string", "nullable": True, "enum": ["c", "f", None]}, "c", "c"),
+    "an optional number": ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "12", 12),
+    "anything": ({}, "12", 12),
+    "what does not end": ({"anyOf": [{"$ref": "#/$defs/loop"}]}, "12", 12),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_values_without_quotes_are_what_their_schema_allows(case: str) -> None:
+    schema, written, value = KINDS[case]
+    definitions = {"name": {"type": "string"}, "loop": {"anyOf": [{"$ref": "#/$defs/loop"}]}}
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"], "$defs": definitions}
+    given = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    texts = {
+        "qwen3_coder": f"<tool_call>\n<function=f>\n<parameter=a>\n{written}\n</parameter>\n</function>\n</tool_call>",
+        "glm45": f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{written}</arg_value>\n</tool_call>",
+    }
+    for name, text in texts.items():
+        assert calls(events(parser(name, tools=given), [text])) == [("f", {"a": value})]
+
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "null among the choices": {"enum": ["c", None]},
+    "null as the only choice": {"enum": [None]},
+    "lengths that are none": {"minLength": "0,})/ | /(?s:.*", "maxLength": -1},
+    "a pattern that ends with a backslash": {"pattern": r"^a\\$"},
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "gemma"])
+def test_odd_strings_make_grammars(name: str, case: str) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string", **TEXTS[case]}}, "required": ["a"]}
+    grammar = TOOL_FORMATS[name].grammar(
+        [{"type": "function", "function": {"name": "f", "parameters": parameters}}], parallel=False
+    )
+    assert grammar is not None
+    assert "null" not in grammar
+    assert "(?s:.*/ |" not in grammar
+    for kind in ("marks are text", "marks are tokens"):
+        grammars(kind).compile(GuidedDecodingParams(grammar=grammar))
+
+
+@pytest.mark.parametrize("name", ["pythonic", "gemma", "glm45", "qwen3_coder"])
+def test_definitions_are_repeated_only_where_they_are_meant_and_not_without_end(name: str) -> None:
+    """One schema must not make gigabytes of grammar."""
+
+    def tools(of_each: dict[str, Any]) -> list[dict[str, Any]]:
+        definitions = {"d": {"description": "x" * 10_000}}
+        parameters = {"$defs": definitions, "properties": {f"p{at}": of_each for at in range(500)}}
+        return [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+    grammar = TOOL_FORMATS[name].grammar(tools({"type": "integer"}), parallel=False)
+    assert grammar is not None
+    assert "xxx" not in grammar
+    with pytest.raises(InvalidRequestError, match="use fewer tools") as refused:
+        TOOL_FORMATS[name].grammar(tools({"items": [{"$ref": "#/$defs/d"}]}), parallel=False)
+    assert refused.value.param == "tools"

@@ -104,7 +104,7 @@ def attempt(reader: Reader, out: Output, begun: str, call: Wait[None]) -> Wait[N
         reader.forget()
     except MalformedError:
         if out.in_call:
-            out.end()
+            out.end(whole=False)
         out.refused(reader.kept())
 
 

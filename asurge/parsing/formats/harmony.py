@@ -80,8 +80,9 @@ class GptOss(ToolFormat):
             return ""
         recipient = _RECIPIENT.search(header.text) if self._calls else None
         channel = _CHANNEL_NAME.search(header.text)
-        if recipient is not None and recipient[1] != "assistant":
-            out.start(recipient[1].removeprefix("functions."))
+        name = "" if recipient is None else recipient[1].removeprefix("functions.")
+        if name not in ("", "assistant"):
+            out.start(name)
             mark = yield from self._body(reader, marks, out.arguments)
             out.end()
             return mark

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from asurge.parsing.events import Output
@@ -12,7 +11,7 @@ from asurge.parsing.formats.base import MarkedFormat, Tools, functions
 from asurge.parsing.lark import NEWLINES, Lark
 from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import MalformedError, Reader, Wait
-from asurge.parsing.schemas import Parameter, as_json, parameters, quoted, text_value, texts
+from asurge.parsing.schemas import Parameter, as_json, kinds_of, parameters, quoted, text_value
 
 
 class TaggedFormat(MarkedFormat):
@@ -35,12 +34,12 @@ class TaggedFormat(MarkedFormat):
             raise MalformedError("name")
         out.start(name)
         reader.forget()
-        known: Mapping[str, frozenset[str]] = texts(tools)
+        known = kinds_of(tools, name)
         separator, going = "{", first
         while going:
             key = yield from self.key(reader)
             value = self.trimmed((yield from reader.upto(marks_of(frozenset((self.value_end,))))))
-            out.arguments(f"{separator}{quoted(key)}: {as_json(value, key in known.get(name, ()))}")
+            out.arguments(f"{separator}{quoted(key)}: {as_json(value, known.get(key))}")
             separator = ", "
             going = yield from self.next(reader)
         out.arguments("{}" if separator == "{" else "}")
