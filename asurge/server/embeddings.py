@@ -57,6 +57,7 @@ async def _embed(
         normalize=asked.normalize is not False,
         dimensions=asked.dimensions,
         truncate_prompt_tokens=asked.truncate_prompt_tokens,
+        request_id=exchange.name(served),
         use_tqdm=False,
         **exchange.options(asked),
     )

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -106,6 +107,7 @@ class Exchange:
     def __init__(self, request: web.Request) -> None:
         self.request, self.state, self.key = request, request.app[STATE], request[KEY]
         self._streams: list[tuple[Served, TokenStream]] = []
+        self._named: list[tuple[Served, str]] = []
         self._tokens, self.charges_drawn = 0, True
 
     def __enter__(self) -> Self:
@@ -127,14 +129,19 @@ class Exchange:
         self._streams.append((served, stream))
         return stream
 
+    def name(self, served: Served) -> str:
+        """A new id for an embedding that an engine makes for this request."""
+        self._named.append((served, f"embd-{secrets.token_hex(12)}"))
+        return self._named[-1][1]
+
     def charge(self, prompt_tokens: int) -> None:
         """Count what was done without a stream."""
         self._tokens += prompt_tokens
 
     def abort(self) -> None:
-        """End its streams; the client is told that the server is stopping."""
-        for served, stream in self._streams:
-            served.engine.abort_request(stream.request_id)
+        """End all that engines do for it; the client is told that the server is stopping."""
+        for served, request_id in (*((served, stream.request_id) for served, stream in self._streams), *self._named):
+            served.engine.abort_request(request_id)
 
     def options(self, asked: EngineRequest) -> RequestOptions:
         """Whose request it is, for fairness and for the prefix cache."""

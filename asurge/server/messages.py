@@ -74,7 +74,8 @@ async def count_tokens(request: web.Request) -> web.Response:
     def count() -> int:
         messages = _conversation(asked)
         how = rendering_of(_switches(asked), continue_final_message=_begins_answer(messages))
-        return len(conversation_tokens(served, messages, _tools(asked), how))
+        unused = asked.tool_choice is not None and asked.tool_choice.type == "none"
+        return len(conversation_tokens(served, messages, None if unused else _tools(asked), how))
 
     return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
 
@@ -160,7 +161,7 @@ def _messages(message: TurnMessage) -> list[Message]:
             case TextBlock(text=text):
                 turn.content = f"{turn.content}\n{text}" if isinstance(turn.content, str) else text
             case ThinkingBlock(thinking=text):
-                turn.reasoning_content = text
+                turn.reasoning_content = f"{turn.reasoning_content}\n{text}" if turn.reasoning_content else text
             case ToolUseBlock():
                 call = ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=block.input))
                 turn.tool_calls = [*(turn.tool_calls or ()), call]

@@ -59,7 +59,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
         # A stream has begun: cut off, it shows that it failed, which a second answer within it would not.
         _cut(request)
     if not response.prepared:
-        response.headers["X-Request-Id"] = request_id
+        _identify(request, response)
         _allow_origin(request, response, state)
     _tell(request, response.status, began_s)
     return response
@@ -68,8 +68,14 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
 async def headers(request: web.Request, response: web.StreamResponse) -> None:
     """For streams, whose headers leave before the middleware sees them (`on_response_prepare`)."""
     if REQUEST_ID in request and "X-Request-Id" not in response.headers:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        _identify(request, response)
         _allow_origin(request, response, request.app[STATE])
+
+
+def _identify(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    if _is_anthropic(request):  # whose clients look there
+        response.headers["Request-Id"] = request[REQUEST_ID]
 
 
 async def _admitted(request: web.Request, handler: web.Handler, state: ServerState) -> web.StreamResponse:  # type: ignore[name-defined]
@@ -116,9 +122,12 @@ def _http(error: web.HTTPException) -> Failure:
 
 
 def _refused(request: web.Request, failure: Failure) -> web.Response:
-    anthropic = (request.match_info.route.name or "").startswith("asurge.v1.messages")
-    body = failure.anthropic(request[REQUEST_ID]) if anthropic else failure.openai()
+    body = failure.anthropic(request[REQUEST_ID]) if _is_anthropic(request) else failure.openai()
     return web.Response(body=body, status=failure.status, content_type="application/json", headers=failure.headers)
+
+
+def _is_anthropic(request: web.Request) -> bool:
+    return (request.match_info.route.name or "").startswith("asurge.v1.messages")
 
 
 def _cut(request: web.Request) -> None:
@@ -133,7 +142,7 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, state: Ser
         return
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if "*" in allowed else origin
     response.headers[hdrs.VARY] = hdrs.ORIGIN
-    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
+    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Request-Id, Retry-After"
     if request.method == hdrs.METH_OPTIONS:
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, DELETE, OPTIONS"
         # Those that the page asks for: clients send many of their own, such as ``x-stainless-os``.

@@ -45,6 +45,8 @@ from asurge.server.store import STORE
 from asurge.stream import TokenStream
 
 _REFERENCE = "item_reference"
+_METADATA = (16, 64, 512)
+"""At most so many pairs; characters of their keys, and of their values."""
 _TEXTS = ("input_text", "output_text", "text")
 
 
@@ -99,6 +101,7 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
     for name in ("background", "conversation", "prompt"):
         if getattr(asked, name):
             raise ApiError(f"{name} is not supported: leave it out", param=name)
+    _check_metadata(asked.metadata or {})
     messages = list(before)
     if isinstance(asked.input, str):
         messages.append(Message(role="user", content=asked.input))
@@ -119,6 +122,17 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
         response_format=_format(asked),
         **{name: getattr(asked, name) for name in names},
     )
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    """OpenAI's bounds: it comes back with each event that holds the response."""
+    most, *lengths = _METADATA
+    if len(metadata) > most or any(
+        len(one) > length for pair in metadata.items() for one, length in zip(pair, lengths, strict=True)
+    ):
+        raise ApiError(
+            f"metadata must be at most {most} pairs of {lengths[0]} and {lengths[1]} characters", param="metadata"
+        )
 
 
 def _tools(asked: ResponsesRequest) -> list[Tool] | None:

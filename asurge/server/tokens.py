@@ -25,6 +25,9 @@ from asurge.server.schema.models import (
 from asurge.server.state import STATE, Served
 from asurge.text import Rendering
 
+_MOST_TOKENS = 1 << 20
+"""That are made text at once: the tokenizer holds the interpreter while it does."""
+
 
 async def tokenize(request: web.Request) -> web.Response:
     """A text or a conversation, as tokens."""
@@ -51,6 +54,8 @@ async def detokenize(request: web.Request) -> web.Response:
 
     def answer() -> bytes:
         tokens = asked.tokens
+        if len(tokens) > _MOST_TOKENS:
+            raise ApiError(f"tokens has {len(tokens)} ids: at most {_MOST_TOKENS} are allowed", param="tokens")
         if tokens and not (min(tokens) >= 0 and max(tokens) < tokenizer.vocab_size):
             wrong = next(token for token in tokens if not 0 <= token < tokenizer.vocab_size)
             raise ApiError(

@@ -94,3 +94,10 @@ async def test_usage_at_the_end_of_a_stream(client: openai.AsyncOpenAI) -> None:
     parts = await streamed(client, stream_options={"include_usage": True})
     assert all(part.usage is None for part in parts[:-1])
     assert parts[-1].usage.total_tokens == (await create(client)).usage.total_tokens
+
+
+async def test_seeds_have_a_sign(client: openai.AsyncOpenAI) -> None:
+    """OpenAI's are integers of 64 bits."""
+    texts = [(await create(client, temperature=1.5, seed=seed)).choices[0].text for seed in (-1, -1, -(2**63), 5)]
+    assert texts[0] == texts[1]
+    assert len({*texts}) > 1

@@ -430,3 +430,19 @@ async def test_a_port_that_is_taken() -> None:
         server = ApiServer(Engine("demo"), port=taken.getsockname()[1])
         with pytest.raises(ConfigError, match="cannot be used"):
             await server.serve()
+
+
+async def test_embeddings_that_take_too_long_are_aborted_and_told(demo: Engine, running: Running) -> None:
+    app = make_app(demo, drain_timeout_s=0.05)
+    url = await running.start(app, shutdown_timeout=60.0)
+    async with aiohttp.ClientSession(url) as http, anyio.create_task_group() as tasks:
+
+        async def stop_once_it_computes() -> None:
+            while not demo.num_running_requests:
+                await anyio.sleep(0.005)
+            await running.stop()
+
+        tasks.start_soon(stop_once_it_computes)
+        async with http.post("/v1/embeddings", json={"input": ["a b c " * 300] * 256}) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (503, "unavailable")
+    await settle(demo, left_by_clients=True)

@@ -90,10 +90,18 @@ async def test_a_conversation_with_tools_goes_on(claude: anthropic.AsyncAnthropi
     assert counted.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
 
 
+async def test_tools_that_may_not_be_used_are_not_counted(claude: anthropic.AsyncAnthropic) -> None:
+    given: Any = {"messages": ASK, "tools": [WEATHER], "tool_choice": {"type": "none"}}
+    answer = await create(claude, **given)
+    counted = await claude.messages.count_tokens(model="demo", **given)
+    assert counted.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+
+
 async def test_errors_have_its_shape(claude: anthropic.AsyncAnthropic, http: aiohttp.ClientSession) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         await create(claude, model="claude-9")
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index,call-overload]
+    assert missing.value.request_id
     image = {"type": "image", "source": {"type": "url", "url": "http://localhost/x"}}
     with pytest.raises(anthropic.BadRequestError, match="image"):
         await create(claude, messages=[{"role": "user", "content": [image]}])

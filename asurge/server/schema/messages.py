@@ -107,7 +107,7 @@ class MessagesRequest(CountMessagesRequest, kw_only=True):
     """A conversation to continue."""
 
     max_tokens: int
-    stream: bool = False
+    stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

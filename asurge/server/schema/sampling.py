@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from asurge.guided import GuidedDecodingParams
-from asurge.params import OutputKind, RequestOptions, SamplingParams
+from asurge.params import MAX_SEED, OutputKind, RequestOptions, SamplingParams
 from asurge.server.errors import ApiError
 
 _PLAIN = (
@@ -170,6 +170,8 @@ class Sampling(EngineRequest, kw_only=True):
             ApiError: the request asks for one form, and its tools for another.
         """
         values = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
+        if -1 - MAX_SEED <= values.get("seed", 0) < 0:  # OpenAI's have a sign
+            values["seed"] &= MAX_SEED
         asked = self._form()
         if form and asked:
             raise ApiError(
