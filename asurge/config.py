@@ -40,6 +40,7 @@ class SchedulerConfig:
     max_mixed_step_s: float | None = 0.045
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.policy not in ("fcfs", "priority"):
             raise ConfigError(f"policy={self.policy!r} must be 'fcfs' or 'priority'")
         _at_least("max_overtakes", self.max_overtakes, 0)
@@ -67,6 +68,7 @@ class CacheConfig:
     prefix_cache_capacity: int | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.prefix_cache_capacity is not None:
             _at_least("prefix_cache_capacity", self.prefix_cache_capacity, 0)
 
@@ -156,8 +158,13 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for field, kind in (("scheduler", SchedulerConfig), ("cache", CacheConfig)):
             object.__setattr__(self, field, _made(field, kind, getattr(self, field)))
+        ids: Any = self.extra_eos_token_ids
+        object.__setattr__(self, "extra_eos_token_ids", tuple(ids) if isinstance(ids, list) else ids)  # JSON has lists
+        _check_types(self)
         if not isinstance(self.model, str) or not self.model:
-            raise ConfigError(f"model={self.model!r} must be 'demo', a folder or a repository name")
+            raise ConfigError(
+                f"model={self.model!r} must be 'demo', a folder or a repository name (an EngineConfig goes to Engine.from_config)"
+            )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if self.quantization not in (None, "int8"):
@@ -178,7 +185,8 @@ class EngineConfig:
                 raise ConfigError(f"{field}={value} must be a power of two")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"max_model_len={self.max_model_len} leaves no room for an answer: use at least 2")
-        if not 0.0 < self.hbm_utilization <= 1.0:
+        _positive("hbm_utilization", self.hbm_utilization)
+        if self.hbm_utilization > 1.0:
             raise ConfigError(f"hbm_utilization={self.hbm_utilization!r} must be in (0, 1]")
         _positive("step_timeout_s", self.step_timeout_s)
         if self.reserve_tokens is not None:
@@ -199,6 +207,27 @@ def _made(field: str, kind: type[Any], given: Any) -> Any:
     if not isinstance(given, Mapping) or given.keys() - known:
         raise ConfigError(f"{field}={given!r} must be {kind.__name__}, or a mapping of {', '.join(sorted(known))}")
     return kind(**given)
+
+
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "str | None": ("text or None", lambda value: value is None or isinstance(value, str)),
+    "tuple[int, ...]": ("token ids", lambda value: isinstance(value, tuple) and all(type(one) is int for one in value)),
+    "Mapping[str, float]": ("a mapping", lambda value: isinstance(value, Mapping)),
+    "Mapping[str, Callable[..., Any]]": (
+        "a mapping of functions",
+        lambda value: isinstance(value, Mapping) and all(callable(one) for one in value.values()),
+    ),
+    "Callable[..., Any] | None": ("a function or None", lambda value: value is None or callable(value)),
+}
+"""By annotation, what a setting must be; others have bounds, which say more."""
+
+
+def _check_types(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        wanted, fits = _TYPES.get(str(field.type), ("", lambda value: True))
+        if not fits(value := getattr(config, field.name)):
+            raise ConfigError(f"{field.name}={value!r} must be {wanted}")
 
 
 def _at_least(name: str, value: Any, low: int) -> None:

@@ -18,6 +18,7 @@ from asurge.assembly import assemble
 from asurge.config import EngineConfig
 from asurge.embedding import embed_all
 from asurge.errors import ConfigError, EngineStateError, InvalidRequestError
+from asurge.guided import shown
 from asurge.intake import Admission, Intake, admit
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
@@ -47,15 +48,9 @@ class Engine(EngineStatus):
     """
 
     def __init__(self, model: str = "demo", **settings: Any) -> None:
-        known = {field.name for field in dataclasses.fields(EngineConfig)}
-        for name in settings:
-            if name not in known:
-                raise ConfigError(
-                    f"unknown setting {name}={settings[name]!r}: the settings are {', '.join(sorted(known))}"
-                )
+        _check_known(settings)
         super().__init__(EngineConfig(model=model, **settings))
         self._callback: ParamsCallback | None = self.config.sampling_params_callback
-        self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -97,18 +92,23 @@ class Engine(EngineStatus):
         """Abort whatever still runs, stop serving and free device memory. Safe to call twice.
 
         Raises:
-            EngineStateError: it is still starting, in another task.
+            EngineStateError: it is still starting, in another task; or it runs on another event loop.
         """
         if self._state == "starting":
             raise EngineStateError("the engine is still starting: cancel or await initiate() first")
-        if self._state != "running" or self._pipeline is None or self._serving is None:
+        serving, pipeline = self._serving, self._pipeline
+        if self._state != "running" or pipeline is None or serving is None:
             self._state = "stopped"
             return
+        if lasts := not serving.get_loop().is_closed():
+            self._check_loop()
         self._state = "stopped"
-        self._pipeline.abort_all()
-        self._serving.cancel()
+        if lasts:
+            pipeline.abort_all()
+            serving.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait([self._serving])
+            if lasts:
+                await asyncio.wait([serving])
             if self._parts is not None:
                 await to_thread.run_sync(self._parts.runner.shutdown)
 
@@ -141,7 +141,7 @@ class Engine(EngineStatus):
         self._started().scheduler.forget_cache()
 
     def _check_idle(self) -> None:
-        self._running()
+        self._here()
         now = self.statistics()
         if now.running or now.waiting or now.in_flight_steps:
             raise EngineStateError("weights are replaced only while no request runs: wait, or abort what runs")
@@ -163,6 +163,7 @@ class Engine(EngineStatus):
             EngineDeadError: it has failed.
         """
         pipeline, _ = self._running()
+        _check_params(sampling_params)
         name = request_id or f"req-{secrets.token_hex(8)}"
 
         async def submit(whole: bool) -> Generation:
@@ -170,7 +171,7 @@ class Engine(EngineStatus):
                 params = self._params(name, prompt, sampling_params)
                 return intake.prepare(name, prompt, params, clock, options, whole=whole)
 
-            return await admit(self._running, name, prepare)
+            return await admit(self._here, name, prepare)
 
         return TokenStream(name, submit, pipeline.cancel)
 
@@ -202,7 +203,13 @@ class Engine(EngineStatus):
             self.stream(prompt, one, request_id=name, **options)
             for prompt, one, name in zip(batch, params, names, strict=True)
         ]
-        with tqdm(total=len(batch), desc="Generating", unit="req", disable=not use_tqdm, leave=False) as bar:
+        with tqdm(
+            total=len(batch),
+            desc="Generating",
+            unit="req",
+            disable=not use_tqdm or self.config.silent_mode,
+            leave=False,
+        ) as bar:
             return await finish_all(streams, bar.update, _together(params, self.config.max_queued_requests))
 
     async def beam_search(
@@ -220,7 +227,7 @@ class Engine(EngineStatus):
             InvalidRequestError: an argument is out of range.
         """
 
-        _, intake = self._running()
+        _, intake = self._here()
         return await beam.beam_search(
             self.generate,
             intake,
@@ -252,9 +259,11 @@ class Engine(EngineStatus):
         wish = EmbeddingParams(pooling=pooling, normalize=normalize, dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens)  # fmt: skip
         batch = _batch(prompts)
         names = _ids_of_each(request_id, len(batch))
-        with tqdm(total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm, leave=False) as bar:
+        with tqdm(
+            total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm or self.config.silent_mode, leave=False
+        ) as bar:
             at_most = self.config.max_queued_requests
-            return await embed_all(self._running, batch, names, wish, options, bar.update, at_most)
+            return await embed_all(self._here, batch, names, wish, options, bar.update, at_most)
 
     @overload
     async def chat(
@@ -296,7 +305,8 @@ class Engine(EngineStatus):
         Raises:
             ChatTemplateError: malformed messages, no template, or one that fails.
         """
-        _, intake = self._running()
+        _, intake = self._here()
+        _check_params(sampling_params)
         how, rest = split_options(options)
         prompt = await intake.render(messages, sampling_params or SamplingParams(), **how)
         tokens = self.stream(prompt, sampling_params, request_id=request_id, **rest)
@@ -316,7 +326,24 @@ class Engine(EngineStatus):
         params = params or SamplingParams()
         if self._callback is None:
             return params
-        return self._callback(params, {"request_id": request_id, "prompt": prompt, "engine": self}) or params
+        params = self._callback(params, {"request_id": request_id, "prompt": prompt, "engine": self}) or params
+        _check_params(params)
+        return params
+
+
+def _check_known(settings: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name}={value!r}: the settings are {', '.join(sorted(known))}")
+
+
+def _check_params(given: SamplingParams | None) -> None:
+    if given is not None and not isinstance(given, SamplingParams):
+        raise InvalidRequestError(
+            f"sampling_params={shown(given)} must be SamplingParams, such as SamplingParams(max_tokens=64)",
+            param="sampling_params",
+        )
 
 
 def _batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

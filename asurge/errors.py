@@ -26,6 +26,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 
@@ -63,6 +65,9 @@ class InvalidRequestError(AsurgeError, ValueError):
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[object, ...]]:
+        return partial(type(self), param=self.param), self.args
 
 
 class PromptTooLongError(InvalidRequestError):
@@ -105,6 +110,9 @@ class EngineOverloadedError(AsurgeError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[object, ...]]:
+        return partial(type(self), retry_after_s=self.retry_after_s), self.args
 
 
 class RequestFailedError(AsurgeError):

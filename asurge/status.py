@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Literal
 
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
 from asurge.constraints import thinking_tokens
-from asurge.errors import EngineDeadError, EngineNotRunningError
+from asurge.errors import EngineDeadError, EngineNotRunningError, EngineStateError
 from asurge.intake import Intake
 from asurge.pipeline import Pipeline, RequestObserver, StepObserver
 from asurge.scheduler import SchedulerStatistics
@@ -31,6 +32,10 @@ class EngineStatus:
         self._parts: Parts | None = None
         self._pipeline: Pipeline | None = None
         self._intake: Intake | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}, {self._state}>"
 
     @property
     def name(self) -> str:
@@ -138,3 +143,20 @@ class EngineStatus:
         if self._pipeline.failure is not None:
             raise self._pipeline.failure.again()
         return self._pipeline, self._intake
+
+    def _here(self) -> tuple[Pipeline, Intake]:
+        """`_running`, for coroutines.
+
+        Raises:
+            EngineStateError: they are not on the loop on which the engine runs, and would wait for ever.
+        """
+        found = self._running()
+        self._check_loop()
+        return found
+
+    def _check_loop(self) -> None:
+        if self._serving is not None and self._serving.get_loop() is not asyncio.get_running_loop():
+            raise EngineStateError(
+                "this engine was started on another event loop: await it there (with pytest-asyncio: the same loop_scope for the "
+                "fixture and its tests), or start another one here"
+            )

@@ -51,6 +51,9 @@ def test_chat_reads_a_pipe() -> None:
         (["generate", "x", "--max-tokens", "0"], "max_tokens=0"),
         (["generate", "x", "--model", "./nowhere"], "there is no such folder"),
         (["chat", "--top-p", "2"], "top_p=2.0"),
+        (["generate", "x", "--set", "strict_context=maybe"], "strict_context='maybe' must be True or False"),
+        (["generate", "x", "--set", "page_size=0", "--set", "strict_context=False"], "page_size=0"),
+        (["generate", "x", "--set", "strict_context=False", "--set", "page_size=0"], "page_size=0"),
     ],
 )
 def test_errors_are_one_line(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

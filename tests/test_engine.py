@@ -7,12 +7,13 @@ import dataclasses
 import gc
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from anyio import to_thread
 
 from asurge import Engine, RequestOutput, SamplingParams
 from asurge.config import EngineConfig, SchedulerConfig
@@ -355,6 +356,48 @@ async def test_long_prompts_are_cut_or_refused(tiny: Engine, tiny_folder: Path) 
             await strict.generate("word " * 500, GREEDY, use_tqdm=False)
 
 
+async def test_parameters_of_another_kind_are_refused(tiny: Engine) -> None:
+    given: Any = {"max_tokens": 3}
+    with pytest.raises(InvalidRequestError, match="must be SamplingParams"):
+        tiny.stream("x", given)
+    with pytest.raises(InvalidRequestError, match="must be SamplingParams"):
+        await tiny.chat([{"role": "user", "content": "x"}], given)
+
+
+async def test_on_another_loop_it_says_so_instead_of_waiting_for_ever(tiny: Engine) -> None:
+    async def use(call: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(EngineStateError, match="another event loop"):
+            await call()
+
+    verbs: list[Callable[[], Awaitable[object]]] = [
+        lambda: tiny.generate("a", GREEDY),
+        lambda: anext(tiny.stream("a", GREEDY)),
+        lambda: tiny.embed("a"),
+        lambda: tiny.chat([{"role": "user", "content": "a"}]),
+        lambda: tiny.update_model_weights("demo"),
+        tiny.terminate,
+    ]
+    for verb in verbs:
+        await to_thread.run_sync(lambda verb=verb: asyncio.run(use(verb)))
+    assert tiny.is_running
+
+
+@pytest.mark.filterwarnings("ignore")  # of what that loop left unfinished
+def test_it_can_be_stopped_where_its_loop_is_gone(tiny_folder: Path) -> None:
+    engine = Engine(str(tiny_folder), **TINY)
+    asyncio.run(engine.initiate())
+    asyncio.run(engine.terminate())
+    assert engine.state == "stopped"
+    del engine
+    gc.collect()
+
+
+async def test_a_silent_engine_draws_no_bars(tiny: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny.config.silent_mode
+    await tiny.generate("a", GREEDY)
+    assert capsys.readouterr().err == ""
+
+
 async def test_bad_messages_are_refused(tiny: Engine) -> None:
     with pytest.raises(ChatTemplateError, match="role='boss'"):
         await tiny.chat([{"role": "boss", "content": "x"}])
@@ -367,7 +410,12 @@ async def test_bad_messages_are_refused(tiny: Engine) -> None:
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8'"),
         ({"hbm_utilization": 2.0}, "hbm_utilization"), ({"temprature": 1}, "unknown setting temprature"),
         ({"truncate_mode": "up"}, "truncate_mode"), ({"max_model_len": 1}, "no room"), ({"step_timeout_s": 0}, "step_timeout_s"),
-        ({"reserve_tokens": -1}, "reserve_tokens=-1"),
+        ({"reserve_tokens": -1}, "reserve_tokens=-1"), ({"hbm_utilization": "a"}, "hbm_utilization='a'"),
+        ({"strict_context": "no"}, "strict_context='no' must be True or False"), ({"enable_prefix_caching": 1}, "enable_prefix_caching=1"),
+        ({"cache": {"enable_prefix_caching": "no"}}, "enable_prefix_caching='no'"), ({"scheduler": {"tenant_weights": [1]}}, "tenant_weights"),
+        ({"extra_eos_token_ids": 3}, "extra_eos_token_ids=3"), ({"extra_eos_token_ids": ["a"]}, "extra_eos_token_ids"),
+        ({"compilation_cache_dir": 5}, "compilation_cache_dir=5"), ({"tokenizer": 5}, "tokenizer=5"), ({"name": 3}, "name=3"),
+        ({"logits_processors": {"a": 1}}, "logits_processors"), ({"sampling_params_callback": "foo"}, "sampling_params_callback='foo'"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad: dict[str, Any], message: str) -> None:

@@ -106,7 +106,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals (0)")
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="short rounds that do not count (1)")
-    parser.add_argument("--goodput", nargs="+", default=[], metavar="NAME:MS", help="limits, such as ttft:500 tpot:50")
+    parser.add_argument(
+        "--goodput", nargs="+", action="extend", default=[], metavar="NAME:MS", help="limits, such as ttft:500 tpot:50"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="PATH", help="write all figures here")
     parser.add_argument("--plot", type=Path, default=None, metavar="PATH", help="write a picture here (.png)")
 

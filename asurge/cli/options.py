@@ -12,6 +12,8 @@ from asurge.config import DTYPES
 from asurge.errors import ConfigError
 from asurge.params import SamplingParams
 
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What engine to start."""
@@ -21,7 +23,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")
     group.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, such as kernels=xla"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, such as kernels=xla; behind the arguments without names",
     )
     group.add_argument("--max-num-seqs", type=int, default=None, metavar="N", help="sequences running at once")
 
@@ -34,7 +41,7 @@ def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:
-    """Engine settings from NAME=VALUE, with JSON values; what is not JSON is text.
+    """Engine settings from NAME=VALUE, with values in JSON, or True, False and None; anything else is text.
 
     Raises:
         ConfigError: an entry has no value.
@@ -45,7 +52,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"set={item!r} must be NAME=VALUE, such as kernels=xla")
         try:
-            settings[name] = json.loads(value)
+            settings[name] = json.loads(_PYTHON.get(value, value))
         except ValueError:
             settings[name] = value
     return settings

@@ -150,6 +150,10 @@ class ApiServer:
 
 
 def _bound(host: str, port: int, write_timeout_s: float) -> socket.socket:
+    if not host:  # for the system, that is all addresses
+        raise ConfigError(
+            "host='' names no address: leave it out for this machine alone, or say 0.0.0.0 for all others too"
+        )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)

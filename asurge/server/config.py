@@ -48,7 +48,7 @@ class ServerConfig:
     port: int = 8000
     require_api_key: bool = False
     allow_query_key: bool = True
-    admin_key: str | None = None
+    admin_key: str | None = dataclasses.field(default=None, repr=False)
     profile_dir: Path | None = None
     share_prefix_cache: bool = False
     cors_origins: Sequence[str] = ()

@@ -46,6 +46,8 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
         response = await _admitted(request, handler, state)
     except (web.HTTPException, AsurgeError) as error:
         response = _refused(request, _http(error) if isinstance(error, web.HTTPException) else failure_of(error))
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     except ConnectionError:
         _cut(request)
         response = web.Response(status=CLIENT_GONE)  # nobody gets it; an exception would be logged as a failure

@@ -26,7 +26,7 @@ from anyio import to_thread
 from asurge import Engine
 from asurge.cli.main import main
 from asurge.errors import ConfigError, RequestFailedError
-from asurge.server import ApiServer, api_server, attending, make_app
+from asurge.server import ApiServer, ServerConfig, api_server, attending, make_app
 from asurge.server.state import STATE
 from tests.conftest import TINY
 from tests.idle import settle
@@ -446,3 +446,13 @@ async def test_embeddings_that_take_too_long_are_aborted_and_told(demo: Engine, 
         async with http.post("/v1/embeddings", json={"input": ["a b c " * 300] * 256}) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (503, "unavailable")
     await settle(demo, left_by_clients=True)
+
+
+async def test_an_empty_host_is_not_every_host(demo: Engine) -> None:
+    """As of a variable that is not set: without keys, anybody could come."""
+    with pytest.raises(ConfigError, match="names no address"):
+        await ApiServer({"demo": demo}).serve("", 0, signals=False)
+
+
+def test_settings_do_not_show_the_admin_key() -> None:
+    assert "secret" not in repr(ServerConfig(admin_key="secret-of-the-admin"))

@@ -173,6 +173,12 @@ async def test_bodies_have_bounds(demo: Engine, running: Running, host: type[web
             assert response.status == 400
 
 
+async def test_a_wrong_method_is_told_the_right_ones(http: aiohttp.ClientSession) -> None:
+    async with http.delete("/v1/models") as response:
+        assert response.status == 405
+        assert "GET" in response.headers["Allow"]
+
+
 async def test_ids_of_requests_come_back(http: aiohttp.ClientSession) -> None:
     async with http.get("/v1/models", headers={"X-Request-Id": "mine-1"}) as response:
         assert response.headers["X-Request-Id"] == "mine-1"
