@@ -91,8 +91,9 @@ def _refers(schema: Mapping[str, Any]) -> bool:
     return False
 
 
-def kinds(schema: Mapping[str, Any], hops: int = _HOPS) -> frozenset[str] | None:
-    """The types of JSON that a schema allows, integers as numbers; None if it does not say."""
+def kinds(schema: Mapping[str, Any], *, is_option: bool = False) -> frozenset[str] | None:
+    """The types of JSON that a schema allows, integers as numbers; None if it does not say, or as an option among others has
+    options of its own. (By references they might be its own again.)"""
     resolved = _resolved(schema)
     named, listed = resolved.get("type"), resolved.get("enum", [resolved["const"]] if "const" in resolved else None)
     options = resolved.get("anyOf", resolved.get("oneOf"))
@@ -100,8 +101,8 @@ def kinds(schema: Mapping[str, Any], hops: int = _HOPS) -> frozenset[str] | None
         names = named if isinstance(named, list | tuple) else [named]
     elif isinstance(listed, list | tuple):
         names = [_KINDS.get(type(one)) for one in listed]
-    elif isinstance(options, list | tuple) and hops:
-        found = [kinds({**_shared(schema), **_mapping(one)}, hops - 1) for one in options]
+    elif isinstance(options, list | tuple) and not is_option:
+        found = [kinds({**_shared(schema), **_mapping(one)}, is_option=True) for one in options]
         names = [None if one is None else name for one in found for name in one or (None,)]
     else:
         names = []

@@ -204,14 +204,14 @@ KINDS: dict[str, tuple[dict[str, Any], str, Any]] = {
     "a nullable choice": ({"type": "string", "nullable": True, "enum": ["c", "f", None]}, "c", "c"),
     "an optional number": ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "12", 12),
     "anything": ({}, "12", 12),
-    "what does not end": ({"anyOf": [{"$ref": "#/$defs/loop"}]}, "12", 12),
+    "what does not end": ({"anyOf": [{"$ref": "#/$defs/loop"}] * 20}, "12", 12),
 }
 
 
 @pytest.mark.parametrize("case", KINDS)
 def test_values_without_quotes_are_what_their_schema_allows(case: str) -> None:
     schema, written, value = KINDS[case]
-    definitions = {"name": {"type": "string"}, "loop": {"anyOf": [{"$ref": "#/$defs/loop"}]}}
+    definitions = {"name": {"type": "string"}, "loop": {"anyOf": [{"$ref": "#/$defs/loop"}] * 20}}
     parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"], "$defs": definitions}
     given = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
     texts = {
