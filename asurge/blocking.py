@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -140,6 +142,12 @@ def _call(portal: BlockingPortal, do: Callable[[], Awaitable[T]]) -> T:
         raise
 
 
+def _terminate(engine: weakref.ref[Engine]) -> None:
+    """At the end of the process."""
+    if (left := engine()) is not None:
+        left.terminate()
+
+
 class Engine:
     """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads."""
 
@@ -164,6 +172,9 @@ class Engine:
             with suppress(EngineStateError):  # interrupted twice, it starts or ends after this
                 self.terminate()  # interrupted once, it may have started all the same
             raise
+        # A script that ends, or fails, without stopping it would wait for the loop's thread for ever. Registered now, it runs before
+        # what JAX registered when it was imported.
+        atexit.register(_terminate, weakref.ref(self))
 
     def terminate(self) -> None:
         """Stop the engine and its loop. Safe to call twice."""

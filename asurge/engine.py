@@ -86,6 +86,7 @@ class Engine(EngineStatus):
         # The one task outside a caller's task group: engines are often started in one task and stopped in
         # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here would forbid.
         self._serving = asyncio.get_running_loop().create_task(self._pipeline.run(), name="asurge.engine")
+        self._serving.add_done_callback(self._ended)
         self._state = "running"
 
     async def terminate(self) -> None:

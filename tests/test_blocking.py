@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import itertools
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -253,3 +255,22 @@ def test_a_failed_start_leaves_nothing_running() -> None:
     for thread in set(threading.enumerate()) - before:  # workers end on their own, a moment after their loop
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+SCRIPT = """
+import sys
+from asurge.blocking import Engine
+
+engine = Engine(sys.argv[1], max_num_seqs=2, page_size=16, max_model_len=128, max_num_batched_tokens=32, silent_mode=True)
+engine.initiate()
+assert engine.generate("a", use_tqdm=False)
+raise ValueError("a mistake of the script's own")
+"""
+
+
+def test_a_script_that_fails_without_stopping_it_ends(tiny_folder: Path) -> None:
+    """It would wait for the loop's thread for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny_folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (1, "ValueError: a mistake of the script's own")

@@ -382,6 +382,21 @@ async def test_on_another_loop_it_says_so_instead_of_waiting_for_ever(tiny: Engi
     assert tiny.is_running
 
 
+async def test_who_cancels_all_tasks_leaves_nobody_waiting(tiny_folder: Path) -> None:
+    async with Engine(str(tiny_folder), **TINY) as engine:
+        stream = engine.stream("a", dataclasses.replace(GREEDY, max_tokens=100, ignore_eos=True))
+        await anext(stream)
+        assert engine._serving is not None
+        engine._serving.cancel()
+        with pytest.raises(EngineDeadError, match="its task was cancelled"):
+            async for _ in stream:
+                pass
+        with pytest.raises(EngineDeadError):
+            await engine.generate("a", GREEDY)
+        assert engine.failure is not None
+    assert engine.state == "stopped"
+
+
 @pytest.mark.filterwarnings("ignore")  # of what that loop left unfinished
 def test_it_can_be_stopped_where_its_loop_is_gone(tiny_folder: Path) -> None:
     engine = Engine(str(tiny_folder), **TINY)

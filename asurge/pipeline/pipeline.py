@@ -60,6 +60,12 @@ class PipelineStatistics:
             self.ttft_sum_s += generation.first_token_s - generation.arrival_s
 
 
+def _dead(cause: BaseException) -> EngineDeadError:
+    error = EngineDeadError(f"the engine failed ({cause!r}): restart it")
+    error.__cause__ = cause
+    return error
+
+
 class Pipeline:
     """Runs requests through a scheduler and a runner. Everything but `run` is synchronous and instant."""
 
@@ -78,8 +84,7 @@ class Pipeline:
         self.observer: StepObserver | None = None
         self.request_observers = RequestObservers()
         self._scheduler, self._runner = scheduler, runner
-        self._depth = depth
-        self._pacer = pacer or Pacer()
+        self._depth, self._pacer = depth, pacer or Pacer()
         self._generations: dict[str, Generation] = {}
         self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
         self._masks = Masks(runner.limits.vocab_size)
@@ -147,8 +152,7 @@ class Pipeline:
         return dataclasses.replace(self._totals)
 
     async def run(self) -> None:
-        """Serve until cancelled. A failure ends all requests with `EngineDeadError`; it is never raised here,
-        so that it cannot cancel the application that embeds the engine."""
+        """Serve until cancelled. A failure ends all requests (`fail`); raised here, it would cancel the host application."""
         try:
             await self._serve()
         except BaseExceptionGroup:
@@ -177,13 +181,15 @@ class Pipeline:
         except get_cancelled_exc_class():
             raise
         except BaseException as error:  # panics of libraries in Rust are not Exceptions
-            if self.failure is None:
-                self.failure = EngineDeadError(f"the engine failed ({error!r}): restart it")
-                self.failure.__cause__ = error
-            for generation in list(self._generations.values()):
-                with suppress(BaseException):  # of a scheduler that is broken
-                    self._drop(generation, self.failure.again())
+            self.fail(error)
             raise
+
+    def fail(self, error: BaseException) -> None:
+        """End all requests with `EngineDeadError`, now and from now on."""
+        self.failure = self.failure or _dead(error)
+        for generation in list(self._generations.values()):
+            with suppress(BaseException):  # of a scheduler that is broken
+                self._drop(generation, self.failure.again())
 
     async def _expire(self) -> None:
         """Fail requests whose deadline passes, whatever state they are in; waits for nothing else."""
