@@ -151,12 +151,13 @@ class Constraints:
             self._turns.release_on_behalf_of(turn)
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
-        """Token sequences of words, at the beginning of a text and after a space (as in vLLM)."""
+        """Token sequences of words, at the beginning of a text and after a space (as in vLLM); of white space, as it is."""
         found: list[list[int]] = []
         for word in words:
-            alone = self._tokenizer.encode(word.lstrip(), add_special_tokens=False)
-            behind = self._tokenizer.encode(" " + word.lstrip(), add_special_tokens=False)
-            found += [alone, behind] if alone != behind else [alone]
+            spellings = (body, " " + body) if (body := word.lstrip()) else (word,)
+            for text in spellings:
+                tokens = self._tokenizer.encode(text, add_special_tokens=False)
+                found += [tokens] if tokens and tokens not in found[-1:] else []
         return found
 
 

@@ -97,6 +97,19 @@ async def test_bad_words_do_not_come(engine: Engine) -> None:
     assert word not in {codec.decode([token]) for token in output.outputs[0].token_ids}
 
 
+async def test_white_space_may_be_a_bad_word(demo: Engine) -> None:
+    """And bans no other."""
+    prompt, params = "import os\n\ndef join(a, b):\n", dataclasses.replace(GREEDY, max_tokens=40, ignore_eos=True)
+    plain, without = [
+        (await demo.generate(prompt, dataclasses.replace(params, bad_words=words), use_tqdm=False))[0].outputs[0]
+        for words in ((), ("\n",))
+    ]
+    (line_break,) = demo.tokenizer.encode("\n", add_special_tokens=False)
+    assert line_break in plain.token_ids
+    assert line_break not in without.token_ids
+    assert " " in without.text
+
+
 async def test_bad_words_of_two_tokens_do_not_come(engine: Engine) -> None:
     pair = tokenizer("byte-level BPE").encode("4%", add_special_tokens=False)
     assert len(pair) == 2
