@@ -67,8 +67,8 @@ class BlockingStream:
     """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request; being
     interrupted (Ctrl-C) while it waits does not, and loses nothing."""
 
-    def __init__(self, portal: BlockingPortal, stream: TokenStream) -> None:
-        self._portal, self._stream, self._reader = portal, stream, _Reader(stream)
+    def __init__(self, engine: Engine, stream: TokenStream) -> None:
+        self._engine, self._stream, self._reader = engine, stream, _Reader(stream)
 
     @property
     def request_id(self) -> str:
@@ -79,7 +79,7 @@ class BlockingStream:
 
     def __next__(self) -> RequestOutput:
         try:
-            output = self._portal.call(self._reader.peek)
+            output = self._engine._portal.call(self._reader.peek)
         except Exception:
             self._reader.take()
             raise
@@ -90,7 +90,8 @@ class BlockingStream:
 
     def close(self) -> None:
         """End the request if it still runs."""
-        self._portal.call(self._stream.aclose)
+        if self._engine._open is not None:  # otherwise it has ended with the engine
+            self._engine._open.call(self._stream.aclose)
         self._reader.take()
 
     def __del__(self) -> None:
@@ -206,7 +207,7 @@ class Engine:
     ) -> BlockingStream:
         """See `asurge.Engine.stream`."""
         stream = self._engine.stream(prompt, sampling_params, request_id=request_id, **options)
-        return BlockingStream(self._portal, stream)
+        return BlockingStream(self, stream)
 
     def generate(
         self,
@@ -278,7 +279,7 @@ class Engine:
         async def answer() -> RequestOutput:
             return await (await chat()).wait_finished()
 
-        return BlockingStream(self._portal, _call(self._portal, chat)) if stream else _call(self._portal, answer)
+        return BlockingStream(self, _call(self._portal, chat)) if stream else _call(self._portal, answer)
 
     def abort_request(self, request_id: str) -> bool:
         """See `asurge.Engine.abort_request`."""

@@ -257,6 +257,15 @@ def test_a_failed_start_leaves_nothing_running() -> None:
         assert not thread.is_alive()
 
 
+def test_a_stream_that_outlives_its_engine(tiny_folder: Path) -> None:
+    with Engine(str(tiny_folder), **TINY) as engine:
+        stream = engine.stream("a", SamplingParams(max_tokens=100, ignore_eos=True))
+        next(stream)
+    with pytest.raises(EngineNotRunningError):
+        next(stream)
+    stream.close()
+
+
 SCRIPT = """
 import sys
 from asurge.blocking import Engine
