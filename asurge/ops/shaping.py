@@ -23,6 +23,8 @@ IN_PROMPT = 1 << 15
 """Set where a token occurs in the prompt; the bits below count how often it was generated."""
 
 _MOST = 3e38
+_LEAST_MASS = 1e-30
+"""Less might be 0 in float32, which no token at all reaches."""
 
 
 def count(seen: jax.Array, slot: jax.Array, token: jax.Array) -> jax.Array:
@@ -70,10 +72,13 @@ def typical(logits: jax.Array, temperature: jax.Array, mass: jax.Array) -> jax.A
     """
     cutting = (mass < 1) & (temperature > 0)
     heat = jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    surprise = -jax.nn.log_softmax(jnp.clip(jnp.nan_to_num(logits), -1e30, 1e30) / heat, axis=-1)
+    finite = jnp.clip(jnp.nan_to_num(logits), -1e30, 1e30)
+    # Finite also after a division by next to nothing: a NaN would be closest to nothing, and leave no token.
+    scaled = jnp.maximum((finite - finite.max(axis=-1, keepdims=True)) / heat, -1e30)
+    surprise = -jax.nn.log_softmax(scaled, axis=-1)
     likely = jnp.exp(-surprise)
     closeness = -jnp.abs(surprise - (likely * surprise).sum(axis=-1, keepdims=True))
-    goal = jnp.where(cutting, mass, 0.0)
+    goal = jnp.where(cutting, jnp.maximum(mass, _LEAST_MASS), 0.0)
 
     def excess(cut: jax.Array) -> jax.Array:
         return jnp.where(closeness >= cut[:, None], likely, 0.0).sum(axis=-1) - goal

@@ -198,8 +198,8 @@ class DeviceRunner:
         """Send a step to the device; its result is read by the handle. Never raises for a failing step."""
         try:
             if self.is_state_lost():
+                self._free_state()  # first: accelerators have no room for both
                 self._pages, self._last_token = self._fresh_state()
-                self.drawer.reset()
                 self.generation += 1
             shape = self._lattice.pick(plan)
             packed, drawn_at = pack(plan, shape, self._spec.tables, self._limits.max_num_seqs)
@@ -229,9 +229,9 @@ class DeviceRunner:
 
     def shutdown(self) -> None:
         """Free weights and pages on the device."""
-        for array in (*self._leaves, *jax.tree.leaves(self._pages), self._last_token):
+        for array in self._leaves:
             array.delete()
-        self.drawer.reset()
+        self._free_state()
         self._leaves = ()
         self._steps.clear()
 
@@ -277,6 +277,11 @@ class DeviceRunner:
         function = jax.jit(make_step(self._spec, shape), donate_argnums=(1, 2))
         packed = jax.ShapeDtypeStruct((packed_size(shape, self._spec.tables),), jnp.int32)
         return function.lower(self._leaves, pages, last_token, packed)
+
+    def _free_state(self) -> None:
+        for array in (*jax.tree.leaves(self._pages), self._last_token):
+            array.delete()
+        self.drawer.reset()
 
     def _fresh_state(self) -> tuple[Pages, jax.Array]:
         return self._allocate(), jnp.zeros((self._limits.max_num_seqs + 1,), jnp.int32)

@@ -142,3 +142,15 @@ def test_rows_that_do_not_matter_change_nothing_for_the_others(alive: Sequence[i
 
     few = few_at_a_time(total, values, live=live)
     np.testing.assert_array_equal(np.asarray(few)[list(alive)], np.asarray(total(values))[list(alive)])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "mass"), [(1e-9, 0.9), (1e-30, 0.9), (1.0, 1e-40), (1e-9, 1e-46), (100.0, 1e-38)]
+)
+def test_the_typical_set_is_never_empty_and_holds_no_masked_token(temperature: float, mass: float) -> None:
+    row = np.random.default_rng(3).normal(size=(1, 300)).astype(np.float32)
+    row[0, :290] = -np.inf
+    cut = np.asarray(typical(jnp.asarray(row), jnp.full(1, temperature), jnp.full(1, mass)))[0]
+    kept = np.flatnonzero(cut > -np.inf)
+    assert kept.size
+    assert kept.min() >= 290

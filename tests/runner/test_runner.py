@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -174,3 +175,19 @@ def test_page_counts_of_windows() -> None:
     assert num_pages(limits, (held + 1) * 1000, 1000) == held + 1
     with pytest.raises(ConfigError, match="lower max_model_len"):
         num_pages(limits, held * 1000, 1000)
+
+
+def test_lost_pages_are_freed_before_others_are_made(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator has no room for both."""
+    prompt = random_tokens(8, seed=3)
+    step = runner.dispatch(StepPlan(0, (), (row(0, 0, prompt, True, range(1, 9)),)))
+    step._drawn.delete()
+    assert step.wait().state_lost
+    old, allocate = jax.tree.leaves(runner._pages), runner._allocate
+
+    def made() -> object:
+        assert all(array.is_deleted() for array in old)
+        return allocate()
+
+    monkeypatch.setattr(runner, "_allocate", made)
+    assert run(runner, [], [row(0, 0, prompt, True, range(1, 9))]).error is None
