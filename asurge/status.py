@@ -147,7 +147,7 @@ class EngineStatus:
     def _ended(self, _: asyncio.Task[None]) -> None:
         """The engine's task has ended. Where nobody stopped the engine (an application may cancel all tasks), its requests must not
         wait for ever."""
-        if self._state == "running" and self._pipeline is not None and self._pipeline.failure is None:
+        if self._state == "running" and self._pipeline is not None:
             self._pipeline.fail(asyncio.CancelledError("its task was cancelled"))
 
     def _here(self) -> tuple[Pipeline, Intake]:

@@ -45,8 +45,8 @@ from asurge.server.store import STORE
 from asurge.stream import TokenStream
 
 _REFERENCE = "item_reference"
-_METADATA = (16, 64, 512)
-"""At most so many pairs; characters of their keys, and of their values."""
+_METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
+"""At most; keys and values in characters."""
 _TEXTS = ("input_text", "output_text", "text")
 
 
@@ -126,12 +126,11 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     """OpenAI's bounds: it comes back with each event that holds the response."""
-    most, *lengths = _METADATA
-    if len(metadata) > most or any(
-        len(one) > length for pair in metadata.items() for one, length in zip(pair, lengths, strict=True)
-    ):
+    too_long = any(len(key) > _METADATA_KEY or len(value) > _METADATA_VALUE for key, value in metadata.items())
+    if too_long or len(metadata) > _METADATA_PAIRS:
         raise ApiError(
-            f"metadata must be at most {most} pairs of {lengths[0]} and {lengths[1]} characters", param="metadata"
+            f"metadata must be at most {_METADATA_PAIRS} pairs of {_METADATA_KEY} and {_METADATA_VALUE} characters",
+            param="metadata",
         )
 
 
