@@ -95,7 +95,6 @@ def test_a_size_that_makes_no_sense_is_the_nearest_that_does(resize: Callable[[i
 
 
 def test_several_callers_at_once_get_their_own_results(resize: Callable[[int], None]) -> None:
-    """Whoever finds the team taken works alone."""
     runs = [product(1), product(5, rows=17), largest(9), attention(13)]
     alone = [run() for run in runs]
     resize(4)
@@ -155,16 +154,57 @@ def test_a_team_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> No
     np.testing.assert_array_equal(run(), alone)
 
 
+def built(name: str, folder: Path, *flags: str) -> str:
+    """A program made of the source file of this name."""
+    program, source = folder / name, Path(__file__).with_name(f"{name}.cc")
+    include = f"-I{REPOSITORY / hatch_build.FOLDER}"
+    command = [
+        *shlex.split(str(COMPILER)),
+        "-std=c++20",
+        "-g",
+        *flags,
+        include,
+        str(source),
+        "-o",
+        str(program),
+        "-pthread",
+    ]
+    subprocess.run(command, check=True)
+    return str(program)
+
+
+def check(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
 @needs_compiler
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
-def test_members_leave_a_processor_that_another_is_on(tmp_path: Path) -> None:
+def test_threads_leave_a_processor_that_another_is_on(tmp_path: Path) -> None:
     """Two on one processor take twice as long, and the system may leave them there (docs/performance.md)."""
-    program, source = tmp_path / "places", Path(__file__).with_name("native_places.cc")
-    include = f"-I{REPOSITORY / hatch_build.FOLDER}"
-    subprocess.run([*shlex.split(str(COMPILER)), "-std=c++20", include, str(source), "-o", str(program)], check=True)
     one, other, *_ = sorted(os.sched_getaffinity(0))
-    done = subprocess.run([program, str(one), str(other)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check(built("native_affinity", tmp_path), str(one), str(other))
+
+
+@needs_compiler
+def test_the_team_has_the_size_that_pays(tmp_path: Path) -> None:
+    check(built("native_team_size", tmp_path))
+
+
+@needs_compiler
+def test_nothing_is_lost_whoever_is_put_aside(tmp_path: Path) -> None:
+    """Every interleaving up to a bound, and random ones, over a system that interrupts threads wherever they meet."""
+    program = built("native_thread_pool", tmp_path, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    check(program, "schedules", "1", "2000")
+    check(built("native_thread_pool", tmp_path, "-O1"), "interleavings")
+
+
+@needs_compiler
+def test_threads_race_for_nothing(tmp_path: Path) -> None:
+    helped = check(built("native_thread_pool_stress", tmp_path, "-O1", "-fsanitize=thread"), "3000", "0")
+    assert int(helped) > 0
+    check(built("native_thread_pool_stress", tmp_path, "-O1", "-fsanitize=address,undefined"), "3000", "1")
 
 
 def test_who_may_run_where_stays_as_it_was(resize: Callable[[int], None]) -> None:

@@ -61,3 +61,41 @@ def loaded() -> ctypes.CDLL | None:
         if library.asurge_available():
             return library
     return None
+
+
+class PoolStatistics(ctypes.Structure):
+    """What the kernels' threads have done since the start.
+
+    Attributes:
+        limit / active: threads there may be, the caller included, and those that take part at present.
+        regions: parallel regions; a step has some hundred.
+        pieces / helped_pieces: pieces of work, and those done by others than the caller.
+        region_ns / waited_ns: time in regions, and what of it callers waited for others.
+        rescues / swaps: how often a thread that the system had put aside in the middle of a piece was given another processor: one
+            that helped, and one that had called.
+        pushes: how often a thread that waited behind its caller was sent to another processor.
+    """
+
+    _fields_ = (
+        ("limit", ctypes.c_int32),
+        ("active", ctypes.c_int32),
+        ("regions", ctypes.c_int64),
+        ("pieces", ctypes.c_int64),
+        ("helped_pieces", ctypes.c_int64),
+        ("region_ns", ctypes.c_int64),
+        ("waited_ns", ctypes.c_int64),
+        ("rescues", ctypes.c_int64),
+        ("swaps", ctypes.c_int64),
+        ("pushes", ctypes.c_int64),
+    )
+
+
+def pool_statistics() -> PoolStatistics | None:
+    """What the kernels' threads have done so far; None without kernels."""
+    if unavailable() is not None:
+        return None
+    library = loaded()
+    assert library is not None
+    library.asurge_pool_statistics.restype = PoolStatistics
+    found: PoolStatistics = library.asurge_pool_statistics()
+    return found

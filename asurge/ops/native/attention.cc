@@ -5,9 +5,9 @@
 #include <limits>
 #include <vector>
 
-#include "pool.h"
 #include "codes.h"
 #include "pages.h"
+#include "thread_pool.h"
 #include "units.h"
 
 namespace asurge {
@@ -60,7 +60,7 @@ class Attender {
   static constexpr bool kBetween = kInt8 || kFetchesBetween;
 
  public:
-  // `next` is what the same member attends to after this, or null.
+  // `next` is what the same thread attends to after this, or null.
   Attender(const Attention& a, const Unit& unit, const Unit* next, Workspace& work)
       : a_(a), unit_(unit), next_(next), work_(work), group_(a.heads / a.kv_heads) {}
 
@@ -380,28 +380,31 @@ void clear_beside(const Attention& a) {
 }  // namespace
 
 void run(const Attention& a) {
-  const int members = Pool::get().size();
-  const Units plan(a, members);
+  ThreadPool& pool = ThreadPool::get();
+  const int threads = pool.size();
+  const Units plan(a, threads);
   const std::vector<Token>& tokens = plan.tokens;
   const std::vector<Unit>& units = plan.units;
   if (plan.num_tokens < a.tokens) clear_beside(a);
   constexpr int kTokens = 4;
-  const int count = static_cast<int>(units.size());
-  Tickets writes((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens), attends(count);
-  // Where there are many units, each is taken while the one before is attended to, so that its memory is on its way.
-  const bool early = count >= 4 * members;
-  Pool::get().run([&](int, Team& team) {
-    int index;
-    while (writes.take(index)) {
+  pool.run((static_cast<int>(tokens.size()) + kTokens - 1) / kTokens, [&](Pieces& writes) {
+    for (int index; writes.take(index);) {
       const size_t end = std::min(tokens.size(), size_t(index + 1) * kTokens);
       for (size_t at = size_t(index) * kTokens; at < end; ++at) {
         for (int head = 0; head < a.kv_heads; ++head) write_head(a, tokens[at].row, tokens[at].index, head);
       }
     }
-    if (!tokens.empty()) team.barrier();
+  });
+  const int count = static_cast<int>(units.size());
+  // Where there are many units, each is claimed while the one before is attended to, so that its memory is on its way.
+  const bool early = count >= 4 * threads;
+  pool.run(count, [&](Pieces& pieces) {
     TileScope tiles;
     Workspace& work = own_workspace();
-    const auto take = [&] { return attends.take(index) ? &units[index] : nullptr; };
+    const auto take = [&] {
+      int index;
+      return pieces.take(index) ? &units[index] : nullptr;
+    };
     for (const Unit* unit = take(); unit;) {
       const Unit* next = early ? take() : nullptr;
       if (a.int8) {

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <vector>
 
-#include "pool.h"
 #include "multiply.h"
+#include "thread_pool.h"
 
 namespace asurge {
 namespace {
@@ -95,7 +96,7 @@ Output output_of(const Linear& linear) {
   return linear.residual ? Output::kSum : Output::kBf16;
 }
 
-// The largest value of each row that one member has seen, and the first column it is in.
+// The largest value of each row that one thread has seen, and the first column it is in.
 struct Best {
   std::vector<float> value;
   std::vector<int32_t> column;
@@ -178,9 +179,9 @@ void finish(const Linear& linear, const float (*block)[kPanel], const Quantized*
   }
 }
 
-// Bytes from a member's columns to those it will most likely take next: members take them in turns.
+// Bytes from a thread's columns to those it will most likely take next: threads take them in turns.
 ptrdiff_t to_next(int depth_tiles, int columns) {
-  return ptrdiff_t{Pool::get().size()} * (columns / 16) * depth_tiles * kTile;
+  return ptrdiff_t{ThreadPool::get().size()} * (columns / 16) * depth_tiles * kTile;
 }
 
 // One A tile or two.
@@ -246,13 +247,13 @@ void compute_pair(const Linear& linear, const Prepared<depth>& x, int column, Be
 template <Depth depth>
 constexpr int kMostOfPair = depth == Depth::kInt8 ? kMostLines<2> : kMostLines<4>;
 
-// Columns that a member takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster. Gated
-// columns come in pairs of panels, which fill whole lines of the output: two members writing halves of a line take a third
-// longer. Narrow products go in halves of panels, so that no member waits long for the last one.
-int width_of(const Linear& linear, int tiles, int members) {
-  const bool wide = linear.columns % (2 * kPanel) == 0 && linear.columns / (2 * kPanel) >= 4 * members;
+// Columns that a thread takes at a time. Where one tile holds all rows, memory is the limit and more streams read faster. Gated
+// columns come in pairs of panels, which fill whole lines of the output: two threads writing halves of a line take a third
+// longer. Narrow products go in halves of panels, so that none waits long for the last one.
+int width_of(const Linear& linear, int tiles, int threads) {
+  const bool wide = linear.columns % (2 * kPanel) == 0 && linear.columns / (2 * kPanel) >= 4 * threads;
   if (wide && (tiles == 1 || linear.gated)) return 2 * kPanel;
-  return !linear.gated && linear.columns / kPanel < 4 * members ? kRows : kPanel;
+  return !linear.gated && linear.columns / kPanel < 4 * threads ? kRows : kPanel;
 }
 
 template <Depth depth>
@@ -277,51 +278,59 @@ void prepare(const Linear& linear, const Prepared<depth>& x, int tile) {
   for (int line = 0; line < count; ++line) prepare(linear, x, first + line, tile * kRows + line);
 }
 
-void merge(const Linear& linear, const std::vector<Best>& bests) {
-  for (int row = 0; row < linear.rows; ++row) {
-    Best all(1);
-    for (const Best& best : bests) all.see(0, best.value[row], best.column[row]);
-    linear.out_argmax[row] = all.column[0];
+// The largest of each row that all threads have seen.
+class Shared {
+ public:
+  explicit Shared(int rows) : all_(rows) {}
+
+  void add(const Best& best) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t row = 0; row < best.value.size(); ++row) all_.see(row, best.value[row], best.column[row]);
   }
-}
+  const std::vector<int32_t>& columns() const { return all_.column; }
+
+ private:
+  std::mutex mutex_;
+  Best all_;
+};
 
 template <Depth depth, Output output>
 void run_as(const Linear& linear) {
+  ThreadPool& pool = ThreadPool::get();
   const Prepared<depth> x = allocate<depth>(linear);
-  const int tiles = static_cast<int>(x.live.size()), members = Pool::get().size();
+  const int tiles = static_cast<int>(x.live.size()), threads = pool.size();
   const size_t rows = std::min(tiles * kRows, linear.rows);
-  const bool small = rows * linear.depth <= kSmallInput;
-  if (small) {
+  if (rows * linear.depth <= kSmallInput) {
     for (int tile = 0; tile < tiles; ++tile) prepare(linear, x, tile);
+  } else {
+    pool.run(tiles, [&](Pieces& pieces) {
+      for (int tile; pieces.take(tile);) prepare(linear, x, tile);
+    });
   }
-  std::vector<Best> bests(output == Output::kArgmax ? members : 0, Best(linear.rows));
-  const int width = width_of(linear, tiles, members);
-  // Rows that a member takes together, in pairs of tiles.
+  constexpr bool finds_largest = output == Output::kArgmax;
+  Shared largest(finds_largest ? linear.rows : 0);
+  const int width = width_of(linear, tiles, threads);
+  // Rows that a thread takes together, in pairs of tiles.
   const int block = static_cast<int>(std::clamp<size_t>(kBytesTogether / x.tile_bytes() / 2 * 2, 2, std::max(tiles, 2)));
   const int across = (linear.columns + width - 1) / width;
-  Tickets inputs(small ? 0 : tiles), panels(tiles ? (tiles + block - 1) / block * across : 0);
-  Pool::get().run([&](int member, Team& team) {
-    int index;
-    if (!small) {
-      while (inputs.take(index)) prepare(linear, x, index);
-      team.barrier();
-    }
+  pool.run((tiles + block - 1) / block * across, [&](Pieces& panels) {
     TileScope scope;
-    Best* best = output == Output::kArgmax ? &bests[member] : nullptr;
-    while (panels.take(index)) {
+    Best best(finds_largest ? linear.rows : 0);
+    for (int index; panels.take(index);) {
       const int column = index % across * width, first = index / across * block;
       const Range rows{first, std::min(first + block, tiles)};
       if (width <= kPanel) {
-        compute_panel<depth, output>(linear, x, rows, column, std::min(width, linear.columns - column), best);
+        compute_panel<depth, output>(linear, x, rows, column, std::min(width, linear.columns - column), &best);
       } else if (tiles == 1 && x.live[0].count <= kMostOfPair<depth>) {
-        compute_pair<depth, output>(linear, x, column, best);
+        compute_pair<depth, output>(linear, x, column, &best);
       } else {
-        compute_panel<depth, output>(linear, x, rows, column, kPanel, best);
-        compute_panel<depth, output>(linear, x, rows, column + kPanel, kPanel, best);
+        compute_panel<depth, output>(linear, x, rows, column, kPanel, &best);
+        compute_panel<depth, output>(linear, x, rows, column + kPanel, kPanel, &best);
       }
     }
-  }, members);
-  if (output == Output::kArgmax) merge(linear, bests);
+    if (finds_largest) largest.add(best);
+  });
+  if (finds_largest) std::copy(largest.columns().begin(), largest.columns().end(), linear.out_argmax);
 }
 
 template <Depth depth>

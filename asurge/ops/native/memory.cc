@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "pool.h"
+#include "thread_pool.h"
 
 namespace asurge {
 
@@ -31,10 +31,9 @@ void clear(uint8_t* memory, size_t bytes) {
     return;
   }
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  // Each member writes whole pages: the first to touch one waits until the system has made it.
+  // Each thread writes whole pages: the first to touch one waits until the system has made it.
   const int pages = static_cast<int>((last - first) / kHuge);
-  Tickets parts(pages);
-  Pool::get().run([&](int, Team&) {
+  ThreadPool::get().run(pages, [&](Pieces& parts) {
     for (int part; parts.take(part);) {
       const uintptr_t from = part == 0 ? begin : first + part * kHuge;
       const uintptr_t to = part + 1 == pages ? end : first + (part + 1) * kHuge;

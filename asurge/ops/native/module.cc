@@ -3,7 +3,7 @@
 #include "linear.h"
 #include "memory.h"
 #include "pack.h"
-#include "pool.h"
+#include "thread_pool.h"
 #include "sampling.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -271,4 +271,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_pack, pack,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
 
-extern "C" void asurge_set_threads(int threads) { asurge::Pool::get().resize(threads); }
+extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resize(threads); }
+
+extern "C" bool asurge_set_niceness(int niceness) { return asurge::ThreadPool::get().set_niceness(niceness); }
+
+extern "C" asurge::PoolStatistics asurge_pool_statistics() { return asurge::ThreadPool::get().statistics(); }

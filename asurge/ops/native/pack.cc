@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "pool.h"
+#include "thread_pool.h"
 #include "tiles.h"
 
 namespace asurge {
@@ -48,8 +48,7 @@ void pack_strip(const Packing& packing, int strip, uint8_t* scratch) {
 }  // namespace
 
 void run(const Packing& packing) {
-  Tickets strips((packing.columns + kRows - 1) / kRows);
-  Pool::get().run([&](int, Team&) {
+  ThreadPool::get().run((packing.columns + kRows - 1) / kRows, [&](Pieces& strips) {
     thread_local Scratch scratch;
     uint8_t* quantized = packing.scale ? scratch.get<uint8_t>(size_t(kRows) * packing.depth) : nullptr;
     for (int strip; strips.take(strip);) pack_strip(packing, strip, quantized);

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "noise.h"
-#include "pool.h"
+#include "thread_pool.h"
 #include "tiles.h"
 
 namespace asurge {
@@ -32,7 +32,7 @@ struct Cuts {
   float top_p, least;
 };
 
-// Memory that a member keeps, for vocabularies up to some size.
+// Memory that a thread keeps, for vocabularies up to some size.
 struct Space {
   std::vector<float> scaled, weights, peaks, sums, noise;
   std::vector<Candidate> found;
@@ -264,11 +264,10 @@ int draw(const Sampling& call, int row, Space& space) {
 }  // namespace
 
 void run(const Sampling& call) {
-  Tickets rows(call.rows);
-  Pool::get().run([&](int, Team&) {
+  ThreadPool::get().run(call.rows, [&](Pieces& rows) {
     thread_local Space space;
     for (int row; rows.take(row);) call.out[row] = call.live && !call.live[row] ? 0 : draw(call, row, space);
-  }, call.rows);
+  });
 }
 
 }  // namespace asurge

@@ -24,7 +24,7 @@ int common(const Attention& a, int row, int other) {
 
 // Prefill chunks are the last rows, and the last queries of a chunk see most. Sequences that generate follow: those that share
 // their beginning first, as they take longer together.
-Units::Units(const Attention& a, int members) : sequences_(a.rows) {
+Units::Units(const Attention& a, int threads) : sequences_(a.rows) {
   const int group = a.heads / a.kv_heads;
   std::iota(sequences_.begin(), sequences_.end(), 0);
   for (int row = 0; row < a.rows; ++row) {
@@ -46,8 +46,8 @@ Units::Units(const Attention& a, int members) : sequences_(a.rows) {
   auto found = prefix_groups(a, static_cast<int>(generating - sequences_.begin()));
   std::stable_sort(found.begin(), found.end(), [](auto& one, auto& other) { return one.shared > other.shared; });
   for (const auto& [first, size, shared] : found) {
-    // Few enough sequences in a unit that every member gets some.
-    const int most = std::clamp(size * a.kv_heads / (4 * members), 1, kQueries / group);
+    // Few enough sequences in a unit that every thread gets some.
+    const int most = std::clamp(size * a.kv_heads / (4 * threads), 1, kQueries / group);
     const int parts = (size + most - 1) / most;
     for (int head = 0; head < a.kv_heads; ++head) {
       for (int part = 0; part < parts; ++part) {

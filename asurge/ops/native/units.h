@@ -1,4 +1,4 @@
-// What one member attends to at a time.
+// What one thread attends to at a time.
 #pragma once
 
 #include <vector>
@@ -39,7 +39,7 @@ struct Token {
 
 // All of a step: the tokens to be written first, then the units, the longest first.
 struct Units {
-  Units(const Attention& a, int members);
+  Units(const Attention& a, int threads);
   Units(const Units&) = delete;
   Units& operator=(const Units&) = delete;
 

@@ -1,0 +1,144 @@
+// What the thread pool asks of the operating system: threads, sleep, time, and who runs where.
+#pragma once
+
+#include <fcntl.h>
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <climits>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+
+#include "affinity.h"
+
+namespace asurge {
+
+class OperatingSystem {
+ public:
+  using ThreadId = pid_t;
+  template <typename Value>
+  using Atomic = std::atomic<Value>;
+
+  bool over() const { return false; }
+
+  void pause() { _mm_pause(); }
+  void yield() { sched_yield(); }
+
+  int64_t now_ns() const { return nanoseconds(CLOCK_MONOTONIC); }
+
+  ThreadId self() const {
+    thread_local const pid_t id = gettid();
+    return id;
+  }
+
+  int processor() const { return sched_getcpu(); }
+
+  // Raises std::system_error where there can be no more threads.
+  template <typename Body>
+  void start(int helper, Body body) {
+    std::thread([this, helper, body] {
+      pthread_setname_np(pthread_self(), ("asurge-" + std::to_string(helper + 1)).c_str());
+      be_nice(self());
+      take_long_turns();
+      body();
+    }).detach();
+  }
+
+  // Asks for turns of the calling thread that are longer than other threads': these, when they wake up, then run at once instead
+  // of when the turn is over (Linux 6.12 and later; earlier ones ignore it).
+  void take_long_turns() const {
+    struct {
+      uint32_t size = 48, policy = SCHED_OTHER;
+      uint64_t flags = 0;
+      int32_t nice = 0;
+      uint32_t priority = 0;
+      uint64_t runtime_ns = 0, deadline_ns = 0, period_ns = 0;
+    } attributes;
+    if (sched_getscheduler(0) != SCHED_OTHER) return;
+    attributes.runtime_ns = kLongTurnNs;
+    attributes.nice = getpriority(PRIO_PROCESS, static_cast<id_t>(self()));
+    syscall(SYS_sched_setattr, 0, &attributes, 0);
+  }
+
+  // Of threads that are to come.
+  void set_niceness(int niceness) { niceness_.store(niceness); }
+
+  bool be_nice(ThreadId thread) const { return setpriority(PRIO_PROCESS, static_cast<id_t>(thread), niceness_.load()) == 0; }
+
+  // Sleeps while the value is what it was, or not even that long.
+  template <typename Word>
+  void sleep(const std::atomic<Word>& word, Word value) {
+    static_assert(sizeof(word) == sizeof(uint32_t));
+    syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+  }
+
+  template <typename Word>
+  void wake(const std::atomic<Word>& word, int most = INT_MAX) {
+    syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, most, nullptr, nullptr, 0);
+  }
+
+  // How long a thread has computed; the same for all times where that is not known.
+  int64_t computed_ns(ThreadId thread) const {
+    return nanoseconds(static_cast<clockid_t>(~static_cast<unsigned>(thread) << 3 | 6));  // as pthread_getcpuclockid
+  }
+
+  // A thread that waits for its turn on another processor goes on, on this one; `helper` may be none.
+  bool move_here(ThreadId thread, int helper) {
+    const int here = processor();
+    if (!Affinity::move(thread, Affinity::only(here))) return false;
+    if (helper != kNoHelper) affinity_.note(helper, here);
+    return true;
+  }
+
+  // The calling thread waits for its turn on a processor.
+  void move_to(int processor) { Affinity::move(0, Affinity::only(processor)); }
+
+  // Before a helper works for a caller on this processor.
+  void spread(int helper, int callers_processor) { affinity_.spread(helper, callers_processor); }
+
+  // Whether a thread is on this processor, which this one computes on: it waits for its turn.
+  bool waits_here(ThreadId thread) const {
+    char path[64], line[512];
+    std::snprintf(path, sizeof path, "/proc/self/task/%d/stat", static_cast<int>(thread));
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return false;
+    const ssize_t size = read(file, line, sizeof line - 1);
+    close(file);
+    if (size <= 0) return false;
+    line[size] = 0;
+    // Behind the name: state, 35 numbers, and the processor (proc(5)).
+    const char* at = std::strrchr(line, ')');
+    if (at == nullptr || at[1] == 0 || at[2] != 'R') return false;
+    for (int field = 2; field < 39 && at; ++field) at = std::strchr(at + 1, ' ');
+    return at && std::atoi(at) == processor();
+  }
+
+  // Moves a thread that waits for its turn on this processor to another.
+  void push(ThreadId thread) { affinity_.push(thread, processor()); }
+
+  static constexpr int kNoHelper = -1, kNowhere = Affinity::kNowhere;
+
+ private:
+  static constexpr uint64_t kLongTurnNs = 5'000'000;
+
+  static int64_t nanoseconds(clockid_t clock) {
+    timespec time;
+    return clock_gettime(clock, &time) == 0 ? int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec : -1;
+  }
+
+  Affinity affinity_;
+  std::atomic<int> niceness_{0};
+};
+
+}  // namespace asurge

@@ -1,0 +1,101 @@
+// Fails at the first line that does not hold. Takes two processors that this process may use.
+#include "operating_system.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace {
+
+cpu_set_t both_of(int first, int second) {
+  cpu_set_t set = asurge::Affinity::only(first);
+  CPU_SET(second, &set);
+  return set;
+}
+
+void allow(int first, int second) {
+  const cpu_set_t set = both_of(first, second);
+  sched_setaffinity(0, sizeof set, &set);
+}
+
+// The calling thread is on this processor, and may be on both.
+void put(int processor, int one, int other) {
+  allow(processor, processor);
+  allow(one, other);
+}
+
+void require(bool holds, int line) {
+  if (holds) return;
+  std::fprintf(stderr, "line %d: does not hold\n", line);
+  std::exit(1);
+}
+#define REQUIRE(condition) require(condition, __LINE__)
+
+bool may_run_on(pid_t thread, int one, int other) {
+  cpu_set_t allowed;
+  sched_getaffinity(thread, sizeof allowed, &allowed);
+  const cpu_set_t both = both_of(one, other);
+  return CPU_EQUAL(&allowed, &both);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  const int one = std::atoi(arguments[1]), other = std::atoi(arguments[2]);
+  asurge::Affinity affinity;
+
+  // Nowhere else to go.
+  allow(one, one);
+  affinity.spread(0, one);
+  REQUIRE(sched_getcpu() == one);
+
+  // A helper leaves its caller's processor, and may go on to be moved by the system as before.
+  put(one, one, other);
+  affinity.spread(0, one);
+  REQUIRE(sched_getcpu() == other && may_run_on(0, one, other));
+
+  // Who is on a processor of its own stays.
+  affinity.spread(0, one);
+  REQUIRE(sched_getcpu() == other);
+
+  // Another finds both taken and stays.
+  affinity.spread(1, one);
+  REQUIRE(sched_getcpu() == other);
+
+  // One that meets an earlier helper goes where nobody is.
+  asurge::Affinity fresh;
+  fresh.note(0, one);
+  put(one, one, other);
+  fresh.spread(1, asurge::Affinity::kNowhere);
+  REQUIRE(sched_getcpu() == other);
+
+  // A thread that waits for its turn behind this one is seen, and runs when it was sent away.
+  asurge::OperatingSystem system;
+  std::atomic<pid_t> id{0};
+  std::atomic<bool> over{false}, ran{false};
+  put(one, one, other);
+  std::thread waiting([&] {
+    put(one, one, other);
+    id = gettid();
+    while (!over) ran = ran || sched_getcpu() == other;
+  });
+  while (id == 0) sched_yield();
+  const int64_t until = system.now_ns() + 5'000'000'000;
+  bool seen = false;
+  while (!ran && system.now_ns() < until) {
+    allow(one, one);  // this thread stays
+    if (system.waits_here(id)) {
+      seen = true;
+      system.push(id);
+    } else if (!ran) {
+      asurge::Affinity::move(id, asurge::Affinity::only(one));
+    }
+  }
+  REQUIRE(ran && seen && may_run_on(id, one, other));
+  REQUIRE(system.computed_ns(id) > 0);
+  REQUIRE(system.move_here(id, 0) && may_run_on(id, one, other));
+  over = true;
+  waiting.join();
+
+  // What is not there is not moved.
+  REQUIRE(!system.move_here(1 << 22, 0) && !system.waits_here(1 << 22));
+}
