@@ -11,7 +11,8 @@ from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import DecoderConfig, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
-from asurge.runner import DeviceRunner, use_persistent_cache
+from asurge.processors import ThreadBudget
+from asurge.runner import DeviceRunner, KernelThreads, use_persistent_cache
 from asurge.scheduler import Scheduler
 from asurge.text import Tokenizer, load_tokenizer
 
@@ -24,6 +25,7 @@ class Parts:
 
     Attributes:
         vocab_size: the model's: ids at or beyond it are refused.
+        threads: the engine's part in the kernels' team.
         compilations: how many there have been since the start.
         load_weights: blocking; reads another checkpoint of the same shape, and returns what puts its weights in place.
         fallbacks: what runs in plain XLA although kernels were wanted, and why.
@@ -33,6 +35,7 @@ class Parts:
     scheduler: Scheduler
     runner: Runner
     vocab_size: int
+    threads: KernelThreads
     compilations: Callable[[], int]
     load_weights: Callable[[str], Callable[[], None]]
     fallbacks: tuple[str, ...] = ()
@@ -44,7 +47,18 @@ def assemble(config: EngineConfig) -> Parts:
     Raises:
         ModelLoadError, ConfigError, CompilationError: see there.
     """
+    budget = ThreadBudget(config.kernel_threads)
+    budget.report()
     use_persistent_cache(config.compilation_cache_dir)
+    threads = KernelThreads(budget, config.kernels)
+    try:
+        return _assemble(config, threads)
+    except BaseException:
+        threads.leave()
+        raise
+
+
+def _assemble(config: EngineConfig, threads: KernelThreads) -> Parts:
     folder = resolve_checkpoint(config.model)
     text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
@@ -53,9 +67,8 @@ def assemble(config: EngineConfig) -> Parts:
         model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
         reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
-        runner = DeviceRunner(
-            model, config, max_model_len=max_model_len, logits_processors=tuple(config.logits_processors.values())
-        )
+        processors = tuple(config.logits_processors.values())
+        runner = DeviceRunner(model, config, max_model_len=max_model_len, logits_processors=processors, threads=threads)
         cache = config.cache if config.enable_prefix_caching else CacheConfig(enable_prefix_caching=False)
         scheduler = Scheduler(runner.limits, config.scheduler, cache, max_queued_requests=config.max_queued_requests)
         reasons = {"matrix products": reason, "attention": runner.fallback}
@@ -65,6 +78,7 @@ def assemble(config: EngineConfig) -> Parts:
             scheduler,
             runner,
             model.config.vocab_size,
+            threads,
             lambda: runner.compilations,
             partial(_load_weights, config, model.config, runner),
             fallbacks,

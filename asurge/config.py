@@ -114,6 +114,9 @@ class EngineConfig:
         logits_processors: by name, pure JAX functions of one row's logits, float32 ``[vocab]``, and a scalar that the request
             gives, which return the logits to draw from. They are compiled into the step.
         sampling_params_callback: sees the parameters of each request before it is admitted, and may return others.
+        kernel_threads: how many threads the CPU kernels use, and how many compile steps and fill masks; None: what `ASURGE_THREADS`
+            says, else as many as the process has processors, by affinity and by the quotas of its control groups. More than
+            there are is lowered to that, with a warning. Engines of one process share one team, as large as the largest asks for.
         compilation_cache_dir: JAX's persistent cache; None: the user's cache folder; "" turns it off.
         silent_mode: no progress bars.
 
@@ -152,6 +155,7 @@ class EngineConfig:
     extra_eos_token_ids: tuple[int, ...] = ()
     logits_processors: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     sampling_params_callback: Callable[..., Any] | None = None
+    kernel_threads: int | None = None
     compilation_cache_dir: str | None = None
     silent_mode: bool = False
 
@@ -173,7 +177,7 @@ class EngineConfig:
             raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r} must be 'auto' or 'int8'")
         if self.kernels not in ("auto", "native", "pallas", "xla"):
             raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native', 'pallas' or 'xla'")
-        for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes"):
+        for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes", "kernel_threads"):
             value = getattr(self, field)
             if value is not None:
                 _at_least(field, value, 1)

@@ -81,6 +81,7 @@ class Engine(EngineStatus):
             depth=config.pipeline_depth,
             step_timeout_s=config.step_timeout_s,
             pacer=Pacer(mixed_s=config.scheduler.max_mixed_step_s),
+            threads=parts.threads.budget.threads,
         )
         self._intake = Intake(config, parts)
         # The one task outside a caller's task group: engines are often started in one task and stopped in

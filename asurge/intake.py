@@ -34,7 +34,7 @@ from asurge.threads import run_in_thread
 
 T = TypeVar("T")
 
-_THREADS = 4
+_MOST_THREADS = 4
 _MAX_TOP_K = 2**31 - 1
 """The most that a step's int32 array holds; beyond any vocabulary."""
 
@@ -70,7 +70,8 @@ class Intake:
         self._hidden_size = limits.hidden_size
         self.end_token_ids = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
         self._prompts = Prompts(config, parts.tokenizer, limits.max_model_len, parts.vocab_size)
-        self._threads = CapacityLimiter(_THREADS)
+        # One text that takes long must not hold up all others, whatever processors there are.
+        self._threads = CapacityLimiter(min(_MOST_THREADS, parts.threads.budget.threads + 1))
         self._constraints = Constraints(parts.tokenizer, parts.vocab_size, self.end_token_ids)
         self._serial = itertools.count()
         self._arrivals: set[Arrival] = set()

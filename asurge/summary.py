@@ -23,4 +23,5 @@ def summarize(parts: Parts, pipeline: Pipeline, started_s: float) -> dict[str, f
         "running_requests": running,
         "fallbacks": len(parts.fallbacks),
         "compilations": parts.compilations(),
+        "kernel_threads": parts.threads.count,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from asurge.processors import ProcessorProbe
 from asurge.runner.compilation import COMPILED
 
 
@@ -31,6 +32,7 @@ def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": usable_cores(),
+        "cores_limit": ProcessorProbe().look().limit,
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -44,8 +46,8 @@ def load_average() -> float:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Cores whose time this process has."""
+    return ProcessorProbe().look().count
 
 
 def peak_resident_bytes() -> int:

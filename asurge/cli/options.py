@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from asurge.config import DTYPES
+from asurge.config import DTYPES, EngineConfig
 from asurge.errors import ConfigError
 from asurge.params import SamplingParams
+from asurge.processors import THREADS_VARIABLE, ThreadBudget
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
+_POOLS = ("PJRT_NPROC", "RAYON_NUM_THREADS")
+"""How many threads XLA (for what is not in the CPU kernels) and tokenizers start; read when they start them."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +26,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
     group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")
+    group.add_argument(
+        "--threads",
+        dest="kernel_threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help=f"threads of the CPU kernels and of all other pools (also in {THREADS_VARIABLE}); default: the processors there are",
+    )
     group.add_argument(
         "--set",
         nargs="+",
@@ -34,10 +46,24 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `asurge.Engine`; anything not given stays at its default."""
-    names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs")
+    """Keyword arguments for `asurge.Engine`; anything not given stays at its default. Sizes the pools of this process.
+
+    Raises:
+        ConfigError: an entry has no value, or the number of threads is none.
+    """
+    names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kernel_threads")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    return {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
+    settings = {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
+    _size_pools(EngineConfig(kernel_threads=settings.get("kernel_threads")))
+    return settings
+
+
+def _size_pools(config: EngineConfig) -> None:
+    """Have libraries start no more threads than the kernels. They can be told by the environment only, which is not a library's to
+    change; but a command has its process to itself. What an operator has set stays."""
+    threads = ThreadBudget(config.kernel_threads).threads
+    for variable in _POOLS:
+        os.environ.setdefault(variable, str(threads))
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:

@@ -190,8 +190,10 @@ class SequenceConstraint:
             mask |= self._end_bits
 
 
-def fill_masks(constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.uint32]) -> dict[int, Exception]:
-    """Fill ``masks [constraints, words]``, all ones; grammars in parallel, without the interpreter's lock. Blocks.
+def fill_masks(
+    constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.uint32], threads: int = 1
+) -> dict[int, Exception]:
+    """Fill ``masks [constraints, words]``, all ones; grammars in ``threads``, without the interpreter's lock. Blocks.
 
     Returns:
         The failures, by index; those masks allow everything.
@@ -200,7 +202,7 @@ def fill_masks(constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.
     if matchers:
         from llguidance.numpy import fill_next_token_bitmask_par
 
-        fill_next_token_bitmask_par(_executor(), matchers, masks.view(np.int32))
+        fill_next_token_bitmask_par(_executor(threads), matchers, masks.view(np.int32))
     failed: dict[int, Exception] = {}
     for index, constraint in enumerate(constraints):
         try:
@@ -212,7 +214,7 @@ def fill_masks(constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.
 
 
 @functools.cache
-def _executor() -> LLExecutor:
+def _executor(threads: int) -> LLExecutor:
     from llguidance import LLExecutor
 
-    return LLExecutor()
+    return LLExecutor(min(max(threads * 4 // 5, 1), 32))  # its own share of the processors that it sees

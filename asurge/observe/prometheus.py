@@ -14,7 +14,7 @@ from asurge.scheduler import SchedulerStatistics
 from asurge.status import EngineStatus
 
 _OWN, _VLLM = "asurge_", "vllm:"
-_ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight"))
+_ONLY_OURS = frozenset(("compilations", "fallbacks", "kernel_threads", "steps_in_flight"))
 
 
 class EngineMetrics:
@@ -94,6 +94,11 @@ class _Engines:
             "fallbacks",
             "What runs slower than it could; see Engine.fallbacks.",
             {n: t["fallbacks"] for n, t in totals.items()},
+        )
+        yield gauge(
+            "kernel_threads",
+            "Threads of the CPU kernels; 0 where they do not serve the model.",
+            {n: t["kernel_threads"] for n, t in totals.items()},
         )
 
     def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:

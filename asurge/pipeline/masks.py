@@ -18,10 +18,13 @@ class Masks:
     `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled once
     everything planned before it has been accepted, and nothing is accepted for its step before that is drawn. `finished` may
     be called at any time: a constraint itself must not be asked while its mask is filled.
+
+    Args:
+        threads: of the engine; masks are filled beside what the device does.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self._words = mask_words(vocab_size)
+    def __init__(self, vocab_size: int, threads: int = 1) -> None:
+        self._words, self._threads = mask_words(vocab_size), threads
         self._constraints: dict[str, SequenceConstraint] = {}
         self._finished = set[str]()
 
@@ -63,7 +66,7 @@ class Masks:
             if row.samples and (constraint := self._constraints.get(row.sequence_id)) is not None
         }
         filled = masks[list(rows)]
-        failed = fill_masks(list(rows.values()), filled)
+        failed = fill_masks(list(rows.values()), filled, self._threads)
         masks[list(rows)] = filled
         owners = list(rows)
         return masks, {plan.rows[owners[at]].sequence_id: error for at, error in failed.items()}

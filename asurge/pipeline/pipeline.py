@@ -77,6 +77,7 @@ class Pipeline:
         depth: int = 2,
         step_timeout_s: float = 300.0,
         pacer: Pacer | None = None,
+        threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -87,7 +88,7 @@ class Pipeline:
         self._depth, self._pacer = depth, pacer or Pacer()
         self._generations: dict[str, Generation] = {}
         self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
-        self._masks = Masks(runner.limits.vocab_size)
+        self._masks = Masks(runner.limits.vocab_size, threads)
         self._applied, self._newly_applied = -1, anyio.Event()
         self._new_deadline = anyio.Event()
         self._totals = PipelineStatistics()

@@ -2,5 +2,6 @@
 
 from asurge.runner.compilation import use_persistent_cache
 from asurge.runner.runner import DeviceRunner
+from asurge.runner.team import KernelThreads
 
-__all__ = ["DeviceRunner", "use_persistent_cache"]
+__all__ = ["DeviceRunner", "KernelThreads", "use_persistent_cache"]

@@ -55,8 +55,8 @@ def use_persistent_cache(directory: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, silent: bool) -> dict[K, Compiled]:
-    """Lower one after another (tracing holds the interpreter) and compile in a pool.
+def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, threads: int, silent: bool) -> dict[K, Compiled]:
+    """Lower one after another (tracing holds the interpreter) and compile in a pool of ``threads``.
 
     Raises:
         CompilationError: a program does not compile; the cause is chained.
@@ -64,7 +64,7 @@ def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, silent: bool) ->
     compiled: dict[K, Compiled] = {}
     previous = threading.stack_size(_STACK_BYTES)
     try:
-        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="asurge-compile")
+        pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="asurge-compile")
         with pool, tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent, leave=False) as bar:
             waiting = {pool.submit(lower().compile): shape for shape, lower in programs.items()}
             for future in as_completed(waiting):

@@ -20,6 +20,7 @@ from asurge.ops.attention import AttentionShape, Pages, choose_attention
 from asurge.ops.sampling import choose_sampler
 from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
+from asurge.processors import ThreadBudget
 from asurge.runner.compilation import compilation_counter, compile_all
 from asurge.runner.draw import Drawer, DrawSpec
 from asurge.runner.fetch import begin_fetch
@@ -30,6 +31,7 @@ from asurge.runner.packing import TableShape, pack, packed_size
 from asurge.runner.pooling import Pooler, Sums
 from asurge.runner.score import Scorer, Scores
 from asurge.runner.step import HiddenStates, StepSpec, make_step, split_model
+from asurge.runner.team import KernelThreads
 
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 2048
@@ -101,6 +103,9 @@ def _failed(plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult
 class DeviceRunner:
     """`asurge.plan.Runner` over JAX: device-resident slots and pages, one compiled step per shape.
 
+    Args:
+        threads: the engine's part in the kernels' team, up to date before each step until `shutdown`.
+
     Raises:
         ConfigError: the KV budget does not hold one full sequence.
         CompilationError: a step does not compile.
@@ -113,7 +118,9 @@ class DeviceRunner:
         *,
         max_model_len: int,
         logits_processors: Sequence[LogitsProcessor] = (),
+        threads: KernelThreads | None = None,
     ) -> None:
+        self._threads = threads or KernelThreads(ThreadBudget(config.kernel_threads), config.kernels)
         self._device = jax.devices()[0]
         shape, dtype = model.config, jnp.dtype(config.dtype)
         attention, self.fallback = choose_attention(
@@ -197,6 +204,7 @@ class DeviceRunner:
     def dispatch(self, plan: StepPlan) -> _Dispatched | _Failed:
         """Send a step to the device; its result is read by the handle. Never raises for a failing step."""
         try:
+            self._threads.refresh()
             if self.is_state_lost():
                 self._free_state()  # first: accelerators have no room for both
                 self._pages, self._last_token = self._fresh_state()
@@ -234,6 +242,7 @@ class DeviceRunner:
         self._free_state()
         self._leaves = ()
         self._steps.clear()
+        self._threads.leave()
 
     def spoil(self, generation: int) -> None:
         """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in flight after
@@ -267,7 +276,9 @@ class DeviceRunner:
         steps = {shape: partial(self._lower, shape, *state) for shape in self._lattice.shapes}
         draws = self.drawer.programs(self._leaves, last, state[1])
         scores, sums = self._scorer.programs(self._leaves, flat), self._pooler.programs(self._leaves, flat)
-        compiled = compile_all({**steps, **draws, **scores, **sums}, silent=silent)
+        compiled = compile_all(
+            {**steps, **draws, **scores, **sums}, threads=self._threads.budget.threads, silent=silent
+        )
         self._steps = {shape: compiled[shape] for shape in steps}
         self.drawer.use(compiled)
         self._scorer.use(compiled)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from asurge.processors import ProcessorProbe
 
 FOLDER = Path(__file__).parent
 LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512", "avx2"))
@@ -43,8 +44,19 @@ def unavailable() -> str | None:
         return "this processor, or its operating system, does not have AVX2"
     for target in TARGETS:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
-    library.asurge_set_threads(len(os.sched_getaffinity(0)))
+    library.asurge_set_threads(_threads or ProcessorProbe().look().count)
     return None
+
+
+_threads = 0  # as many as there are processors
+
+
+def set_threads(count: int) -> None:
+    """Have the kernels use this many threads from now on. There is one team for the process; no thread of it ends."""
+    global _threads
+    _threads = count  # also for a team that is still to be made: it must not be larger first
+    if unavailable() is None and (library := loaded()) is not None:
+        library.asurge_set_threads(count)
 
 
 def loaded() -> ctypes.CDLL | None:

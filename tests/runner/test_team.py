@@ -1,0 +1,210 @@
+"""The kernels' threads as engines share them, from the setting to the threads that there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from asurge import Engine
+from asurge.cli.main import main
+from asurge.errors import ConfigError, ModelLoadError
+from asurge.observe import EngineMetrics
+from asurge.processors import ProcessorProbe, ThreadBudget
+from asurge.runner.team import KernelThreads, Team
+from tests.checkpoints import write_tiny
+from tests.conftest import TINY
+from tests.kernels import SIZES, needs_kernels
+from tests.server.clients import free_port
+
+pytestmark = needs_kernels
+
+VISIBLE = len(os.sched_getaffinity(0))
+needs_two = pytest.mark.skipif(ProcessorProbe().look().count < 2, reason="there is one processor")
+SMALL = {**TINY, "max_num_seqs": 2, "page_size": 32, "dtype": "bfloat16", "kernels": "native"}
+
+
+def budget(threads: int) -> ThreadBudget:
+    return ThreadBudget(threads, probe=ProcessorProbe(Path("/nowhere"), lambda: 64), environment={})
+
+
+def test_engines_share_one_team() -> None:
+    """It is as large as the largest asks for, and goes back when that ends."""
+    sizes: list[int] = []
+    team = Team(sizes.append, lambda: 7)
+    two = KernelThreads(budget(2), "auto", team)
+    four = KernelThreads(budget(4), "native", team)
+    one = KernelThreads(budget(1), "auto", team)
+    assert (two.count, four.count, one.count) == (4, 4, 4)
+    four.leave()
+    four.leave()
+    assert (two.count, one.count) == (2, 2)
+    two.leave()
+    assert one.count == 1
+    one.leave()
+    assert sizes == [2, 4, 2, 1, 7]
+
+
+def test_an_engine_without_the_kernels_has_no_part() -> None:
+    sizes: list[int] = []
+    threads = KernelThreads(budget(3), "xla", Team(sizes.append, lambda: 7))
+    threads.refresh()
+    assert threads.count == 0
+    threads.leave()
+    assert sizes == []
+
+
+def test_the_team_follows_the_processors() -> None:
+    now_s, visible, sizes = 0.0, 4, list[int]()
+    follows = ThreadBudget(probe=ProcessorProbe(Path("/nowhere"), lambda: visible), environment={}, clock=lambda: now_s)
+    threads, team = None, Team(sizes.append, lambda: 7)
+    threads = KernelThreads(follows, "auto", team)
+    threads.refresh()
+    visible = 2
+    threads.refresh()
+    assert threads.count == 4
+    now_s = 2.0
+    threads.refresh()
+    assert threads.count == 2
+    assert sizes == [4, 2]
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest model that the kernels serve."""
+    return write_tiny(tmp_path_factory.mktemp("small"), **SIZES)
+
+
+@pytest.fixture
+def resized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes that the kernels' team has been given."""
+    sizes: list[int] = []
+    monkeypatch.setattr("asurge.runner.team._TEAM._resize", sizes.append)
+    return sizes
+
+
+async def test_an_engine_says_what_it_uses(
+    small_folder: Path, resized: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "asurge")
+    async with Engine(str(small_folder), kernel_threads=1, **SMALL) as engine:
+        assert engine.get_metrics_summary()["kernel_threads"] == 1
+        metrics = EngineMetrics(engine.max_model_len)
+        metrics.watch("small", engine)
+        shown = metrics.exposition().decode()
+        assert 'asurge_kernel_threads{engine="0",model_name="small"} 1.0' in shown or 'asurge_kernel_threads{model_name="small",engine="0"} 1.0' in shown  # fmt: skip
+        assert "vllm:kernel_threads" not in shown
+        assert resized[-1] == 1
+    assert resized[-1] != 1 or ProcessorProbe().look().count == 1
+    told = [record.getMessage() for record in caplog.records if "the kernels use" in record.getMessage()]
+    assert told == ["the kernels use 1 threads: kernel_threads=1"]
+
+
+async def test_a_start_that_fails_gives_its_threads_back(tmp_path: Path, resized: list[int]) -> None:
+    with pytest.raises(ModelLoadError):
+        await Engine(str(tmp_path / "nothing"), kernel_threads=1, **SMALL).initiate()
+    assert resized[-1:] == [ProcessorProbe().look().count]
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])
+def test_a_number_that_makes_no_sense_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"kernel_threads=.* must be an integer of at least 1"):
+        Engine("demo", kernel_threads=value)
+
+
+async def test_a_variable_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASURGE_THREADS", "all")
+    with pytest.raises(ConfigError, match="ASURGE_THREADS='all'"):
+        await Engine("demo").initiate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        ([], "all", "ASURGE_THREADS='all'"),
+        (["--threads", "0"], "", "kernel_threads=0"),
+        (["--set", "kernel_threads=many"], "1", "kernel_threads='many'"),
+    ],
+)
+def test_commands_refuse_it_first(
+    arguments: list[str],
+    variable: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ASURGE_THREADS", variable)
+    assert main(["generate", "x", "--model", "./nowhere", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pools_that_an_operator_has_sized_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PJRT_NPROC", "5")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    assert main(["generate", "x", "--model", "./nowhere", "--threads", "1"]) == 2
+    assert (os.environ["PJRT_NPROC"], os.environ.pop("RAYON_NUM_THREADS")) == ("5", "1")
+
+
+def threads_of(process: int) -> Counter[str]:
+    """How many there are, by name."""
+    names: Counter[str] = Counter()
+    for task in Path(f"/proc/{process}/task").iterdir():
+        try:
+            names[(task / "comm").read_text().strip()] += 1
+        except OSError:  # it has just ended
+            continue
+    return names
+
+
+def served(folder: Path, *arguments: str, **environment: str) -> Counter[str]:
+    """The threads of a server that has answered; of a process of its own."""
+    command = [sys.executable, "-m", "asurge.cli.main", "serve", f"small={folder}", "--port", str(port := free_port())]
+    settings = ["--set", *(f"{name}={value}" for name, value in SMALL.items() if name != "silent_mode")]
+    clean = {name: value for name, value in os.environ.items() if name not in ("PJRT_NPROC", "RAYON_NUM_THREADS")}
+    process = subprocess.Popen([*command, *arguments, *settings], stderr=subprocess.PIPE, env={**clean, **environment})
+    try:
+        ask = [sys.executable, "-c", ASK, str(port), str(process.pid)]
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return threads_of(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+ASK = """
+import json, os, sys, time, urllib.error, urllib.request
+port, process = sys.argv[1:]
+body = json.dumps({"model": "small", "prompt": "word " * 10_000, "max_tokens": 4}).encode()
+ask = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"})
+for _ in range(900):
+    try:
+        print(urllib.request.urlopen(ask).read())
+        break
+    except urllib.error.URLError as error:
+        os.kill(int(process), 0)
+        if isinstance(error, urllib.error.HTTPError) and error.code != 503:
+            raise
+    time.sleep(0.1)
+else:
+    sys.exit("it does not answer")
+"""
+
+
+@needs_two
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_one_thread_is_one_thread_of_each_pool(small_folder: Path, how: str) -> None:
+    arguments, environment = (["--threads", "1"], {}) if how == "option" else ([], {"ASURGE_THREADS": "1"})
+    one = served(small_folder, *arguments, **environment)
+    assert one["tf_XLAEigen"] == 1
+    assert not [name for name in one if name.startswith("asurge-")]
+    if how == "option":
+        two = served(small_folder, "--threads", "2")
+        assert two["tf_XLAEigen"] == 2
+        assert two["asurge-1"] == 1
+        assert two.total() >= one.total() + 3  # and one of the tokenizer
