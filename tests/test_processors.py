@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from asurge import processors
 from asurge.errors import ConfigError
 from asurge.processors import ProcessorProbe, Processors, Quota, ThreadBudget, allowed
+from tests.control_groups import control_group
 
 V1 = "cgroup cgroup rw,cpu,cpuacct"
 V2 = "cgroup2 cgroup2 rw"
@@ -356,46 +356,19 @@ def looked(*before: str) -> str:
     return done.stdout.strip().replace("\n", " ")
 
 
-def _writable_group() -> tuple[Path, str] | None:
-    """Where a group with a quota can be made, and how the quota is written there."""
-    for folder, file in ((Path("/sys/fs/cgroup/cpu"), "cpu.cfs_quota_us"), (Path("/sys/fs/cgroup"), "cpu.max")):
-        if (folder / "cgroup.procs").is_file() and os.access(folder, os.W_OK):
-            return folder, file
-    return None
-
-
-@contextlib.contextmanager
-def group_of(processors_of_time: float) -> Iterator[Path]:
-    found = _writable_group()
-    if found is None:
-        pytest.skip("no control group can be made here")
-    folder, file = found
-    group = folder / f"asurge-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    try:
-        if not (group / file).is_file():
-            pytest.skip("processors are not controlled here")
-        (group / file).write_text(f"{int(processors_of_time * 100_000)}")
-        yield group
-    finally:
-        group.rmdir()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="there are no control groups")
 def test_a_quota_of_this_machine() -> None:
-    """Of a process that is moved into a group, and of one below it."""
-    with group_of(1.5) as group:
-        (group / "below").mkdir()
+    """Of a process that is moved into a group, and into one below it."""
+    here = ProcessorProbe().look().count
+    with control_group() as (group, quota):
+        quota.write_text("150000")
+        below = group / "below"
+        below.mkdir()
         try:
-            here = len(os.sched_getaffinity(0))
-            for folder in (group, group / "below"):
+            for folder in (group, below):
                 move = f"open({str(folder / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
                 assert looked(move) == f"{here} 1"
         finally:
-            (group / "below").rmdir()
+            below.rmdir()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="there is one processor")

@@ -19,24 +19,31 @@ class Team:
 
     def __init__(self, resize: Callable[[int], None], alone: Callable[[], int]) -> None:
         self._resize, self._alone = resize, alone
-        self._asked: dict[ThreadBudget, int] = {}
+        self._budgets: set[ThreadBudget] = set()
         self._lock = threading.Lock()
         self.size = 0
 
-    def ask(self, budget: ThreadBudget) -> None:
-        """Let an engine have as many threads as its budget says now."""
+    def join(self, budget: ThreadBudget) -> None:
+        """Let an engine have as many threads as its budget says."""
         with self._lock:
-            self._asked[budget] = budget.threads
+            self._budgets.add(budget)
             self._fit()
 
     def leave(self, budget: ThreadBudget) -> None:
         """An engine needs them no longer. Safe to call twice."""
         with self._lock:
-            if self._asked.pop(budget, None) is not None:
+            if budget in self._budgets:
+                self._budgets.remove(budget)
+                self._fit()
+
+    def refresh(self) -> None:
+        """Follow what has become of the processors, also for engines that have nothing to do: what they ask for must be there."""
+        with self._lock:
+            if any([budget.refresh() for budget in self._budgets]):
                 self._fit()
 
     def _fit(self) -> None:
-        size = max(self._asked.values()) if self._asked else self._alone()
+        size = max((budget.threads for budget in self._budgets), default=0) or self._alone()
         if size != self.size:
             self._resize(size)
             self.size = size
@@ -56,7 +63,7 @@ class KernelThreads:
         self.budget, self._team = budget, team
         wanted = kernels in ("auto", "native")
         if wanted:  # first of all: where kernels are loaded now, the team must not be larger to begin with
-            team.ask(budget)
+            team.join(budget)
         self._used = wanted and native.unavailable() is None
 
     @property
@@ -66,8 +73,8 @@ class KernelThreads:
 
     def refresh(self) -> None:
         """Follow what has become of the processors. Cheap: called before each step."""
-        if self.budget.refresh() and self._used:
-            self._team.ask(self.budget)
+        if self._used:
+            self._team.refresh()
 
     def leave(self) -> None:
         """The engine ends. Safe to call twice."""

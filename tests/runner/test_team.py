@@ -19,12 +19,12 @@ from asurge.processors import ProcessorProbe, ThreadBudget
 from asurge.runner.team import KernelThreads, Team
 from tests.checkpoints import write_tiny
 from tests.conftest import TINY
+from tests.control_groups import control_group
 from tests.kernels import SIZES, needs_kernels
 from tests.server.clients import free_port
 
 pytestmark = needs_kernels
 
-VISIBLE = len(os.sched_getaffinity(0))
 needs_two = pytest.mark.skipif(ProcessorProbe().look().count < 2, reason="there is one processor")
 SMALL = {**TINY, "max_num_seqs": 2, "page_size": 32, "dtype": "bfloat16", "kernels": "native"}
 
@@ -62,7 +62,7 @@ def test_an_engine_without_the_kernels_has_no_part() -> None:
 def test_the_team_follows_the_processors() -> None:
     now_s, visible, sizes = 0.0, 4, list[int]()
     follows = ThreadBudget(probe=ProcessorProbe(Path("/nowhere"), lambda: visible), environment={}, clock=lambda: now_s)
-    threads, team = None, Team(sizes.append, lambda: 7)
+    team = Team(sizes.append, lambda: 7)
     threads = KernelThreads(follows, "auto", team)
     threads.refresh()
     visible = 2
@@ -71,7 +71,11 @@ def test_the_team_follows_the_processors() -> None:
     now_s = 2.0
     threads.refresh()
     assert threads.count == 2
-    assert sizes == [4, 2]
+    busy = KernelThreads(budget(1), "auto", team)
+    visible, now_s = 1, 4.0
+    busy.refresh()  # the other has nothing to do, and does not look itself
+    assert threads.count == 1
+    assert sizes == [4, 2, 1]
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +212,53 @@ def test_one_thread_is_one_thread_of_each_pool(small_folder: Path, how: str) -> 
         assert two["tf_XLAEigen"] == 2
         assert two["asurge-1"] == 1
         assert two.total() >= one.total() + 3  # and one of the tokenizer
+
+
+LIVING = """
+import asyncio, os, sys
+from asurge import Engine, SamplingParams, processors
+from tests.runner.test_team import SMALL
+
+processors.LOOK_S = 0.0
+
+async def main(folder, become, again):
+    async with Engine(folder, **SMALL) as engine:
+        seen = []
+        async def look():
+            output = await engine.generate("hello", SamplingParams(max_tokens=8, temperature=0.0), use_tqdm=False)
+            seen.append((engine.get_metrics_summary()["kernel_threads"], output[0].get_text()))
+        await look()
+        for change in (become, again):
+            exec(change)
+            await look()
+        print([threads for threads, _ in seen], len({text for _, text in seen}))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def lived(folder: Path, become: str, again: str) -> str:
+    """How many threads an engine has, before and after what happens to its process, and how many texts it wrote."""
+    command = [sys.executable, "-c", LIVING, str(folder), become, again]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@needs_two
+def test_an_engine_follows_its_affinity(small_folder: Path) -> None:
+    one, all_ = {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)
+    become, again = (f"os.sched_setaffinity(os.getpid(), {allowed})" for allowed in (one, all_))
+    before = ProcessorProbe().look().count
+    assert lived(small_folder, become, again) == f"[{before}, 1, {before}] 1"
+
+
+@needs_two
+def test_an_engine_follows_its_quota(small_folder: Path) -> None:
+    """As where Kubernetes resizes a container that runs."""
+    before = ProcessorProbe().look().count
+    with control_group() as (group, quota):
+        quota.write_text("100000")
+        join = f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
+        raised = f"open({str(quota)!r}, 'w').write('{1000 * 100_000}')"
+        assert lived(small_folder, join, raised) == f"[{before}, 1, {before}] 1"
