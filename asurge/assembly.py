@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
@@ -50,17 +51,17 @@ def assemble(config: EngineConfig) -> Parts:
     budget = ThreadBudget(config.kernel_threads)
     budget.report()
     use_persistent_cache(config.compilation_cache_dir)
+    folder = resolve_checkpoint(config.model)
+    text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
     threads = KernelThreads(budget, config.kernels)
     try:
-        return _assemble(config, threads)
+        return _assemble(config, folder, text, threads)
     except BaseException:
         threads.leave()
         raise
 
 
-def _assemble(config: EngineConfig, threads: KernelThreads) -> Parts:
-    folder = resolve_checkpoint(config.model)
-    text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
+def _assemble(config: EngineConfig, folder: Path, text: Path, threads: KernelThreads) -> Parts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)

@@ -48,7 +48,7 @@ class Quota:
         return self.time_us / self.period_us
 
     def __str__(self) -> str:
-        return f"{self.file} grants the time of {self.processors:.4g} processors"
+        return f"{self.file} grants the time of {_named(self.processors)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Processors:
         """What makes there be no more, for logs."""
         if self.quota is not None and self.quota.processors < self.visible:
             return str(self.quota)
-        return f"the process may run on {self.visible} processor{'s' * (self.visible != 1)}"
+        return f"the process may run on {_named(self.visible)}"
 
 
 def allowed() -> int:
@@ -195,6 +195,10 @@ class ProcessorProbe:
             return None
 
 
+def _named(processors: float) -> str:
+    return f"{processors:.4g} processor{'s' * (processors != 1)}"
+
+
 def _counted() -> int:
     return os.cpu_count() or 1
 
@@ -266,25 +270,29 @@ class ThreadBudget:
         name, count = asked
         return f"{name}={count}" + (f", and {self._seen.limit}" if self.threads < count else "")
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the last look at the processors was a while ago."""
+        return self._clock() - self._looked_s >= LOOK_S
+
     def refresh(self) -> bool:
-        """Look at the processors again, if the last look was a while ago; whether the number of threads is another now."""
-        now_s = self._clock()
-        if now_s - self._looked_s < LOOK_S:
+        """Look at the processors again, if that is due; whether the number of threads is another now."""
+        if not self.is_due:
             return False
-        self._looked_s = now_s
+        self._looked_s = self._clock()
         seen, before = self._probe.look(), self.threads
         if seen == self._seen:
             return False
         self._seen = seen
         self.threads = self._allotted()
         if self.threads != before:
-            _log.info("the kernels use %d threads from now on, no longer %d: %s", self.threads, before, self.reason)
+            _log.info("kernel threads: %d, no longer %d (%s)", self.threads, before, self.reason)
         self._warn()
         return self.threads != before
 
     def report(self) -> None:
         """Log the number and its reason, and warn, once in a process, of what could not be done as it was meant."""
-        _log.info("the kernels use %d threads: %s", self.threads, self.reason)
+        _log.info("kernel threads: %d (%s)", self.threads, self.reason)
         self._warn()
 
     def _allotted(self) -> int:
@@ -298,8 +306,8 @@ class ThreadBudget:
             _warn_once(f"{name}={count} is more than there are ({self._seen.limit}): {self.threads} is taken instead")
         if self._seen.unread:
             _warn_once(
-                f"processor limits cannot be read ({'; '.join(self._seen.unread)}): they count as none, and the kernels use "
-                f"{self.threads} threads ({self.reason}); say how many with kernel_threads or {THREADS_VARIABLE}"
+                f"processor limits cannot be read ({'; '.join(self._seen.unread)}): they count as none, and kernel threads "
+                f"are {self.threads} ({self.reason}); say how many with kernel_threads or {THREADS_VARIABLE}"
             )
 
 

@@ -224,7 +224,7 @@ def test_what_cannot_be_read_is_warned_of_once(pod: Machine, caplog: pytest.LogC
         assert budget.threads == 4
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "/sys/fs/cgroup/pods/cpu.max: Is a directory" in warning
-    assert "use 4 threads" in warning
+    assert "kernel threads are 4 (the process may run on 4 processors)" in warning
     assert "kernel_threads" in warning
 
 
@@ -293,7 +293,7 @@ def test_more_than_there_are_is_warned_of_once(machine: Machine, caplog: pytest.
         machine.budget(8, visible=2).report()
     messages = [(record.levelname, record.getMessage()) for record in caplog.records]
     warning = "kernel_threads=8 is more than there are (the process may run on 2 processors): 2 is taken instead"
-    told = "the kernels use 2 threads: kernel_threads=8, and the process may run on 2 processors"
+    told = "kernel threads: 2 (kernel_threads=8, and the process may run on 2 processors)"
     assert messages == [("INFO", told), ("WARNING", warning), ("INFO", told)]
     caplog.clear()
     machine.budget(visible=2, OMP_NUM_THREADS="8").report()  # not what anybody asked of asurge
@@ -338,7 +338,7 @@ def test_what_changes_is_seen_when_a_second_has_gone_by(pod: Machine, caplog: py
     (pod.root / "sys/fs/cgroup/other/cpu.max").unlink()
     assert changes() == (True, 4, 3)
     assert caplog.records[0].getMessage() == (
-        "the kernels use 2 threads from now on, no longer 4: /sys/fs/cgroup/pods/cpu.max grants the time of 2 processors"
+        "kernel threads: 2, no longer 4 (/sys/fs/cgroup/pods/cpu.max grants the time of 2 processors)"
     )
 
 

@@ -90,9 +90,8 @@ class Pipeline:
         self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
         self._masks = Masks(runner.limits.vocab_size, threads)
         self._applied, self._newly_applied = -1, anyio.Event()
-        self._new_deadline = anyio.Event()
+        self._new_deadline, self._wake = anyio.Event(), anyio.Event()
         self._totals = PipelineStatistics()
-        self._wake = anyio.Event()
         self._threads = DeviceThreads(step_timeout_s)
 
     def submit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from asurge.ops import native
@@ -19,7 +20,7 @@ class Team:
 
     def __init__(self, resize: Callable[[int], None], alone: Callable[[], int]) -> None:
         self._resize, self._alone = resize, alone
-        self._budgets: set[ThreadBudget] = set()
+        self._budgets = weakref.WeakSet[ThreadBudget]()  # an engine that nobody has stopped may be forgotten
         self._lock = threading.Lock()
         self.size = 0
 
@@ -73,7 +74,7 @@ class KernelThreads:
 
     def refresh(self) -> None:
         """Follow what has become of the processors. Cheap: called before each step."""
-        if self._used:
+        if self._used and self.budget.is_due:
             self._team.refresh()
 
     def leave(self) -> None:

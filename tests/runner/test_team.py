@@ -86,8 +86,10 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def resized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes that the kernels' team has been given."""
+    """The sizes that the kernels' team is given, as if no other engine were there."""
     sizes: list[int] = []
+    monkeypatch.setattr("asurge.runner.team._TEAM._budgets", set())
+    monkeypatch.setattr("asurge.runner.team._TEAM.size", 0)
     monkeypatch.setattr("asurge.runner.team._TEAM._resize", sizes.append)
     return sizes
 
@@ -105,14 +107,14 @@ async def test_an_engine_says_what_it_uses(
         assert "vllm:kernel_threads" not in shown
         assert resized[-1] == 1
     assert resized[-1] != 1 or ProcessorProbe().look().count == 1
-    told = [record.getMessage() for record in caplog.records if "the kernels use" in record.getMessage()]
-    assert told == ["the kernels use 1 threads: kernel_threads=1"]
+    told = [record.getMessage() for record in caplog.records if "kernel threads" in record.getMessage()]
+    assert told == ["kernel threads: 1 (kernel_threads=1)"]
 
 
 async def test_a_start_that_fails_gives_its_threads_back(tmp_path: Path, resized: list[int]) -> None:
     with pytest.raises(ModelLoadError):
-        await Engine(str(tmp_path / "nothing"), kernel_threads=1, **SMALL).initiate()
-    assert resized[-1:] == [ProcessorProbe().look().count]
+        await Engine(str(tmp_path), kernel_threads=1, **SMALL).initiate()
+    assert resized == [1, ProcessorProbe().look().count]
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])
