@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -61,21 +62,33 @@ def test_an_engine_without_the_kernels_has_no_part() -> None:
 
 def test_the_team_follows_the_processors() -> None:
     now_s, visible, sizes = 0.0, 4, list[int]()
-    follows = ThreadBudget(probe=ProcessorProbe(Path("/nowhere"), lambda: visible), environment={}, clock=lambda: now_s)
+
+    def follows(asked: int | None) -> ThreadBudget:
+        probe = ProcessorProbe(Path("/nowhere"), lambda: visible)
+        return ThreadBudget(asked, probe=probe, environment={}, clock=lambda: now_s)
+
     team = Team(sizes.append, lambda: 7)
-    threads = KernelThreads(follows, "auto", team)
-    threads.refresh()
+    threads = KernelThreads(follows(None), "auto", team)
     visible = 2
     threads.refresh()
     assert threads.count == 4
     now_s = 2.0
     threads.refresh()
     assert threads.count == 2
-    busy = KernelThreads(budget(1), "auto", team)
+    busy = KernelThreads(follows(1), "auto", team)
     visible, now_s = 1, 4.0
     busy.refresh()  # the other has nothing to do, and does not look itself
     assert threads.count == 1
     assert sizes == [4, 2, 1]
+
+
+def test_an_engine_that_nobody_stopped_is_forgotten() -> None:
+    sizes: list[int] = []
+    team = Team(sizes.append, lambda: 7)
+    KernelThreads(budget(4), "auto", team)
+    gc.collect()
+    last = KernelThreads(budget(2), "auto", team)
+    assert last.count == 2
 
 
 @pytest.fixture(scope="module")
