@@ -28,13 +28,14 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,11 +46,13 @@ from rich.table import Table
 from asurge.bench.bandwidth import measure_bandwidth
 from asurge.bench.http_client import HttpClient
 from asurge.bench.machine import describe_machine, load_average
-from asurge.bench.measure import WARM_UP_TOKENS, measure, measure_warm
+from asurge.bench.measure import measure, measure_warm
 from asurge.bench.metrics import summarize
 from asurge.bench.records import Load, Record
 from asurge.bench.workloads import WORKLOADS, Workload, named_workload, seeded_workloads
 from asurge.errors import BenchmarkError
+from benchmarks.beside.limited import shortened
+from benchmarks.beside.processes import members, running
 from benchmarks.job import run_job
 from benchmarks.stalls import undisturbed
 from benchmarks.suite import median_of, parse_settings, parse_workloads, say, store
@@ -146,7 +149,6 @@ class Script:
             "workloads": _prompted(task),
         }
         command = [self.python, str(JOBS / f"{self.module.removesuffix('_genai')}_job.py")]
-        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         done = subprocess.run(
             command,
             input=json.dumps(orders),
@@ -154,17 +156,22 @@ class Script:
             text=True,
             check=False,
             timeout=_TURN_LIMIT_S,
-            env=environment,
+            env=foreign_environment(),
         )
         if done.returncode or not done.stdout.strip():
             raise RuntimeError(f"{self.name} ended with status {done.returncode}:\n{done.stderr[-1500:]}")
         found = json.loads(done.stdout.splitlines()[-1])
         workloads = {name: found["workloads"][name] for name in task.workloads}
         metrics = {
-            name: dataclasses.asdict(summarize(_load(workload), named_workload(name).output_len))
+            name: dataclasses.asdict(summarize(load_of(workload), named_workload(name).output_len))
             for name, workload in workloads.items()
         }
         return {**found, "workloads": metrics}
+
+
+def foreign_environment() -> dict[str, str]:
+    """This process's, without what belongs to this Python."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,29 +187,34 @@ class Server:
         return None if found else f"there is no program {program!r}"
 
     def run(self, task: Task) -> dict[str, Any]:
+        began_s = time.perf_counter()
+        with self.started(task.model) as (url, process):
+            return asyncio.run(self._turn(task, url, process, began_s))
+
+    @contextmanager
+    def started(self, model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        """Its address, and its process, which may be still loading; both end with the block.
+
+        Raises:
+            RuntimeError: the block found it wanting; what the server said last is in the message.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = shlex.split(self.command.replace("{port}", str(port)).replace("{model}", task.model))
-        began_s = time.perf_counter()
-        with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        command = shlex.split(self.command.replace("{port}", str(port)).replace("{model}", model))
+        with tempfile.TemporaryFile() as log, running(command, stdout=log, stderr=log) as process:
             try:
-                return asyncio.run(self._turn(task, f"http://127.0.0.1:{port}", process, began_s))
+                yield f"http://127.0.0.1:{port}", process
             except BenchmarkError as error:
                 log.seek(0)
                 words = log.read().decode(errors="replace")[-1500:]
                 raise RuntimeError(
                     f"{self.name}: {error}; its status is {process.poll()}, its last words:\n{words}"
                 ) from error
-            finally:
-                _end(process)
 
-    async def _turn(self, task: Task, url: str, process: subprocess.Popen[bytes], began_s: float) -> dict[str, Any]:
+    async def _turn(self, task: Task, url: str, process: subprocess.Popen[str], began_s: float) -> dict[str, Any]:
         workloads = {}
-        async with await _connected(url, process) as client:
-            probe = Workload(name="probe", requests=1, input_len=4, output_len=1)
-            await _until_served(client, probe, process)
+        async with await connected(url, process) as client:
             start_s = time.perf_counter() - began_s
             for workload, seed in seeded_workloads(task.workloads, task.seed):
                 measured = await measure_warm(client, workload, vocab_size=task.vocab_size, seed=seed)
@@ -210,25 +222,18 @@ class Server:
         return {"start_s": start_s, "peak_resident_bytes": _peak_of_group(process.pid), "workloads": workloads}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a group of its own, and the group."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+async def connected(url: str, process: subprocess.Popen[str]) -> HttpClient:
+    """A client, to be entered, once the server answers requests: servers list their model before they have loaded it.
 
-
-async def _connected(url: str, process: subprocess.Popen[bytes]) -> HttpClient:
-    """A client, once the server answers."""
-    until_s = time.perf_counter() + _START_LIMIT_S
+    Raises:
+        BenchmarkError: it ended, or did not answer in time.
+    """
+    until_s, probe = time.perf_counter() + _START_LIMIT_S, Workload(name="probe", requests=1, input_len=4, output_len=1)
     while True:
         client = HttpClient(url)
         try:
             async with client:
+                await measure(client, probe, vocab_size=1000)
                 return HttpClient(url, client.model)
         except BenchmarkError:
             if process.poll() is not None or time.perf_counter() > until_s:
@@ -236,28 +241,14 @@ async def _connected(url: str, process: subprocess.Popen[bytes]) -> HttpClient:
             await asyncio.sleep(0.25)
 
 
-async def _until_served(client: HttpClient, probe: Workload, process: subprocess.Popen[bytes]) -> None:
-    """Servers list their model before they have loaded it."""
-    until_s = time.perf_counter() + _START_LIMIT_S
-    while True:
-        try:
-            await measure(client, probe, vocab_size=1000)
-        except BenchmarkError:
-            if process.poll() is not None or time.perf_counter() > until_s:
-                raise
-            await asyncio.sleep(0.25)
-        else:
-            return
-
-
 def _peak_of_group(leader: int) -> int:
     """Peak resident bytes of a process group's members, added up."""
     total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
+    for process in members(leader):
         try:
-            if os.getpgid(int(status.parent.name)) == leader:
-                fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-                total += int(fields["VmHWM"].split()[0]) * 1024
+            status = Path(f"/proc/{process}/status").read_text()
+            fields = dict(line.split(":", 1) for line in status.splitlines())
+            total += int(fields["VmHWM"].split()[0]) * 1024
         except (OSError, KeyError, ValueError):
             continue
     return total
@@ -267,18 +258,19 @@ def _prompted(task: Task) -> list[dict[str, Any]]:
     """Each workload after a short one like it that warms up."""
     workloads = []
     for workload, seed in seeded_workloads(task.workloads, task.seed):
-        short = dataclasses.replace(
-            workload, name=f"_{workload.name}", requests=min(workload.requests, 2), rounds=1, output_len=min(workload.output_len, WARM_UP_TOKENS)
-        )  # fmt: skip
-        for one, from_seed in ((short, seed + 500), (workload, seed)):
-            prompts = one.prompts(task.vocab_size, from_seed)
-            workloads.append(
-                {"name": one.name, "output_len": one.output_len, "at_once": one.most_open, "rounds": prompts}
-            )
+        short = dataclasses.replace(shortened(workload), name=f"_{workload.name}")
+        workloads += [prompted(short, task.vocab_size, seed + 500), prompted(workload, task.vocab_size, seed)]
     return workloads
 
 
-def _load(found: dict[str, Any]) -> Load:
+def prompted(workload: Workload, vocab_size: int, seed: int) -> dict[str, Any]:
+    """A workload as `benchmarks.peer_jobs.protocol` reads it."""
+    prompts = workload.prompts(vocab_size, seed)
+    return {"name": workload.name, "output_len": workload.output_len, "at_once": workload.most_open, "rounds": prompts}
+
+
+def load_of(found: dict[str, Any]) -> Load:
+    """What a job recorded of one workload."""
     records = []
     for record in found["records"]:
         deliveries = [(at_s, tokens) for at_s, tokens in record["deliveries"]]

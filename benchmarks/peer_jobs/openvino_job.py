@@ -39,6 +39,9 @@ class Stepped:
                 news.append((name, tokens, over))
         return news
 
+    def drop(self, name: str) -> None:
+        self._open.pop(name).stop()
+
 
 def start(orders: dict[str, Any]) -> protocol.Stepper:
     """Load and compile."""

@@ -1,20 +1,22 @@
 """How a job of another engine talks with `benchmarks.peers`. These files run in that engine's environment: nothing of asurge, and
 nothing but the standard library, may be imported here.
 
-Orders come as JSON on standard input: ``model``, ``began_s``, ``max_num_seqs``, ``max_model_len``, and ``workloads`` as lists of ``name``,
-``output_len``, ``at_once`` and ``rounds`` of prompts; workloads whose name begins with ``_`` warm up. The answer is the last
-line of standard output: for each workload the records of its requests, in seconds of one clock.
+Each line of standard input is a JSON document with ``workloads``, a list of ``name``, ``output_len``, ``at_once`` and ``rounds`` of prompts
+(workloads whose name begins with ``_`` warm up), and is answered by a line of standard output: for each workload the records
+of its requests, in seconds of one clock. The first line also says what to start: ``model``, ``began_s``, ``max_num_seqs``,
+``max_model_len``. A workload with ``limit_s`` is cut so long after its beginning. The engine ends with its input.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 Prompt = list[int]
 
@@ -28,51 +30,68 @@ class Stepper(Protocol):
     def step(self) -> list[tuple[str, int, bool]]:
         """One step: for each request that got tokens, its name, how many, and whether it is over."""
 
+    def drop(self, name: str) -> None:
+        """End a request that is queued or under way."""
+
 
 Batch = Callable[[list[Prompt], int, Callable[[], None]], None]
 """Completes prompts together; calls back after each token that all of them got."""
 
 
+def answers() -> TextIO:
+    """Standard output for answers alone: what engines and their native libraries print goes to standard error."""
+    stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return stream
+
+
 def answer(start: Callable[[dict[str, Any]], Stepper | Batch]) -> None:
     """Start an engine and run the workloads."""
-    # What engines and their native libraries print goes to standard error.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    orders = json.load(sys.stdin)
-    engine = start(orders)
-    start_s = time.time() - orders["began_s"]
-    workloads = {}
-    for workload in orders["workloads"]:
-        records: list[dict[str, Any]] = []
-        rounds_s = []
-        for prompts in workload["rounds"]:
-            began_s = time.perf_counter()
-            if callable(engine):
-                records += _batches(engine, prompts, workload, orders["max_num_seqs"])
-            else:
-                records += _steps(engine, prompts, workload, len(records))
-            rounds_s.append((began_s, time.perf_counter()))
-        workloads[workload["name"]] = {"records": records, "rounds_s": rounds_s}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    answers.write(json.dumps({"start_s": start_s, "peak_resident_bytes": peak, "workloads": workloads}) + "\n")
-    answers.flush()
+    stream, engine, start_s = answers(), None, 0.0
+    for line in sys.stdin:
+        orders = json.loads(line)
+        if engine is None:
+            engine = start(orders)
+            start_s, largest = time.time() - orders["began_s"], orders["max_num_seqs"]
+        workloads = {workload["name"]: _run(engine, workload, largest) for workload in orders["workloads"]}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        stream.write(json.dumps({"start_s": start_s, "peak_resident_bytes": peak, "workloads": workloads}) + "\n")
+        stream.flush()
     os._exit(0)  # some engines hang when their threads are joined
+
+
+def _run(engine: Stepper | Batch, workload: dict[str, Any], largest: int) -> dict[str, Any]:
+    records: list[dict[str, Any]] = []
+    rounds_s = []
+    until_s = time.perf_counter() + (workload.get("limit_s") or math.inf)
+    for prompts in workload["rounds"]:
+        began_s = time.perf_counter()
+        if began_s > until_s:
+            break
+        if callable(engine):
+            records += _batches(engine, prompts, workload, largest)
+        else:
+            records += _steps(engine, prompts, workload, len(records), until_s)
+        rounds_s.append((began_s, time.perf_counter()))
+    return {"records": records, "rounds_s": rounds_s}
 
 
 def _record(prompt: Prompt) -> dict[str, Any]:
     return {"input_tokens": len(prompt), "sent_s": time.perf_counter(), "ended_s": 0.0, "deliveries": []}
 
 
-def _steps(engine: Stepper, prompts: list[Prompt], workload: dict[str, Any], first: int) -> list[dict[str, Any]]:
+def _steps(
+    engine: Stepper, prompts: list[Prompt], workload: dict[str, Any], first: int, until_s: float = math.inf
+) -> list[dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
-    waiting, running = list(enumerate(prompts, first)), 0
-    while waiting or running:
-        while waiting and running < workload["at_once"]:
+    waiting, running = list(enumerate(prompts, first)), set[str]()
+    while (waiting or running) and time.perf_counter() < until_s:
+        while waiting and len(running) < workload["at_once"]:
             number, prompt = waiting.pop(0)
             name = f"{workload['name']}-{number}"
             records[name] = _record(prompt)
             engine.add(name, prompt, workload["output_len"])
-            running += 1
+            running.add(name)
         news = engine.step()
         now_s = time.perf_counter()
         for name, tokens, over in news:
@@ -80,7 +99,10 @@ def _steps(engine: Stepper, prompts: list[Prompt], workload: dict[str, Any], fir
                 records[name]["deliveries"].append((now_s, tokens))
             if over:
                 records[name]["ended_s"] = now_s
-                running -= 1
+                running.remove(name)
+    for name in running:
+        engine.drop(name)
+        records[name]["ended_s"] = time.perf_counter()
     return list(records.values())
 
 

@@ -21,6 +21,9 @@ class Stepped:
     def step(self) -> list[tuple[str, int, bool]]:
         return [(out.request_id, len(out.outputs[0].token_ids), out.finished) for out in self._engine.step()]
 
+    def drop(self, name: str) -> None:
+        self._engine.abort_request([name])
+
 
 def start(orders: dict[str, Any]) -> protocol.Stepper:
     """Load and compile."""

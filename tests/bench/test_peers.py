@@ -125,7 +125,7 @@ def test_records_of_a_stepped_engine() -> None:
     engine = Steps()
     records = protocol._steps(engine, WORKLOAD["rounds"][0], WORKLOAD, 0)
     assert engine.most == 2
-    load = peers._load({"records": records, "rounds_s": [(0.0, 1.0)]})
+    load = peers.load_of({"records": records, "rounds_s": [(0.0, 1.0)]})
     assert summarize(load, 3).output_tokens == 15
     assert all(record.latency_s >= (record.first_token_s or 0.0) > 0 for record in load.records)
 
