@@ -1,8 +1,8 @@
 """asurge in a process of its own, asked for one workload after another: ``python -m benchmarks.beside.asurge_job``.
 
 The first line of standard input says what to start (``model``, ``settings``, ``began_s``); each later one a measurement
-(``workload`` by its fields, ``seed``, ``limit_s``, ``app`` for an application on the same loop). Each is answered by a line of
-JSON. The engine ends with its input.
+(``workload`` by its fields, ``seed``, ``limit_s``, ``app`` for an application on the same loop, ``app_alone_s`` to watch it without
+requests before). Each is answered by a line of JSON. The engine ends with its input.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from benchmarks.beside.application import Application, lag_without_engine, share
 from benchmarks.beside.limited import measure_limited
 from benchmarks.peer_jobs.protocol import answers
 
-APP_ALONE_S = 2.0
-
 
 async def serve() -> None:
     """Start, and answer until the input ends."""
@@ -45,7 +43,8 @@ async def serve() -> None:
 
 async def _measured(engine: Engine, orders: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     workload, client, application = Workload(**orders["workload"]), EngineClient(engine), Application()
-    found: dict[str, Any] = {"app_alone": await lag_without_engine(APP_ALONE_S)} if orders["app"] else {}
+    alone_s = orders["app_alone_s"]
+    found: dict[str, Any] = {"app_alone": await lag_without_engine(alone_s)} if alone_s else {}
     began_s = time.perf_counter()
     with count_compilations() as compilations:
         async with anyio.create_task_group() as tasks:

@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.suite import median_of
-
 Cell = dict[str, Any]
 Key = tuple[str, str, str]
 """Workload, engine, neighbour."""
@@ -23,34 +21,34 @@ def document_of(turns: list[Cell], **facts: Any) -> dict[str, Any]:
     by_key: dict[Key, dict[int, Cell]] = {}
     for cell in turns:
         by_key.setdefault((cell["workload"], cell["engine"], cell["neighbour"]), {})[cell["turn"]] = cell
-    cells = [
-        {
-            "workload": workload,
-            "engine": engine,
-            "neighbour": neighbour,
-            "figures": medians([figures_of(cell) for cell in own.values()]),
-            "times_slower_than_alone": ratios(by_key.get((workload, engine, ALONE), {}), own, _speed),
-            "times_as_fast_as": {
-                other: ratios(own, by_key.get((workload, other, neighbour), {}), _speed)
-                for other in facts["engines"]
-                if other != engine and (workload, other, neighbour) in by_key
-            },
-            "ms_over_one_core": ratios(own, by_key.get((workload, engine, ONE_CORE), {}), _ms)
-            if neighbour == QUOTA
-            else None,
-            "app": median_of([app_figures(cell, by_key.get((workload, engine, ALONE), {}).get(turn), facts["machine"]["cores"]) for turn, cell in own.items()])
-            if all("app" in cell for cell in own.values())
-            else None,
-        }
-        for (workload, engine, neighbour), own in by_key.items()
-    ]  # fmt: skip
+    cells = [_compared(key, by_key, facts["engines"], facts["machine"]["cores"]) for key in by_key]
     return {**facts, "cells": cells, "measurements": turns}
+
+
+def _compared(key: Key, by_key: dict[Key, dict[int, Cell]], engines: list[str], cores: int) -> Cell:
+    """The turns of one cell, in medians, and beside those of the cells that it is to be compared with."""
+    workload, engine, neighbour = key
+    own, alone = by_key[key], by_key.get((workload, engine, ALONE), {})
+    others = {name: by_key.get((workload, name, neighbour), {}) for name in engines if name != engine}
+    with_app = [app_figures(cell, alone.get(turn), cores) for turn, cell in own.items() if "app" in cell]
+    found: Cell = {
+        "workload": workload,
+        "engine": engine,
+        "neighbour": neighbour,
+        "figures": medians([figures_of(cell) for cell in own.values()]),
+        "times_slower_than_alone": ratios(alone, own, _speed),
+        "times_as_fast_as": {name: ratios(own, theirs, _speed) for name, theirs in others.items() if theirs},
+    }
+    if neighbour == QUOTA:
+        found["ms_over_one_core"] = ratios(own, by_key.get((workload, engine, ONE_CORE), {}), _ms)
+    if with_app:
+        found["app"] = medians(with_app)
+    return found
 
 
 def figures_of(cell: Cell) -> dict[str, float | None]:
     """The figures to read of one measurement."""
-    metrics, scheduler = cell["metrics"], cell["scheduler"]
-    seconds = metrics["duration_s"] if metrics else None
+    metrics, scheduler, seconds = cell["metrics"], cell["scheduler"], cell["seconds"]
 
     def latency(name: str, share: str) -> float | None:
         return metrics[name][share] if metrics and metrics[name] else None
@@ -63,11 +61,12 @@ def figures_of(cell: Cell) -> dict[str, float | None]:
         "itl_max_ms": latency("itl_ms", "max"),
         "ttft_p50_ms": latency("ttft_ms", "p50"),
         "ttft_p99_ms": latency("ttft_ms", "p99"),
-        "processors_used": scheduler["cpu_s"] / seconds if seconds else None,
-        "processors_waited_for": scheduler["wait_s"] / seconds if seconds else None,
-        "voluntary_switches_per_s": scheduler["voluntary"] / seconds if seconds else None,
-        "involuntary_switches_per_s": scheduler["involuntary"] / seconds if seconds else None,
-        "processors_of_neighbour": cell["neighbour_cpu_s"] / seconds if seconds else None,
+        "processors_used": scheduler["cpu_s"] / seconds,
+        "processors_waited_for": scheduler["wait_s"] / seconds,
+        "voluntary_switches_per_s": scheduler["voluntary"] / seconds,
+        "involuntary_switches_per_s": scheduler["involuntary"] / seconds,
+        "processors_of_neighbour": cell["neighbour_cpu_s"] / seconds,
+        "processors_elsewhere": cell["processors_elsewhere"],
     }
 
 
@@ -125,10 +124,11 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
 
 
 def main_table(result: dict[str, Any]) -> Table:
-    """Every cell, engine by engine."""
-    heads = ("out tok/s", "x slower", "least", "most", "ms/token", "ITL p50", "ITL p99", "TTFT p50", "CPUs used", "CPUs waited for", "involuntary/s", "neighbour's CPUs")  # fmt: skip
+    """Every cell, engine by engine. Times in ms; the last columns in processors: what the engine's threads used, what they waited
+    for in run queues, what the neighbour used, and what processes used that have no part in it."""
+    heads = ("out tok/s", "x slower", "least", "most", "ms/token", "ITL p50", "ITL p99", "TTFT p50", "CPUs", "waits", "put aside/s", "neighbour", "others")  # fmt: skip
     table = _table(f"{result['model']}, medians of {result['repeat']}", ("workload", "engine", "beside"), heads)
-    shown = ("ms_per_token", "itl_p50_ms", "itl_p99_ms", "ttft_p50_ms", "processors_used", "processors_waited_for", "involuntary_switches_per_s", "processors_of_neighbour")  # fmt: skip
+    shown = ("ms_per_token", "itl_p50_ms", "itl_p99_ms", "ttft_p50_ms", "processors_used", "processors_waited_for", "involuntary_switches_per_s", "processors_of_neighbour", "processors_elsewhere")  # fmt: skip
     rows = _sorted(result)
     for at, cell in enumerate(rows):
         figures, last = cell["figures"], at + 1 == len(rows) or rows[at + 1]["engine"] != cell["engine"]
@@ -167,7 +167,7 @@ def app_table(result: dict[str, Any]) -> Table:
     table = _table("An application that computes for half of the time", ("workload", "engine"), heads)
     shown = ("of_what_is_left", "lag_p99_ms", "lag_p99_without_engine_ms", "turns_kept")
     for cell in _sorted(result):
-        if cell["app"]:
+        if "app" in cell:
             table.add_row(cell["workload"], cell["engine"], *(_number(cell["app"][name]) for name in shown))
     return table
 

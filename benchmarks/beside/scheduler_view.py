@@ -1,12 +1,14 @@
-"""What the kernel's scheduler did with some processes: time on processors, time in run queues, switches."""
+"""What the kernel's scheduler did with some processes, and with the machine: time on processors, time in run queues, switches."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
+_IDLE = (3, 4)  # the fields of /proc/stat for idle time and for waiting for disks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,3 +66,14 @@ def threads_of(processes: Iterable[int], proc: Path = PROC) -> Threads:
 def between(before: Threads, after: Threads) -> Share:
     """The sum over threads; of one that ended before the second look, nothing is known."""
     return sum((share - before.get(thread, Share()) for thread, share in after.items()), Share())
+
+
+def busy_s(stat: str, ticks_per_s: int) -> float:
+    """Seconds that all processors together have computed, or were held by the machine below, from the text of ``/proc/stat``."""
+    fields = [int(ticks) for ticks in stat.splitlines()[0].split()[1:9]]
+    return sum(ticks for at, ticks in enumerate(fields) if at not in _IDLE) / ticks_per_s
+
+
+def machine_busy_s(proc: Path = PROC) -> float:
+    """`busy_s` until now."""
+    return busy_s((proc / "stat").read_text(), os.sysconf("SC_CLK_TCK"))

@@ -34,7 +34,7 @@ from benchmarks.peers import (  # fmt: skip
 )
 
 ROOT = Path(__file__).parents[2]
-_START_LIMIT_S, _GRACE_S = 600.0, 120.0
+_START_LIMIT_S, _GRACE_S, _APP_ALONE_S = 600.0, 120.0, 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,10 +58,14 @@ class Order:
     seed: int
     limit_s: float
     app: bool = False
+    app_alone_s: float = 0.0
 
     def warm_up(self) -> Order:
-        """The one to send before, which is not measured."""
-        return dataclasses.replace(self, workload=shortened(self.workload), seed=self.seed + 500, app=False)
+        """The one to send before, which is not measured, and beside which an application is watched alone."""
+        alone_s = _APP_ALONE_S if self.app else 0.0
+        return dataclasses.replace(
+            self, workload=shortened(self.workload), seed=self.seed + 500, app=False, app_alone_s=alone_s
+        )
 
 
 class Session(Protocol):
@@ -166,6 +170,7 @@ class AsurgeSession:
             "seed": order.seed,
             "limit_s": order.limit_s,
             "app": order.app,
+            "app_alone_s": order.app_alone_s,
         }
         return self._talk.ask(orders, order.limit_s + _GRACE_S)
 
