@@ -6,6 +6,8 @@ ratios are within a turn. Neighbours:
 
 - ``none``: the engine alone, which the others are compared with.
 - ``one-busy``, ``two-busy``: one busy process, and as many as there are processors, of equal priority.
+- ``one-apart``: one busy process in a session of its own. Linux schedules sessions as groups where autogroup is on, as it does
+  services and containers, and the two share processors otherwise than threads of one group do.
 - ``niced``: one busy process for each processor, at nice 10.
 - ``numpy-job``: float32 matrix products in NumPy, with its BLAS's threads.
 - ``quota-1``: no neighbour, but a control group with one processor's time, while all are visible; ``one-core``: bound to one processor.
@@ -43,7 +45,7 @@ from asurge.cli.options import parse_settings
 from asurge.errors import ConfigError
 from benchmarks.beside import quota
 from benchmarks.beside.figures import document_of, print_tables
-from benchmarks.beside.neighbours import Neighbour, known_neighbours
+from benchmarks.beside.neighbours import Neighbour, known_neighbours, sessions_are_groups
 from benchmarks.beside.scheduler_view import Threads, between, machine_busy_s, threads_of
 from benchmarks.beside.sessions import (  # fmt: skip
     Engine,
@@ -151,6 +153,7 @@ def run_neighbours(engines: Sequence[Engine], task: Task) -> dict[str, Any]:
         repeat=task.repeat,
         limit_s=task.limit_s,
         machine=describe_machine(with_device=False),
+        sessions_are_groups=sessions_are_groups(),
         load_average_before=busy,
         stalls_s=stalls_s,
         left_out=left_out,

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from asurge.bench.machine import usable_cores
 from benchmarks.beside.processes import launched, running
@@ -20,12 +21,16 @@ while True:
 NICE = 10
 
 
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Neighbour:
     """What an engine is measured beside, or under.
 
     Attributes:
         programs: Python programs that run meanwhile, each in a process.
+        apart: they are another session, which the kernel may schedule as a group of its own.
         placement: where the engine's own process runs: ``free``, ``quota-1`` or ``one-core``.
         app: an application computes on the engine's own event loop.
     """
@@ -33,6 +38,7 @@ class Neighbour:
     name: str
     programs: tuple[str, ...] = ()
     nice: int = 0
+    apart: bool = False
     placement: str = "free"
     app: bool = False
 
@@ -41,7 +47,7 @@ class Neighbour:
         """Its processes, by number, until the block ends."""
         with ExitStack() as stack:
             commands = [launched([sys.executable, "-Ic", program], nice=self.nice) for program in self.programs]
-            yield [stack.enter_context(running(command)).pid for command in commands]
+            yield [stack.enter_context(running(command, apart=self.apart)).pid for command in commands]
 
 
 def known_neighbours() -> dict[str, Neighbour]:
@@ -50,6 +56,7 @@ def known_neighbours() -> dict[str, Neighbour]:
     found = (
         Neighbour("none"),
         Neighbour("one-busy", (SPIN,)),
+        Neighbour("one-apart", (SPIN,), apart=True),
         Neighbour("two-busy", spinners),  # as many as there are processors
         Neighbour("niced", spinners, nice=NICE),
         Neighbour("numpy-job", (MULTIPLY,)),
@@ -58,3 +65,8 @@ def known_neighbours() -> dict[str, Neighbour]:
         Neighbour("app", app=True),
     )
     return {neighbour.name: neighbour for neighbour in found}
+
+
+def sessions_are_groups() -> bool:
+    """Whether the kernel gives each session an equal share of a processor (autogroup), rather than each thread."""
+    return AUTOGROUP.exists() and AUTOGROUP.read_text().strip() == "1"
