@@ -93,7 +93,7 @@ class Sessions:
         for placement in placements:
             try:
                 where = self._place(placement)
-            except quota.NoQuota as error:
+            except quota.NoQuotaError as error:
                 self._leave_out(placement, str(error))
                 continue
             for engine in engines:
@@ -255,7 +255,7 @@ def parse_neighbours(text: str) -> list[Neighbour]:
 
 def chosen(given: argparse.Namespace) -> list[Engine]:
     """The engines that were asked for."""
-    groups = {"": {}} | {" ".join(of): parse_settings(of) for of in given.of}
+    groups: dict[str, dict[str, Any]] = {"": {}} | {" ".join(of): parse_settings(of) for of in given.of}
     engines = asurge_engines(given.model, parse_settings(given.set), groups)
     if given.llama:
         engines += [llamacpp_engine(given.llama, given.gguf, given.workloads, number) for number in given.llama_threads]
@@ -323,7 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = run_neighbours(chosen(given), task)
     if given.out:
         given.out.write_text(json.dumps(result, indent=2) + "\n")
-    print_tables(result, Console(width=max(Console().width, 150)))
+    print_tables(result, Console(width=max(Console().width, 170)))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def figures_of(cell: Cell) -> dict[str, float | None]:
         "involuntary_switches_per_s": scheduler["involuntary"] / seconds,
         "processors_of_neighbour": cell["neighbour_cpu_s"] / seconds,
         "processors_elsewhere": cell["processors_elsewhere"],
+        "kernel_threads": cell.get("summary", {}).get("kernel_threads"),
     }
 
 
@@ -116,7 +117,7 @@ def _ms(cell: Cell) -> float | None:
 def print_tables(result: dict[str, Any], console: Console) -> None:
     """The main table, and those of engines against each other, of quotas and of applications where there are such cells."""
     for name, reason in result["left_out"].items():
-        console.print(f"{name} is left out: {reason}", markup=False)
+        console.print(f"{name} is left out: {reason.splitlines()[0]}", markup=False)
     tables = (main_table(result), engines_table(result), quota_table(result), app_table(result))
     for table in tables:
         if table.row_count:
@@ -125,10 +126,11 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
 
 def main_table(result: dict[str, Any]) -> Table:
     """Every cell, engine by engine. Times in ms; the last columns in processors: what the engine's threads used, what they waited
-    for in run queues, what the neighbour used, and what processes used that have no part in it."""
-    heads = ("out tok/s", "x slower", "least", "most", "ms/token", "ITL p50", "ITL p99", "TTFT p50", "CPUs", "waits", "put aside/s", "neighbour", "others")  # fmt: skip
+    for in run queues, what the neighbour used, and what processes used that have no part in it; and how many kernel threads asurge
+    says that it has."""
+    heads = ("out tok/s", "x slower", "least", "most", "ms/token", "ITL p50", "ITL p99", "TTFT p50", "CPUs", "waits", "put aside/s", "neighbour", "others", "threads")  # fmt: skip
     table = _table(f"{result['model']}, medians of {result['repeat']}", ("workload", "engine", "beside"), heads)
-    shown = ("ms_per_token", "itl_p50_ms", "itl_p99_ms", "ttft_p50_ms", "processors_used", "processors_waited_for", "involuntary_switches_per_s", "processors_of_neighbour", "processors_elsewhere")  # fmt: skip
+    shown = ("ms_per_token", "itl_p50_ms", "itl_p99_ms", "ttft_p50_ms", "processors_used", "processors_waited_for", "involuntary_switches_per_s", "processors_of_neighbour", "processors_elsewhere", "kernel_threads")  # fmt: skip
     rows = _sorted(result)
     for at, cell in enumerate(rows):
         figures, last = cell["figures"], at + 1 == len(rows) or rows[at + 1]["engine"] != cell["engine"]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def end(process: subprocess.Popen[Any], grace_s: float = _GRACE_S) -> None:
     """End a process that leads a group of its own, and the group, also what the leader left behind."""
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            stream.close()
+            with suppress(OSError):  # what could not be written before has nobody to read it
+                stream.close()
     try:
         _signal_group(process.pid, signal.SIGTERM)
         process.wait(grace_s)
@@ -55,10 +56,8 @@ def end(process: subprocess.Popen[Any], grace_s: float = _GRACE_S) -> None:
 
 
 def _signal_group(leader: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(leader, number)
-    except ProcessLookupError:
-        return
 
 
 def members(leader: int) -> list[int]:

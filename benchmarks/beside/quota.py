@@ -11,7 +11,7 @@ from pathlib import Path
 PERIOD_US = 100_000
 
 
-class NoQuota(Exception):  # noqa: N818
+class NoQuotaError(Exception):
     """Why none can be set here."""
 
 
@@ -20,14 +20,14 @@ def quota(processors: float, *, name: str = "asurge-quota") -> Iterator[Path]:
     """A group of this much processor time, until the block ends. Processes join it by writing to its ``cgroup.procs``.
 
     Raises:
-        NoQuota: control groups are not there, or not to be written.
+        NoQuotaError: control groups are not there, or not to be written.
     """
     parent, version = _controller()
     group = parent / f"{name}-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:
-        raise NoQuota(f"no group can be made in {parent} ({error.strerror})") from error
+        raise NoQuotaError(f"no group can be made in {parent} ({error.strerror})") from error
     try:
         _limit(group, version, processors)
         yield group
@@ -72,9 +72,9 @@ def _controller() -> tuple[Path, int]:
     try:
         found = cpu_controller(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     except OSError as error:
-        raise NoQuota(f"control groups cannot be read ({error})") from error
+        raise NoQuotaError(f"control groups cannot be read ({error})") from error
     if found is None:
-        raise NoQuota("no control groups with the cpu controller are mounted")
+        raise NoQuotaError("no control groups with the cpu controller are mounted")
     return found
 
 
@@ -87,7 +87,7 @@ def _limit(group: Path, version: int, processors: float) -> None:
         else:
             (group / "cpu.max").write_text(f"{budget} {PERIOD_US}")
     except OSError as error:
-        raise NoQuota(f"{group} takes no quota ({error.strerror})") from error
+        raise NoQuotaError(f"{group} takes no quota ({error.strerror})") from error
 
 
 def _remove(group: Path, within_s: float = 5.0) -> None:

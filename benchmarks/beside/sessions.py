@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,8 +90,8 @@ class Engine(Protocol):
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
 
-    def started(self, placement: Placement) -> Any:
-        """A context of a `Session`."""
+    def started(self, placement: Placement) -> AbstractContextManager[Session]:
+        """The engine, ended with the block."""
 
 
 class Dialogue:
@@ -110,7 +110,8 @@ class Dialogue:
             RuntimeError: the process ended, or did not answer in time.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None  # noqa: PT018
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps(orders) + "\n")
             stdin.flush()
@@ -162,7 +163,10 @@ class AsurgeSession:
     """`benchmarks.beside.asurge_job`."""
 
     def __init__(self, talk: Dialogue) -> None:
-        self._talk, self.processes = talk, talk.processes
+        self._talk = talk
+
+    def processes(self) -> list[int]:
+        return self._talk.processes()
 
     def measure(self, order: Order) -> dict[str, Any]:
         orders = {
@@ -204,7 +208,10 @@ class JobSession:
     """`benchmarks.peer_jobs.protocol`."""
 
     def __init__(self, talk: Dialogue) -> None:
-        self._talk, self.processes = talk, talk.processes
+        self._talk = talk
+
+    def processes(self) -> list[int]:
+        return self._talk.processes()
 
     def measure(self, order: Order) -> dict[str, Any]:
         workload = {**prompted(order.workload, order.vocab_size, order.seed), "limit_s": order.limit_s}

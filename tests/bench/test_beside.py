@@ -151,7 +151,7 @@ def test_a_quota_is_written_and_its_throttling_read(
 
 def test_where_no_group_can_be_made_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "_controller", lambda: (tmp_path / "nowhere", 1))
-    with pytest.raises(quota.NoQuota, match=r"no group can be made in .*nowhere"), quota.quota(1.0):
+    with pytest.raises(quota.NoQuotaError, match=r"no group can be made in .*nowhere"), quota.quota(1.0):
         pass
 
 

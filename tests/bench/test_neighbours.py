@@ -154,7 +154,7 @@ def test_who_fails_or_is_missing_is_left_out_and_named(
     quiet: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(processors: float) -> Any:
-        raise quota.NoQuota("not to be written")
+        raise quota.NoQuotaError("not to be written")
 
     monkeypatch.setattr(quota, "quota", refuse)
     fine, absent, broken = Made("fine"), Made("absent", "pip install it"), Made("broken", breaks=True)
