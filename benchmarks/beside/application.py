@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
 from typing import Any
 
@@ -15,9 +16,11 @@ BUSY_S, FREE_S = 0.005, 0.005
 
 
 class Application:
-    """Turns of computing and of leaving the loop to others."""
+    """Turns of computing and of leaving the loop to others. Their lengths differ: of equal ones, whoever wakes at regular times would
+    meet always the same moment."""
 
     def __init__(self) -> None:
+        self._rng = random.Random(0)
         self.busy_s = 0.0
         self.turns = 0
 
@@ -25,7 +28,8 @@ class Application:
         """Compute until cancelled."""
         while True:
             began_s = now_s = time.perf_counter()
-            while now_s - began_s < BUSY_S:
+            span_s = BUSY_S * self._rng.uniform(0.5, 1.5)
+            while now_s - began_s < span_s:
                 now_s = time.perf_counter()
             self.busy_s += now_s - began_s
             self.turns += 1

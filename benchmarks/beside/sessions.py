@@ -34,7 +34,7 @@ from benchmarks.peers import (  # fmt: skip
 )
 
 ROOT = Path(__file__).parents[2]
-_START_LIMIT_S, _GRACE_S, _APP_ALONE_S = 600.0, 120.0, 2.0
+_START_LIMIT_S, _GRACE_S, _APP_ALONE_S = 600.0, 120.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
