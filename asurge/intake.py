@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, Unpack
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from asurge.assembly import Parts
 from asurge.config import EngineConfig
 from asurge.constraints import Constraints
-from asurge.errors import InvalidRequestError
+from asurge.containment import contained
+from asurge.errors import InvalidRequestError, RequestFailedError
 from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Choice, Generation, LogprobTeller, Pipeline, PromptFacts, PromptLogprobs
@@ -84,11 +85,13 @@ class Intake:
         **how: Unpack[Rendering],
     ) -> RenderedChat:
         """See `Prompts.rendered`."""
-        return await self._threaded(lambda: self._prompts.rendered(messages, params, **how))
+        with panics_reported():
+            return await self._threaded(lambda: self._prompts.rendered(messages, params, **how))
 
     async def fit(self, prompt: Prompt, params: SamplingParams) -> FittedPrompt:
         """See `Prompts.fit`."""
-        return await self._threaded(lambda: self._prompts.fit(prompt, params))
+        with panics_reported():
+            return await self._threaded(lambda: self._prompts.fit(prompt, params))
 
     @contextmanager
     def arriving(self, request_id: str) -> Iterator[Arrival]:
@@ -296,12 +299,29 @@ Running = Callable[[], tuple[Pipeline, Intake]]
 """The parts of an engine; raises if it is not running."""
 
 
+@contextmanager
+def panics_reported() -> Iterator[None]:
+    """Wraps the preparation of a request: what its caller would not expect, the panics of libraries in Rust, are errors.
+
+    Raises:
+        RequestFailedError: one panicked.
+    """
+    try:
+        yield
+    except (Exception, GeneratorExit, get_cancelled_exc_class()):
+        raise
+    except BaseException as error:
+        raise RequestFailedError(
+            f"a request could not be prepared ({error!r}); the engine goes on: report this"
+        ) from contained(error)
+
+
 async def admit(
     running: Running, request_id: str, prepare: Callable[[Intake, Callable[[], float]], Awaitable[Admission]]
 ) -> Generation:
     """Have a request prepared, with the pipeline's clock, and submit it. If it is aborted meanwhile, it ends at once."""
     pipeline, intake = running()
-    with intake.arriving(request_id) as arrival:
+    with intake.arriving(request_id) as arrival, panics_reported():
         admitted = await prepare(intake, pipeline.clock)
     pipeline, _ = running()  # the engine may have stopped meanwhile
     pipeline.submit(admitted.generation, admitted.requests, admitted.constraints)

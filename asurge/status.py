@@ -119,7 +119,7 @@ class EngineStatus:
             EngineNotRunningError: the engine has not started or has stopped.
         """
         pipeline, _ = self._running()
-        pipeline.request_observers.append(observer)
+        pipeline.request_observers.add(observer)
         return lambda: pipeline.request_observers.remove(observer)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
@@ -129,7 +129,7 @@ class EngineStatus:
             EngineNotRunningError: the engine has not started or has stopped.
         """
         pipeline, _ = self._running()
-        pipeline.observer = observer
+        pipeline.step_observers.set(observer)
 
     def _started(self) -> Parts:
         if self._parts is None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, get_cancelled_exc_class, to_thread
+
+from asurge.containment import contained
 
 T = TypeVar("T")
 
@@ -18,13 +20,15 @@ async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
     limiter while the thread goes on: so what waits is a task in a group, which only anyio cancels.
     """
     done: list[T] = []
-    failed: list[Exception] = []
+    failed: list[BaseException] = []
 
     async def do() -> None:
         try:
             done.append(await to_thread.run_sync(work, limiter=limiter))
-        except Exception as error:
-            failed.append(error)
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # panics of libraries in Rust are no Exceptions
+            failed.append(contained(error))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(do)

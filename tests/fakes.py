@@ -14,6 +14,10 @@ from asurge.plan import NULL_PAGE, PageTable, PlanRow, Pooling, RunnerLimits, St
 VOCAB = 1000
 
 
+class Panic(BaseException):
+    """What libraries in Rust raise when they panic is no Exception."""
+
+
 def limits(**changes: Any) -> RunnerLimits:
     """A small pool of small pages, for a few short sequences."""
     defaults = dict(

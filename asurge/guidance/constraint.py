@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from asurge.containment import contained
 from asurge.errors import GuidanceError
 from asurge.guidance.rules import Mask, bits_of
 from asurge.plan import mask_words
@@ -192,23 +193,29 @@ class SequenceConstraint:
 
 def fill_masks(
     constraints: Sequence[SequenceConstraint], masks: npt.NDArray[np.uint32], threads: int = 1
-) -> dict[int, Exception]:
+) -> dict[int, BaseException]:
     """Fill ``masks [constraints, words]``, all ones; grammars in ``threads``, without the interpreter's lock. Blocks.
 
     Returns:
         The failures, by index; those masks allow everything.
     """
     matchers = [(one.grammar.matcher, at) for at, one in enumerate(constraints) if one.grammar is not None]
+    alone = False
     if matchers:
         from llguidance.numpy import fill_next_token_bitmask_par
 
-        fill_next_token_bitmask_par(_executor(threads), matchers, masks.view(np.int32))
-    failed: dict[int, Exception] = {}
+        try:
+            fill_next_token_bitmask_par(_executor(threads), matchers, masks.view(np.int32))
+        except BaseException as error:  # of one that panics: which one it is shows if each is filled by itself
+            contained(error)
+            masks[:] = 0xFFFFFFFF
+            alone = True
+    failed: dict[int, BaseException] = {}
     for index, constraint in enumerate(constraints):
         try:
-            constraint.narrow(masks[index])
-        except Exception as error:
-            failed[index] = error
+            (constraint.fill if alone else constraint.narrow)(masks[index])
+        except BaseException as error:
+            failed[index] = contained(error)
             masks[index] = 0xFFFFFFFF
     return failed
 

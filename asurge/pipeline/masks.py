@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from asurge.containment import contained
 from asurge.guidance import SequenceConstraint, fill_masks
 from asurge.plan import StepPlan, mask_words
 from asurge.scheduler import Update
@@ -39,9 +40,9 @@ class Masks:
         """Whether any row of a plan draws under a mask."""
         return any(row.samples and row.sequence_id in self._constraints for row in plan.rows)
 
-    def accept(self, updates: Iterable[Update]) -> dict[str, Exception]:
+    def accept(self, updates: Iterable[Update]) -> dict[str, BaseException]:
         """Take in what requests drew; returns the failures by sequence."""
-        failed: dict[str, Exception] = {}
+        failed: dict[str, BaseException] = {}
         for update in updates:
             constraint = self._constraints.get(update.sequence_id)
             if constraint is not None and update.token_ids:
@@ -49,15 +50,15 @@ class Masks:
                     constraint.accept(update.token_ids)
                     if constraint.finished:
                         self._finished.add(update.sequence_id)
-                except Exception as error:  # a grammar that breaks must fail its own request only
-                    failed[update.sequence_id] = error
+                except BaseException as error:  # a grammar that breaks must fail its own request only
+                    failed[update.sequence_id] = contained(error)
         return failed
 
     def finished(self, sequence_id: str) -> bool:
         """Whether nothing may follow what a request has drawn."""
         return sequence_id in self._finished
 
-    def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, Exception]]:
+    def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, BaseException]]:
         """Masks ``[rows, words]`` of a plan's rows, and the failures by sequence; those may draw anything. Blocks."""
         masks = np.full((len(plan.rows), self._words), 0xFFFFFFFF, np.uint32)
         rows = {

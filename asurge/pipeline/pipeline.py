@@ -20,6 +20,7 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from asurge.containment import contained
 from asurge.errors import AsurgeError, EngineDeadError, EngineOverloadedError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
@@ -27,7 +28,7 @@ from asurge.pipeline.choice import Choice
 from asurge.pipeline.device import DeviceThreads
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks
-from asurge.pipeline.observer import RequestObservers, Stage, StepObserver
+from asurge.pipeline.observer import RequestObservers, Stage, StepObservers
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
 from asurge.scheduler import Request, Scheduler, Update, duplicate
@@ -82,8 +83,7 @@ class Pipeline:
     ) -> None:
         self.clock = clock
         self.failure: EngineDeadError | None = None
-        self.observer: StepObserver | None = None
-        self.request_observers = RequestObservers()
+        self.step_observers, self.request_observers = StepObservers(), RequestObservers()
         self._scheduler, self._runner = scheduler, runner
         self._depth, self._pacer = depth, pacer or Pacer()
         self._generations: dict[str, Generation] = {}
@@ -244,8 +244,7 @@ class Pipeline:
         return handle
 
     def _saw(self, stage: Stage, plan: StepPlan, begin_s: float) -> None:
-        if self.observer is not None:
-            self.observer.saw(stage, plan.step_id, begin_s, self.clock())
+        self.step_observers.saw(stage, plan.step_id, begin_s, self.clock())
 
     async def _draw(self, plan: StepPlan, handle: StepHandle) -> None:
         """Send the draws that follow a running forward pass. Masks depend on all tokens drawn before, which arrive while it
@@ -254,7 +253,7 @@ class Pipeline:
         while masked and self._applied < plan.step_id - 1:
             await self._newly_applied.wait()
 
-        def fill_and_draw() -> dict[str, Exception]:
+        def fill_and_draw() -> dict[str, BaseException]:
             begin_s = self.clock()
             masks, failed = self._masks.fill(plan) if masked else (None, {})
             handle.draw(masks)
@@ -274,8 +273,7 @@ class Pipeline:
                 self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s
                 begin_s = self.clock()
-                if self.observer is not None:
-                    self.observer.saw("device", result.plan.step_id, begin_s - result.device_time_s, begin_s)
+                self.step_observers.saw("device", result.plan.step_id, begin_s - result.device_time_s, begin_s)
                 news = self._scheduler.apply(result)
                 self._fail_all(self._masks.accept(news))
                 self._applied = result.plan.step_id
@@ -308,10 +306,8 @@ class Pipeline:
             self.request_observers.gained(len(update.token_ids), since_s)
         try:
             matched = choice.extend(update, now)
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:  # a tokenizer that cannot decode, or panics, must fail this request only
-            self._fail(generation, error)
+            self._fail(generation, contained(error))
             return
         if update.finish_reason == "error":
             self._fail(generation, update.error)
@@ -328,7 +324,7 @@ class Pipeline:
         self._wake.set()
         self._end(choice, generation, "stop", stop_reason)
 
-    def _fail_all(self, failed: Mapping[str, Exception]) -> None:
+    def _fail_all(self, failed: Mapping[str, BaseException]) -> None:
         for sequence_id, error in failed.items():
             if sequence_id in self._choices:
                 self._fail(self._choices[sequence_id][1], error)
@@ -359,7 +355,11 @@ class Pipeline:
         self, choice: Choice, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None
     ) -> None:
         self._forget(choice)
-        choice.finish(reason, stop_reason)
+        try:
+            choice.finish(reason, stop_reason)
+        except BaseException as error:  # of a tokenizer, whose last text comes now
+            self._fail(generation, contained(error))
+            return
         if not generation.finished:
             return
         del self._generations[generation.request_id]

@@ -15,6 +15,7 @@ from asurge.errors import InvalidRequestError
 from asurge.guidance import Grammars, SequenceConstraint, fill_masks
 from asurge.guidance import grammar as grammar_module
 from asurge.guided import GuidedDecodingParams
+from tests.fakes import Panic
 from tests.guidance.schemas import schema
 from tests.guidance.walks import VOCAB, grammars, mask_of, start, walk
 from tests.text.families import tokenizer
@@ -120,6 +121,20 @@ def test_a_token_that_does_not_fit_fails_its_own_sequence_only() -> None:
         bad.accept(tokenizer(FAMILIES[0]).encode("z", add_special_tokens=False))
     masks = np.full((2, VOCAB // 32), 0xFFFFFFFF, np.uint32)
     assert set(fill_masks([bad, good], masks)) == {0}
+    assert (masks[1] == np.asarray(_fresh_mask("[a-c]{2,5}"))).all()
+
+
+def test_a_grammar_that_panics_fails_its_own_sequence_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object) -> None:
+        raise Panic("in Rust")
+
+    good, bad = constraint(regex="[a-c]{2,5}"), constraint(regex="[a-c]{2,5}")
+    monkeypatch.setattr("llguidance.numpy.fill_next_token_bitmask_par", panic)
+    monkeypatch.setattr(bad.grammar, "fill", panic)
+    masks = np.full((2, VOCAB // 32), 0xFFFFFFFF, np.uint32)
+    failed = fill_masks([bad, good], masks)
+    assert [(at, type(error)) for at, error in failed.items()] == [(0, Panic)]
+    assert (masks[0] == 0xFFFFFFFF).all()
     assert (masks[1] == np.asarray(_fresh_mask("[a-c]{2,5}"))).all()
 
 

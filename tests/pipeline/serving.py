@@ -10,7 +10,7 @@ from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.pipeline.choice import Detokenizer
-from asurge.plan import RowSampling
+from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request, Scheduler
 from asurge.text import StopMatcher
 from tests.fakes import VOCAB, FakeRunner, limits
@@ -35,10 +35,10 @@ class Spelling:
 
 @asynccontextmanager
 async def serving(
-    runner: FakeRunner | None = None, *, depth: int = 2, step_timeout_s: float = 60.0
+    runner: FakeRunner | None = None, *, depth: int = 2, step_timeout_s: float = 60.0, queued: int = 4096
 ) -> AsyncIterator[tuple[Pipeline, Scheduler, FakeRunner]]:
     runner = runner or FakeRunner(LIMITS)
-    scheduler = Scheduler(runner.limits)
+    scheduler = Scheduler(runner.limits, max_queued_requests=queued)
     pipeline = Pipeline(scheduler, runner, depth=depth, step_timeout_s=step_timeout_s)
     task = asyncio.get_running_loop().create_task(pipeline.run())
     try:
@@ -58,8 +58,10 @@ def submit(
     prompt: Sequence[int] = PROMPT,
     output_kind: OutputKind = "cumulative",
     detokenizer: Detokenizer | None = None,
+    apart: bool = False,
 ) -> Generation:
-    request = Request(name, list(prompt), max_tokens, RowSampling(), arrival_s=pipeline.clock())
+    sampling = RowSampling(shaping=Shaping() if apart else None)
+    request = Request(name, list(prompt), max_tokens, sampling, arrival_s=pipeline.clock())
     choice = Choice(name, detokenizer=detokenizer or Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
-from tests.fakes import FakeRunner, continuation
+from tests.fakes import FakeRunner, Panic, continuation
 from tests.pipeline.serving import LIMITS, PROMPT, read, serving, submit
 
 STEPS = 6
@@ -23,9 +24,9 @@ STEPS = 6
 class Watched(SequenceConstraint):
     """Allows everything, and remembers what it knew when it was asked."""
 
-    def __init__(self, runner: FakeRunner, *, breaks_at: int = -1) -> None:
+    def __init__(self, runner: FakeRunner) -> None:
         super().__init__({0}, LIMITS.vocab_size)
-        self.runner, self.breaks_at = runner, breaks_at
+        self.runner = runner
         self.known: list[int] = []
         self.asked: list[list[int]] = []
         self.dispatched: list[int] = []
@@ -36,9 +37,31 @@ class Watched(SequenceConstraint):
     def narrow(self, mask: np.ndarray) -> None:
         self.asked.append(list(self.known))
         self.dispatched.append(sum(kind == "dispatch" for kind, _ in self.runner.events))
-        if len(self.asked) == self.breaks_at:
-            raise RuntimeError("broken")
         mask[0] = len(self.asked)
+
+
+class Broken(SequenceConstraint):
+    """Fails where it is told to, after its first token."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        super().__init__({0}, LIMITS.vocab_size)
+        self.where, self.error, self.known = where, error, 0
+
+    def _reach(self, where: str) -> None:
+        if self.known and where == self.where:
+            raise self.error
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        self._reach("accept")
+        self.known += len(token_ids)
+
+    def narrow(self, mask: np.ndarray) -> None:
+        self._reach("narrow")
+
+    @property
+    def finished(self) -> bool:
+        self._reach("finished")
+        return False
 
 
 class Borrowed(SequenceConstraint):
@@ -99,15 +122,18 @@ async def test_free_requests_in_the_same_steps_have_masks_of_ones() -> None:
     assert all((masks[:, 0] == 0xFFFFFFFF).sum() == 1 for masks in both)
 
 
-async def test_a_constraint_that_breaks_fails_its_request_and_nobody_else() -> None:
-    async with serving() as (pipeline, scheduler, runner):
+@pytest.mark.parametrize("error", [RuntimeError("broken"), Panic("in Rust"), asyncio.CancelledError()], ids=repr)
+@pytest.mark.parametrize("where", ["narrow", "accept", "finished"])
+async def test_a_constraint_that_breaks_fails_its_request_and_nobody_else(where: str, error: BaseException) -> None:
+    async with serving() as (pipeline, scheduler, _):
         other = submit(pipeline, "free")
-        failing = constrained(pipeline, Watched(runner, breaks_at=3), "failing")
-        with pytest.raises(RequestFailedError, match="broken"):
+        failing = constrained(pipeline, Broken(where, error), "failing")
+        with pytest.raises(RequestFailedError) as caught:
             await read(failing)
+        assert caught.value.__cause__ is error
         assert (await read(other)).outputs[0].token_ids == continuation(PROMPT, 6)
         scheduler.check()
-        assert pipeline.statistics().failed == 1
+        assert (pipeline.failure, pipeline.statistics().failed) == (None, 1)
 
 
 async def test_tokens_are_delivered_while_the_next_masks_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:

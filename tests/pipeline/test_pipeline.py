@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asurge.errors import DeadlineExceededError, EngineDeadError, RequestFailedError
+from asurge.errors import DeadlineExceededError, EngineDeadError, EngineOverloadedError, RequestFailedError
+from asurge.outputs import FinishReason
 from asurge.params import OutputKind
-from asurge.pipeline import Choice, Generation, PromptFacts
+from asurge.pipeline import STAGES, Choice, Generation, PromptFacts, Stage
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Update
-from tests.fakes import FakeRunner, continuation
+from tests.fakes import FakeRunner, Panic, continuation
 from tests.pipeline.serving import LIMITS, PROMPT, Spelling, read, serving, spelled, submit
 
 
@@ -237,22 +239,116 @@ async def test_the_watchdog_notices_a_hung_dispatch(first: int) -> None:
             hangs.set()
 
 
-class Panic(BaseException):
-    """What libraries in Rust raise when they panic is no Exception either."""
+ERRORS = [Panic("in Rust"), ValueError("cannot decode"), StopIteration(), asyncio.CancelledError(), GeneratorExit()]
 
 
-async def test_a_panic_of_a_tokenizer_fails_its_request_only() -> None:
-    class Panicking(Spelling):
-        def push(self, token_ids: Sequence[int]) -> str:
-            raise Panic("in Rust")
+class Failing(Spelling):
+    """Fails where it is told to."""
 
+    def __init__(self, where: str, error: BaseException) -> None:
+        self.where, self.error = where, error
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if self.where == "push":
+            raise self.error
+        return super().push(token_ids)
+
+    def flush(self) -> str:
+        if self.where == "flush":
+            raise self.error
+        return super().flush()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("where", ["push", "flush"])
+async def test_a_tokenizer_that_fails_ends_its_request_only(where: str, error: BaseException) -> None:
     async with serving() as (pipeline, scheduler, _):
-        good = submit(pipeline, "good")
-        bad = submit(pipeline, "bad", detokenizer=Panicking())
-        with pytest.raises(RequestFailedError, match="in Rust"):
+        good = submit(pipeline, "good", max_tokens=8)
+        bad = submit(pipeline, "bad", max_tokens=3, detokenizer=Failing(where, error))
+        with pytest.raises(RequestFailedError) as caught:
             await read(bad)
-        assert (await read(good)).outputs[0].token_ids == continuation(PROMPT, 6)
+        assert caught.value.__cause__ is error
+        assert (await read(good)).outputs[0].token_ids == continuation(PROMPT, 8)
+        assert (pipeline.failure, pipeline.statistics().failed) == (None, 1)
+        await until(lambda: scheduler.num_in_flight == 0)
+        assert not scheduler.has_work
         scheduler.check()
+
+
+class FailingObserver:
+    """Fails at one of its methods, after it was told."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        self.where, self.error, self.told = where, error, 0
+
+    def _told(self, where: str) -> None:
+        if where == self.where:
+            self.told += 1
+            raise self.error
+
+    def gained(self, tokens: int, since_s: float | None) -> None:
+        self._told("gained")
+
+    def ended(self, generation: Generation, reason: FinishReason) -> None:
+        self._told("ended")
+
+    def refused(self) -> None:
+        self._told("refused")
+
+    def stepped(self, tokens: int) -> None:
+        self._told("stepped")
+
+    def saw(self, stage: Stage, step_id: int, begin_s: float, end_s: float) -> None:
+        self._told(stage)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("where", ["gained", "ended", "refused", "stepped", *STAGES])
+async def test_an_observer_that_fails_is_logged_once_and_ends_nobody(
+    where: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(queued=2) as (pipeline, scheduler, _):
+        observer, other = FailingObserver(where, error), FailingObserver("", error)
+        for one in (observer, other):
+            pipeline.request_observers.add(one)
+        pipeline.step_observers.set(observer)
+        generations = [submit(pipeline, name, apart=True) for name in "ab"]
+        for name in "cd":
+            with pytest.raises(EngineOverloadedError):
+                submit(pipeline, name)
+        for generation in generations:
+            assert (await read(generation)).outputs[0].token_ids == continuation(PROMPT, 6)
+        await until(lambda: scheduler.num_in_flight == 0)
+        assert pipeline.failure is None
+        assert observer.told > 1
+        scheduler.check()
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
+async def test_a_log_handler_that_fails_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(logging.getLogger("asurge.engine"), "handlers", [Full()])
+    async with serving() as (pipeline, _, _runner):
+        pipeline.request_observers.add(FailingObserver("gained", OSError("no space left on device")))
+        assert (await read(submit(pipeline))).outputs[0].token_ids == continuation(PROMPT, 6)
+
+
+async def test_an_observer_may_leave_while_it_is_told() -> None:
+    class Leaving(FailingObserver):
+        def gained(self, tokens: int, since_s: float | None) -> None:
+            self.told += 1
+            pipeline.request_observers.remove(self)
+            pipeline.request_observers.remove(self)  # again, which changes nothing
+
+    async with serving() as (pipeline, _, _runner):
+        one, two = Leaving("", ValueError()), Leaving("", ValueError())
+        for observer in (one, two):
+            pipeline.request_observers.add(observer)
+        await read(submit(pipeline))
+        assert (one.told, two.told, len(pipeline.request_observers)) == (1, 1, 0)
 
 
 async def test_a_panic_anywhere_else_is_told_to_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
