@@ -146,9 +146,9 @@ class Exchange:
     def options(self, asked: EngineRequest) -> RequestOptions:
         """Whose request it is, for fairness and for the prefix cache."""
         options = asked.options()
-        options["tenant"] = self.key.name
+        options["tenant"] = self.key.owner
         # Everybody's salts begin with a name of their own, also those without a key, so that nobody can spell another's.
-        options["cache_salt"] = asked.salt if self.state.config.share_prefix_cache else f"{self.key.name}:{asked.salt}"
+        options["cache_salt"] = asked.salt if self.state.config.share_prefix_cache else f"{self.key.owner}:{asked.salt}"
         return options
 
     async def outputs(self, stream: TokenStream) -> AsyncIterator[RequestOutput]:

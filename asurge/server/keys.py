@@ -15,6 +15,7 @@ from asurge.server.config import check_key
 from asurge.server.errors import RateLimitError
 
 _PREFIX = "sk-asurge-"
+_NAMED, _DIGITS = "key-", 8
 ANONYMOUS = "anonymous"
 Meter = Literal["requests", "tokens"]
 """Which of a key's limits a request counts against: that of requests, or that of tokens as well."""
@@ -54,7 +55,8 @@ class ApiKey:
     """A key as the server knows it: never the key itself.
 
     Attributes:
-        name: tells it from others in logs and figures; not secret.
+        name: tells it from other keys of its ring, for people, in logs and figures; not secret. It may be another key's once
+            this one is gone: what belongs to a key is kept under its `owner`.
         total: usage of all keys of a ring, to which it adds its own.
     """
 
@@ -65,6 +67,11 @@ class ApiKey:
     usage: Usage = dataclasses.field(default_factory=Usage)
     requests: TokenBucket | None = None
     tokens: TokenBucket | None = None
+
+    @property
+    def owner(self) -> str:
+        """What belongs to this key and to no other, ever, is kept under this: all of its digest."""
+        return _spelled(self.digest) if self.digest else self.name
 
     def admit(self, *, costs_tokens: bool = True) -> None:
         """Count a request.
@@ -115,6 +122,7 @@ class KeyRing:
         self._limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
         self._clock, self.total = clock, Usage()
         self._keys: dict[bytes, ApiKey] = {}
+        self._names: dict[str, ApiKey] = {}
         self.anonymous = self._made(ANONYMOUS, "", b"", {})
 
     def __len__(self) -> int:
@@ -137,8 +145,9 @@ class KeyRing:
         if unknown := settings.keys() - {"label", *self._limits}:
             raise ConfigError(f"unknown settings of an API key: {', '.join(sorted(unknown))}")
         digest = _digest(key)
-        known = self._made(f"key-{digest.hex()[:8]}", str(settings.get("label") or ""), digest, settings)
-        self._keys[digest] = known
+        name = self._keys[digest].name if digest in self._keys else self._name(digest)
+        known = self._made(name, str(settings.get("label") or ""), digest, settings)
+        self._keys[digest] = self._names[known.name] = known
         return known
 
     def generate(self, label: str = "") -> str:
@@ -149,11 +158,11 @@ class KeyRing:
 
     def revoke(self, name: str) -> bool:
         """Forget a key by its name; False if there is none."""
-        for digest, known in self._keys.items():
-            if known.name == name:
-                del self._keys[digest]
-                return True
-        return False
+        known = self._names.pop(name, None)
+        if known is None:
+            return False
+        del self._keys[known.digest]
+        return True
 
     def find(self, key: str) -> ApiKey | None:
         """The key, if it is known; looks at every known one, so that timing reveals nothing."""
@@ -168,6 +177,12 @@ class KeyRing:
         keys = (self.anonymous, *self._keys.values()) if of is None else of
         return {one.name: {"label": one.label, **dataclasses.asdict(one.usage)} for one in keys}
 
+    def _name(self, digest: bytes) -> str:
+        """The shortest beginning of a key's digest, of 8 digits or more, that is no other key's name."""
+        whole = _spelled(digest)
+        names = (whole[:end] for end in range(len(_NAMED) + _DIGITS, len(whole) + 1))
+        return next(name for name in names if name not in self._names)
+
     def _made(self, name: str, label: str, digest: bytes, settings: Mapping[str, Any]) -> ApiKey:
         limits = {kind: settings.get(kind, default) for kind, default in self._limits.items()}
         for kind, limit in limits.items():
@@ -175,6 +190,10 @@ class KeyRing:
                 raise ConfigError(f"{kind}={limit} must be positive, or None for no limit")
         requests, tokens = (None if limit is None else TokenBucket(limit, self._clock) for limit in limits.values())
         return ApiKey(name, label, digest, self.total, requests=requests, tokens=tokens)
+
+
+def _spelled(digest: bytes) -> str:
+    return _NAMED + digest.hex()
 
 
 def _digest(key: str) -> bytes:

@@ -66,7 +66,7 @@ class ResponseStore:
     ) -> None:
         known = {item.id: item for item in items if item.id is not None}
         size = len(body) + len(msgspec.json.encode(conversation)) + len(msgspec.json.encode(items))
-        self._shelves.setdefault(owner.name, _Shelf()).put(name, Stored(body, tuple(conversation), known, size))
+        self._shelves.setdefault(owner.owner, _Shelf()).put(name, Stored(body, tuple(conversation), known, size))
         self._shrink(len, self._most)
         self._shrink(lambda shelf: shelf.size, STORED_BYTES)
 
@@ -74,7 +74,7 @@ class ResponseStore:
         """Raises:
         ApiError: there is none, or it is another's.
         """
-        shelf = self._shelves.get(owner.name)
+        shelf = self._shelves.get(owner.owner)
         if shelf is None or name not in shelf.kept:
             raise ApiError(
                 "there is no such response: it was not stored, or has been forgotten", status=404, code="not_found"
@@ -83,12 +83,12 @@ class ResponseStore:
 
     def items(self, owner: ApiKey) -> Mapping[str, Item]:
         """All items of answers that are kept for a key, by their ids."""
-        shelf = self._shelves.get(owner.name)
+        shelf = self._shelves.get(owner.owner)
         return {} if shelf is None else shelf.items
 
     def size(self, owner: ApiKey) -> int:
         """How many bytes are kept for a key."""
-        shelf = self._shelves.get(owner.name)
+        shelf = self._shelves.get(owner.owner)
         return 0 if shelf is None else shelf.size
 
     def delete(self, name: str, owner: ApiKey) -> None:
@@ -96,7 +96,7 @@ class ResponseStore:
         ApiError: there is none, or it is another's.
         """
         self.get(name, owner)
-        self._take(owner.name, name)
+        self._take(owner.owner, name)
 
     def _shrink(self, measure: Callable[[_Shelf], int], most: int) -> None:
         while sum(map(measure, self._shelves.values())) > most:

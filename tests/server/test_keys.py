@@ -14,8 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from asurge import Engine
 from asurge.cli.main import main
 from asurge.errors import ConfigError
+from asurge.scheduler import Request
 from asurge.server import ApiServer, KeyRing, ServerConfig, make_app
-from asurge.server.errors import RateLimitError
+from asurge.server import keys as keys_module
+from asurge.server.errors import ApiError, RateLimitError
+from asurge.server.store import ResponseStore
 from tests.server.conftest import Running
 
 KEY, OTHER = "sk-first-key", "sk-other-key"
@@ -273,12 +276,65 @@ async def test_nobody_spells_anothers_salt(demo: Engine, running: Running) -> No
     assert again.usage is not None
     assert again.usage.prompt_tokens_details.cached_tokens  # type: ignore[union-attr]
     async with aiohttp.ClientSession(url) as http:
-        for salt in (f"{name}:", name, ""):
+        for salt in (f"{name}:", name, "", *(f"{one.owner}:" for one in server.keys)):
             async with http.post(
                 "/v1/completions", json={"prompt": text, "max_tokens": 1, "cache_salt": salt}
             ) as answer:
                 told = await answer.json()
             assert told["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that begin alike: with 32 bits, a pair is found in seconds."""
+    digest = keys_module._digest
+    monkeypatch.setattr(keys_module, "_digest", lambda key: bytes(5) + digest(key)[5:])
+
+
+@pytest.mark.usefixtures("alike")
+def test_keys_whose_hashes_begin_alike_are_told_apart() -> None:
+    ring = KeyRing()
+    first, second, third = (ring.add(key, {"label": key}) for key in (KEY, OTHER, "third-key-of-three"))
+    assert len({first.name, second.name, third.name}) == len({first.owner, second.owner, third.owner}) == 3
+    assert first.name == "key-00000000"
+    assert {one["label"] for one in ring.usage().values()} == {"", KEY, OTHER, "third-key-of-three"}
+    store = ResponseStore(10)
+    store.put("resp_1", b"secret", [], first)
+    assert store.get("resp_1", first).body == b"secret"
+    for other in (second, third, ring.anonymous):
+        assert store.size(other) == 0
+        with pytest.raises(ApiError, match="no such response"):
+            store.get("resp_1", other)
+    assert ring.revoke(first.name)
+    assert [ring.find(key) for key in (KEY, OTHER)] == [None, second]
+    assert ring.add(OTHER).name == second.name, "a key keeps its name"
+    again = ring.add("fourth-key-of-four")
+    assert again.name == first.name, "names of keys that are gone are free"
+    with pytest.raises(ApiError, match="no such response"):
+        store.get("resp_1", again)
+
+
+@pytest.mark.usefixtures("alike")
+async def test_keys_whose_hashes_begin_alike_share_nothing(demo: Engine, running: Running) -> None:
+    server = ApiServer(demo, api_keys=[KEY, OTHER])
+    url, text = await running.start(server.app), "Something that the first of two keys sends. " * 20
+    tenants = set[str]()
+    add = demo._parts.scheduler.add  # type: ignore[union-attr]
+
+    def seen(request: Request) -> None:
+        tenants.add(request.tenant)
+        add(request)
+
+    cached = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo._parts.scheduler, "add", seen)  # type: ignore[union-attr]
+        async with aiohttp.ClientSession(url) as http:
+            for key in (KEY, KEY, OTHER):
+                body = {"prompt": text, "max_tokens": 1}
+                async with http.post("/v1/completions", json=body, headers={"X-API-Key": key}) as answer:
+                    cached.append((await answer.json())["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
+    assert cached == [False, True, False]
+    assert tenants == {one.owner for one in server.keys}
 
 
 async def test_who_leaves_is_charged_and_counted(demo: Engine, running: Running) -> None:
