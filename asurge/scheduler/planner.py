@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from collections import Counter, deque
 from collections.abc import Iterable
+from math import inf
 
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
 from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult, TokenLogprobs
+from asurge.scheduler.heap import LazyHeap
 from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
 from asurge.scheduler.queue import Tenants, WaitingQueue
@@ -51,7 +52,7 @@ class Scheduler:
         self._pool = PagePool(limits.num_pages, max_cached=cache.prefix_cache_capacity)
         self._cache = PrefixCache(self._pool, limits.page_size, limits.windows, enabled=cache.enable_prefix_caching)
         self._sequences: dict[str, Sequence] = {}
-        self._deadlines: list[tuple[float, str, int]] = []
+        self._deadlines: LazyHeap[Sequence] = LazyHeap(_deadline)
         self._tenants = Tenants(dict(self.config.tenant_weights))
         self._waiting = WaitingQueue(self.config, self._tenants, self._cache.matched)
         self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
@@ -118,7 +119,7 @@ class Scheduler:
         self._tenants.enter(request.tenant)
         self._waiting.add(sequence)
         if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (request.deadline_s, request.sequence_id, sequence.arrival))
+            self._deadlines.add(sequence)
 
     def finish(self, sequence_id: str) -> bool:
         """End a sequence in any state and free what it holds; False if it is unknown or has ended."""
@@ -131,21 +132,15 @@ class Scheduler:
     @property
     def next_deadline_s(self) -> float | None:
         """The earliest deadline of a request that has not ended."""
-        while self._deadlines:
-            deadline, sequence_id, arrival = self._deadlines[0]
-            sequence = self._sequences.get(sequence_id)
-            if sequence is not None and sequence.arrival == arrival:
-                return deadline
-            heapq.heappop(self._deadlines)
-        return None
+        first = self._deadlines.first()
+        return None if first is None else first.request.deadline_s
 
     def expire(self, now: float) -> list[str]:
         """End every request whose deadline has passed, in any state, and free what it holds; returns their ids."""
         expired = []
-        while (deadline := self.next_deadline_s) is not None and deadline <= now:
-            _, sequence_id, _ = heapq.heappop(self._deadlines)
-            self._end(self._sequences[sequence_id])
-            expired.append(sequence_id)
+        while (first := self._deadlines.first()) is not None and _deadline(first) <= now:
+            self._end(first)
+            expired.append(first.sequence_id)
         return expired
 
     def plan(self, pace: Pace = ONE_STEP) -> StepPlan | None:
@@ -215,10 +210,12 @@ class Scheduler:
     def _longest_chunk(self, sequence: Sequence) -> int:
         """How much of a prompt one step may compute: all, unless it is long and others have prompts to be computed."""
         threshold = self.config.long_prefill_token_threshold
+        if threshold is None:
+            return sequence.known
         alone = not self._waiting and not any(
             other.scheduled < other.known and not other.draws_next for other in self._running if other is not sequence
         )
-        return sequence.known if threshold is None or alone else threshold
+        return sequence.known if alone else threshold
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.phase is Phase.RUNNING:
@@ -227,6 +224,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.phase = Phase.ENDED
         self._tenants.leave(sequence.request.tenant)
+        self._deadlines.discard(sequence)
         del self._sequences[sequence.sequence_id]
 
     def apply(self, result: StepResult) -> list[Update]:
@@ -323,6 +321,10 @@ class Scheduler:
         pending = {one: one.pending for one in self._sequences.values() if one.pending}
         assert draws == pending, "a pending token is not on its way"
         assert len(self._waiting) == len(list(self._waiting)), "the queue has lost count"
+
+
+def _deadline(sequence: Sequence) -> float:
+    return inf if sequence.request.deadline_s is None else sequence.request.deadline_s
 
 
 def _count_draws(in_flight: Iterable[tuple[StepPlan, tuple[Sequence, ...]]]) -> dict[Sequence, int]:
