@@ -7,16 +7,20 @@ from typing import TypeVar
 
 import anyio
 from aiohttp import web
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 R = TypeVar("R")
 
 _WATCH_S = 1.0
 
 
-async def threaded(request: web.Request, work: Callable[[], R]) -> R:
-    """Do some work in a worker thread, as `attended` does."""
-    return await attended(request, lambda: to_thread.run_sync(work))
+async def threaded(request: web.Request, work: Callable[[], R], limiter: CapacityLimiter | None = None) -> R:
+    """Do some work in a worker thread, as `attended` does.
+
+    Args:
+        limiter: whose places it may take; None: anyio's, of which there are 40.
+    """
+    return await attended(request, lambda: to_thread.run_sync(work, limiter=limiter))
 
 
 async def attended(

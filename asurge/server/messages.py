@@ -13,7 +13,6 @@ from aiohttp import web
 from asurge.outputs import RequestOutput
 from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.answer import converse
-from asurge.server.attending import threaded
 from asurge.server.choices import ChoiceReaders
 from asurge.server.conversation import (
     Conversation,
@@ -23,7 +22,7 @@ from asurge.server.conversation import (
     rendering_of,
 )
 from asurge.server.errors import ApiError, failure_of
-from asurge.server.exchange import REQUEST_ID, Exchange, read, reply
+from asurge.server.exchange import REQUEST_ID, Exchange, read, reply, tokenised
 from asurge.server.schema.chat import (
     ChatCompletionRequest,
     Function,
@@ -77,7 +76,7 @@ async def count_tokens(request: web.Request) -> web.Response:
         unused = asked.tool_choice is not None and asked.tool_choice.type == "none"
         return len(conversation_tokens(served, messages, None if unused else _tools(asked), how))
 
-    return reply(CountMessagesResponse(input_tokens=await threaded(request, count)))
+    return reply(CountMessagesResponse(input_tokens=await tokenised(request, count)))
 
 
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────

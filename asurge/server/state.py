@@ -27,6 +27,8 @@ from asurge.server.errors import ApiError, cancelled
 from asurge.server.keys import KeyRing
 
 _LOADING_RETRY_S = 5.0
+_LARGE_TEXTS = 2
+"""That are counted at a time: 4 MB take 650 MB meanwhile."""
 
 
 class Rates:
@@ -101,6 +103,7 @@ class ServerState:
         self.started_s = time.time()
         self.disconnects = 0
         self.settled = anyio.Event()
+        self.large_texts = anyio.CapacityLimiter(_LARGE_TEXTS)
         self._stopping, self._paused, self._holds = False, False, 0
         self._active: set[UnderWay] = set()
         self._idle = anyio.Event()

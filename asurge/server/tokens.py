@@ -9,10 +9,9 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from asurge.server.attending import threaded
 from asurge.server.conversation import all_tokens, allowed_kwargs, conversation_tokens, rendering_of
 from asurge.server.errors import ApiError
-from asurge.server.exchange import read, reply
+from asurge.server.exchange import read, reply, tokenised
 from asurge.server.schema.chat import Message, Tool
 from asurge.server.schema.models import (
     CountTokensRequest,
@@ -44,7 +43,7 @@ async def tokenize(request: web.Request) -> web.Response:
             TokenizeResponse(count=len(ids), max_model_len=served.engine.max_model_len, tokens=ids, token_strs=strings)
         )
 
-    return reply(await threaded(request, answer))
+    return reply(await tokenised(request, answer))
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -63,7 +62,7 @@ async def detokenize(request: web.Request) -> web.Response:
             )
         return msgspec.json.encode(DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False)))
 
-    return reply(await threaded(request, answer))
+    return reply(await tokenised(request, answer))
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -71,7 +70,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     asked = await read(request, CountTokensRequest)
     served = request.app[STATE].find(asked.model)
     text = asked.text if asked.text is not None else asked.prompt
-    tokens = await threaded(request, _tokens(served, text, asked.messages, asked.tools, special=True))
+    tokens = await tokenised(request, _tokens(served, text, asked.messages, asked.tools, special=True))
     return reply(CountTokensResponse(count=len(tokens), max_model_len=served.engine.max_model_len))
 
 
