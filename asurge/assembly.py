@@ -42,8 +42,11 @@ class Parts:
     fallbacks: tuple[str, ...] = ()
 
 
-def assemble(config: EngineConfig) -> Parts:
+def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Parts:
     """Load and compile everything a config asks for.
+
+    Args:
+        check: called now and then; ends this if it raises.
 
     Raises:
         ModelLoadError, ConfigError, CompilationError: see there.
@@ -65,11 +68,17 @@ def _assemble(config: EngineConfig, folder: Path, text: Path, threads: KernelThr
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)
-        model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
+        model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode, check=check)
         reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
-        processors = tuple(config.logits_processors.values())
-        runner = DeviceRunner(model, config, max_model_len=max_model_len, logits_processors=processors, threads=threads)
+        runner = DeviceRunner(
+            model,
+            config,
+            max_model_len=max_model_len,
+            logits_processors=tuple(config.logits_processors.values()),
+            threads=threads,
+            check=check,
+        )
         cache = config.cache if config.enable_prefix_caching else CacheConfig(enable_prefix_caching=False)
         scheduler = Scheduler(runner.limits, config.scheduler, cache, max_queued_requests=config.max_queued_requests)
         reasons = {"matrix products": reason, "attention": runner.fallback}

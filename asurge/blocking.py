@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio import CancelScope
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from asurge import engine as asynchronous
 from asurge.config import EngineConfig
@@ -32,6 +35,69 @@ from asurge.prompts import Prompt
 from asurge.stream import TokenStream
 
 T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, which other threads reach through a portal.
+
+    anyio's `start_blocking_portal` would do, if it were left by its own thread alone. It is a generator: where a start is
+    given up, or a process forks, the collector ends it, which waits for a loop that does not run there.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._ready: Future[BlockingPortal] = Future()
+        # Not waited for when Python ends, before it calls `close`.
+        self._thread = threading.Thread(target=self._run, name="asurge-loop", daemon=True)
+        self._thread.start()
+        # What ends without stopping it (a script that fails, a start that is given up) must not end in the middle of a
+        # step. Registered now, it runs before what JAX registered when it was imported.
+        atexit.register(self.close)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs in this process; a fork has no threads but the one that forked."""
+        return self._process == os.getpid()
+
+    @property
+    def portal(self) -> BlockingPortal:
+        """Raises:
+        EngineStateError: it runs in another process.
+        """
+        if not self.is_here:
+            raise EngineStateError(
+                f"this engine runs in process {self._process}, from which this one was forked: start one here, or have processes "
+                "spawned (multiprocessing.set_start_method('spawn'))"
+            )
+        return self._ready.result()
+
+    def close(self) -> None:
+        """Cancel what still runs on the loop, and return when it has ended. May be called again; not from the loop."""
+        self.close_soon()
+        if self.is_here:
+            self._thread.join()
+            atexit.unregister(self.close)
+
+    def close_soon(self) -> None:
+        """`close`, without waiting: the collector may call this anywhere."""
+        if self.is_here and self._ready.exception() is None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._close.set)
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve)
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)  # no loop: too many open files, say
+
+    async def _serve(self) -> None:
+        self._loop, self._close = asyncio.get_running_loop(), asyncio.Event()
+        async with BlockingPortal() as portal:
+            self._ready.set_result(portal)
+            await self._close.wait()
+            await portal.stop(cancel_remaining=True)
 
 
 class _Reader:
@@ -90,12 +156,15 @@ class BlockingStream:
 
     def close(self) -> None:
         """End the request if it still runs."""
-        if self._engine._open is not None:  # otherwise it has ended with the engine
-            self._engine._open.call(self._stream.aclose)
+        loop = self._engine._open
+        if loop is not None and loop.is_here:  # otherwise it has ended with the engine, or is another process's
+            loop.portal.call(self._stream.aclose)
         self._reader.take()
 
     def __del__(self) -> None:
-        self._reader.drop()
+        loop = self._engine._open
+        if loop is None or loop.is_here:
+            self._reader.drop()
 
     def __enter__(self) -> Self:
         return self
@@ -143,19 +212,13 @@ def _call(portal: BlockingPortal, do: Callable[[], Awaitable[T]]) -> T:
         raise
 
 
-def _terminate(engine: weakref.ref[Engine]) -> None:
-    """At the end of the process."""
-    if (left := engine()) is not None:
-        left.terminate()
-
-
 class Engine:
-    """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads."""
+    """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads, and in the process that
+    started it."""
 
     def __init__(self, model: str = "demo", **settings: Any) -> None:
         self._engine = asynchronous.Engine(model, **settings)
-        self._stack = ExitStack()
-        self._open: BlockingPortal | None = None
+        self._open: _LoopThread | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -166,23 +229,22 @@ class Engine:
         """Start the loop and the engine; see `asurge.Engine.initiate`."""
         if self._open is not None:
             raise EngineStateError(f"this engine is {self._engine.state}: make a new one to start another")
-        self._open = self._stack.enter_context(start_blocking_portal("asyncio"))
+        loop = _LoopThread()
+        weakref.finalize(self, loop.close_soon).atexit = False  # for who drops it without stopping it
+        portal, self._open = loop.portal, loop
         try:
-            _call(self._open, self._engine.initiate)
+            _call(portal, self._engine.initiate)
         except BaseException:
             with suppress(EngineStateError):  # interrupted twice, it starts or ends after this
                 self.terminate()  # interrupted once, it may have started all the same
             raise
-        # A script that ends, or fails, without stopping it would wait for the loop's thread for ever. Registered now, it runs before
-        # what JAX registered when it was imported.
-        atexit.register(_terminate, weakref.ref(self))
 
     def terminate(self) -> None:
-        """Stop the engine and its loop. Safe to call twice."""
-        if self._open is not None:
-            self._open.call(self._engine.terminate)
-            self._open = None
-            self._stack.close()
+        """Stop the engine and its loop, in the process that started them. Safe to call twice."""
+        if self._open is not None and self._open.is_here:
+            self._open.portal.call(self._engine.terminate)
+            self._open.close()
+        self._open = None
 
     def update_model_weights(self, model: str) -> None:
         """See `asurge.Engine.update_model_weights`."""
@@ -306,4 +368,4 @@ class Engine:
     def _portal(self) -> BlockingPortal:
         if self._open is None:
             raise EngineNotRunningError("the engine is not running: use `with engine`, or call initiate()")
-        return self._open
+        return self._open.portal

@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from tqdm import tqdm
 
 from asurge import beam
@@ -27,6 +28,7 @@ from asurge.plan import Pooling
 from asurge.prompts import ChatOptions, Prompt, integer, is_list, split_options
 from asurge.status import EngineStatus
 from asurge.stream import TokenStream, finish_all
+from asurge.threads import run_in_thread, run_to_end
 
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
 ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | None]
@@ -51,6 +53,7 @@ class Engine(EngineStatus):
         _check_known(settings)
         super().__init__(EngineConfig(model=model, **settings))
         self._callback: ParamsCallback | None = self.config.sampling_params_callback
+        self._stopping = anyio.Lock()
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -70,7 +73,8 @@ class Engine(EngineStatus):
             raise EngineStateError(f"this engine is {self._state}: make a new one to start again")
         self._state = "starting"
         try:
-            self._parts = await to_thread.run_sync(assemble, self.config)
+            assembling = partial(assemble, self.config, from_thread.check_cancelled)
+            self._parts = await run_in_thread(assembling, CapacityLimiter(1))
         except BaseException:
             self._state = "stopped"
             raise
@@ -91,28 +95,32 @@ class Engine(EngineStatus):
         self._state = "running"
 
     async def terminate(self) -> None:
-        """Abort whatever still runs, stop serving and free device memory. Safe to call twice.
+        """Abort whatever still runs, stop serving and free device memory. Waits for the steps in flight, also when it is
+        cancelled. Safe to call twice.
 
         Raises:
             EngineStateError: it is still starting, in another task; or it runs on another event loop.
         """
         if self._state == "starting":
             raise EngineStateError("the engine is still starting: cancel or await initiate() first")
-        serving, pipeline = self._serving, self._pipeline
-        if self._state != "running" or pipeline is None or serving is None:
-            self._state = "stopped"
-            return
-        if lasts := not serving.get_loop().is_closed():
+        if self._serving is not None and not self._serving.get_loop().is_closed():
             self._check_loop()
         self._state = "stopped"
-        if lasts:
-            pipeline.abort_all()
-            serving.cancel()
+        await run_to_end(self._stop)
+
+    async def _stop(self) -> None:
         with anyio.CancelScope(shield=True):
-            if lasts:
-                await asyncio.wait([serving])
-            if self._parts is not None:
-                await to_thread.run_sync(self._parts.runner.shutdown)
+            async with self._stopping:
+                serving, pipeline, parts = self._serving, self._pipeline, self._parts
+                if serving is None or pipeline is None or parts is None:
+                    return
+                if not serving.get_loop().is_closed():
+                    pipeline.abort_all()
+                    serving.cancel()
+                    await asyncio.wait([serving])
+                self._serving = None
+                if not pipeline.device_hangs:  # which may not let go of its memory either
+                    await to_thread.run_sync(parts.runner.shutdown)
 
     async def __aenter__(self) -> Self:
         await self.initiate()
@@ -137,7 +145,8 @@ class Engine(EngineStatus):
         if not model:
             raise ConfigError(f"model={model!r} must name a checkpoint")
         self._check_idle()
-        put_in_place = await to_thread.run_sync(self._started().load_weights, model)
+        parts, thread = self._started(), CapacityLimiter(1)
+        put_in_place = await run_in_thread(partial(parts.load_weights, model), thread)
         self._check_idle()
         put_in_place()
         self._started().scheduler.forget_cache()

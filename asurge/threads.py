@@ -1,8 +1,8 @@
-"""Worker threads that keep their places until their work ends."""
+"""Work that goes on to its end, however the caller that waits for it is cancelled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
@@ -14,17 +14,23 @@ T = TypeVar("T")
 
 
 async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
-    """Do some work in a worker thread. A caller that is cancelled waits until it has ended, as everywhere in anyio.
+    """Do some work in a worker thread, which keeps its place in the limiter until it has ended. A caller that is cancelled
+    waits until then, as everywhere in anyio; the work may look at `anyio.from_thread.check_cancelled`."""
+    return await run_to_end(lambda: to_thread.run_sync(work, limiter=limiter))
 
-    asyncio's own cancellation (`asyncio.wait_for`, ``task.cancel()``) would end the wait at once, and give up the place in the
-    limiter while the thread goes on: so what waits is a task in a group, which only anyio cancels.
+
+async def run_to_end(work: Callable[[], Awaitable[T]]) -> T:
+    """Await work that only anyio can cancel, and that anyio cannot cancel either where it is shielded.
+
+    asyncio's own cancellation (`asyncio.wait_for`, ``task.cancel()``) would end the wait at once, whatever shields it, while
+    the work goes on: so what waits is a task in a group, which only anyio cancels.
     """
     done: list[T] = []
     failed: list[BaseException] = []
 
     async def do() -> None:
         try:
-            done.append(await to_thread.run_sync(work, limiter=limiter))
+            done.append(await work())
         except get_cancelled_exc_class():
             raise
         except BaseException as error:  # panics of libraries in Rust are no Exceptions

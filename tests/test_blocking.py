@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,12 +196,12 @@ def test_a_start_that_is_interrupted_twice_can_be_terminated_later(
     assert main is not None
     go_on = threading.Event()
 
-    def interrupting(config: EngineConfig) -> Parts:
+    def interrupting(config: EngineConfig, check: Callable[[], None]) -> Parts:
         for _ in range(2):
             signal.pthread_kill(main, signal.SIGINT)
             time.sleep(0.2)
         go_on.wait(30)
-        return assemble(config)
+        return assemble(config, check)
 
     monkeypatch.setattr("asurge.engine.assemble", interrupting)
     engine = Engine(str(tiny_folder), **TINY)
@@ -219,10 +219,10 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(tiny_folder: Path, m
     main = threading.main_thread().ident
     assert main is not None
 
-    def interrupting(config: EngineConfig) -> Parts:
+    def interrupting(config: EngineConfig, check: Callable[[], None]) -> Parts:
         signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.1)
-        return assemble(config)
+        return assemble(config, check)
 
     monkeypatch.setattr("asurge.engine.assemble", interrupting)
     before, engine = set(threading.enumerate()), Engine(str(tiny_folder), **TINY)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,13 @@ def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
     return model
 
 
-def open_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
+def open_model(folder: Path, *, dtype: str, progress: bool = True, check: Callable[[], None] = lambda: None) -> Decoder:
     """The model of a checkpoint folder, whose parameters are `Stored`: still in its files, and known to fit.
 
     Args:
         dtype: what weights are read as.
         progress: draw a bar as they are read.
+        check: called for each parameter that is read; ends that if it raises.
 
     Raises:
         UnknownArchitectureError: no family for it.
@@ -76,7 +77,7 @@ def open_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
         total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False
     )
     stored = [
-        (path, leaf.replace(Stored(tensors, table[path], leaf.shape, jnp.dtype(dtype), bar)))
+        (path, leaf.replace(Stored(tensors, table[path], leaf.shape, jnp.dtype(dtype), bar, check)))
         for path, leaf in leaves.items()
     ]
     return nnx.merge(graph, nnx.from_flat_state(stored))
@@ -90,9 +91,15 @@ class Stored:
     """
 
     def __init__(
-        self, tensors: _Tensors, sources: tuple[Source, ...], shape: tuple[int, ...], dtype: jnp.dtype, bar: tqdm[Any]
+        self,
+        tensors: _Tensors,
+        sources: tuple[Source, ...],
+        shape: tuple[int, ...],
+        dtype: jnp.dtype,
+        bar: tqdm[Any],
+        check: Callable[[], None],
     ) -> None:
-        self._tensors, self._sources, self._bar = tensors, sources, bar
+        self._tensors, self._sources, self._bar, self._check = tensors, sources, bar, check
         self.shape, self.dtype = shape, dtype
 
     def load(self) -> jax.Array:
@@ -104,6 +111,7 @@ class Stored:
 
     def read_into(self, host: np.ndarray) -> None:
         """Into memory of this shape and dtype."""
+        self._check()
         at = 0
         for source in self._sources:
             end = at + source.filled[0]

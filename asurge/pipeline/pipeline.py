@@ -151,6 +151,11 @@ class Pipeline:
     def statistics(self) -> PipelineStatistics:
         return dataclasses.replace(self._totals)
 
+    @property
+    def device_hangs(self) -> bool:
+        """Whether the device has not returned from a call that took too long."""
+        return self._threads.hang
+
     async def run(self) -> None:
         """Serve until cancelled. A failure ends all requests (`fail`); raised here, it would cancel the host application."""
         try:
@@ -158,6 +163,8 @@ class Pipeline:
         except BaseExceptionGroup:
             if self.failure is None:
                 raise
+        finally:
+            self._threads.stop()
 
     async def _serve(self) -> None:
         plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from asurge.errors import CompilationError
 
 K = TypeVar("K", bound=Hashable)
 _STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
+_STACK_SIZE = threading.Lock()
 
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -55,19 +56,33 @@ def use_persistent_cache(directory: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, threads: int, silent: bool) -> dict[K, Compiled]:
+def compile_all(
+    programs: Mapping[K, Callable[[], Lowered]],
+    check: Callable[[], None] = lambda: None,
+    *,
+    threads: int,
+    silent: bool,
+) -> dict[K, Compiled]:
     """Lower one after another (tracing holds the interpreter) and compile in a pool of ``threads``.
+
+    Args:
+        check: called before each is lowered and when one is compiled; ends this if it raises, once those that are being
+            compiled are done.
 
     Raises:
         CompilationError: a program does not compile; the cause is chained.
     """
     compiled: dict[K, Compiled] = {}
-    previous = threading.stack_size(_STACK_BYTES)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="asurge-compile")
     try:
-        pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="asurge-compile")
-        with pool, tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent, leave=False) as bar:
-            waiting = {pool.submit(lower().compile): shape for shape, lower in programs.items()}
+        _start_threads(pool, threads)
+        waiting: dict[Future[Compiled], K] = {}
+        with tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent, leave=False) as bar:
+            for shape, lower in programs.items():
+                check()
+                waiting[pool.submit(lower().compile)] = shape
             for future in as_completed(waiting):
+                check()
                 shape = waiting[future]
                 try:
                     compiled[shape] = future.result()
@@ -75,5 +90,20 @@ def compile_all(programs: Mapping[K, Callable[[], Lowered]], *, threads: int, si
                     raise CompilationError(f"{shape} does not compile: {error}") from error
                 bar.update()
     finally:
-        threading.stack_size(previous)
+        pool.shutdown(cancel_futures=True)
     return compiled
+
+
+def _start_threads(pool: ThreadPoolExecutor, count: int) -> None:
+    """Start all threads of a pool with stacks of `_STACK_BYTES`. The size is a setting of the whole process, of which others'
+    threads should see as little as possible: it holds while these are started, for one pool at a time."""
+    started = threading.Barrier(count)
+    with _STACK_SIZE:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            wait([pool.submit(started.wait) for _ in range(count)])
+        except BaseException:
+            started.abort()  # the system has no more threads, and those that there are wait for each other
+            raise
+        finally:
+            threading.stack_size(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -105,6 +105,7 @@ class DeviceRunner:
 
     Args:
         threads: the engine's part in the kernels' team, up to date before each step until `shutdown`.
+        check: called now and then while this compiles; ends it if it raises.
 
     Raises:
         ConfigError: the KV budget does not hold one full sequence.
@@ -119,6 +120,7 @@ class DeviceRunner:
         max_model_len: int,
         logits_processors: Sequence[LogitsProcessor] = (),
         threads: KernelThreads | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._threads = threads or KernelThreads(ThreadBudget(config.kernel_threads), config.kernels)
         self._device = jax.devices()[0]
@@ -182,7 +184,7 @@ class DeviceRunner:
         # The system takes seconds to hand out memory for the pages, tracing keeps one core busy: both at once.
         with ThreadPoolExecutor(1, thread_name_prefix="asurge-pages") as pool:
             state = pool.submit(self._fresh_state)
-            self._compile(shape.hidden_size, dtype, silent=config.silent_mode)
+            self._compile(shape.hidden_size, dtype, check, silent=config.silent_mode)
             self._pages, self._last_token = state.result()
         self._warm_up()
         self._compiled = compilation_counter().count
@@ -269,7 +271,7 @@ class DeviceRunner:
         begin_fetch(drawn)
         return drawn, hidden
 
-    def _compile(self, hidden_size: int, dtype: jnp.dtype, *, silent: bool) -> None:
+    def _compile(self, hidden_size: int, dtype: jnp.dtype, check: Callable[[], None], *, silent: bool) -> None:
         last = jax.ShapeDtypeStruct((self._spec.most_rows, hidden_size), dtype)
         flat = jax.ShapeDtypeStruct((self._spec.most_tokens, hidden_size), dtype)
         state = jax.eval_shape(self._fresh_state)
@@ -277,7 +279,7 @@ class DeviceRunner:
         draws = self.drawer.programs(self._leaves, last, state[1])
         scores, sums = self._scorer.programs(self._leaves, flat), self._pooler.programs(self._leaves, flat)
         compiled = compile_all(
-            {**steps, **draws, **scores, **sums}, threads=self._threads.budget.threads, silent=silent
+            {**steps, **draws, **scores, **sums}, check, threads=self._threads.budget.threads, silent=silent
         )
         self._steps = {shape: compiled[shape] for shape in steps}
         self.drawer.use(compiled)
