@@ -13,7 +13,7 @@ from asurge.errors import ConfigError
 from asurge.models import DecoderConfig, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.processors import ThreadBudget
-from asurge.runner import DeviceRunner, KernelThreads, use_persistent_cache
+from asurge.runner import DeviceRunner, KernelThreads, leaves_of, use_persistent_cache
 from asurge.scheduler import Scheduler
 from asurge.text import Tokenizer, load_tokenizer
 
@@ -28,7 +28,8 @@ class Parts:
         vocab_size: the model's: ids at or beyond it are refused.
         threads: the engine's part in the kernels' team.
         compilations: how many there have been since the start.
-        load_weights: blocking; reads another checkpoint of the same shape, and returns what puts its weights in place.
+        load_weights: blocking; reads another checkpoint of the same shape. What it returns puts these weights in place, at once, and
+            returns what frees the others, blocking.
         fallbacks: what runs in plain XLA although kernels were wanted, and why.
     """
 
@@ -38,7 +39,7 @@ class Parts:
     vocab_size: int
     threads: KernelThreads
     compilations: Callable[[], int]
-    load_weights: Callable[[str], Callable[[], None]]
+    load_weights: Callable[[str], Callable[[], Callable[[], None]]]
     fallbacks: tuple[str, ...] = ()
 
 
@@ -95,13 +96,15 @@ def _assemble(config: EngineConfig, folder: Path, text: Path, threads: KernelThr
         )
 
 
-def _load_weights(config: EngineConfig, shape: DecoderConfig, runner: DeviceRunner, name: str) -> Callable[[], None]:
+def _load_weights(
+    config: EngineConfig, shape: DecoderConfig, runner: DeviceRunner, name: str
+) -> Callable[[], Callable[[], None]]:
     folder = resolve_checkpoint(name)
     model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
     if model.config != shape:
         raise ConfigError(f"model={name!r} has a different shape from the model being served: start an engine for it")
     convert(model, kernels=config.kernels, quantization=config.quantization)
-    return partial(runner.replace_weights, model)
+    return partial(runner.replace_weights, leaves_of(model))
 
 
 def _max_model_len(config: EngineConfig, model_limit: int) -> int:

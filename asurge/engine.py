@@ -148,8 +148,9 @@ class Engine(EngineStatus):
         parts, thread = self._started(), CapacityLimiter(1)
         put_in_place = await run_in_thread(partial(parts.load_weights, model), thread)
         self._check_idle()
-        put_in_place()
-        self._started().scheduler.forget_cache()
+        free_others = put_in_place()
+        parts.scheduler.forget_cache()
+        await run_in_thread(free_others, thread)
 
     def _check_idle(self) -> None:
         self._here()

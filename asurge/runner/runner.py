@@ -30,7 +30,7 @@ from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.packing import TableShape, pack, packed_size
 from asurge.runner.pooling import Pooler, Sums
 from asurge.runner.score import Scorer, Scores
-from asurge.runner.step import HiddenStates, StepSpec, make_step, split_model
+from asurge.runner.step import HiddenStates, Leaves, StepSpec, make_step, split_model
 from asurge.runner.team import KernelThreads
 
 CPU_TOKEN_BUDGET = 512
@@ -98,6 +98,11 @@ class _Failed:
 
 def _failed(plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult:
     return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error=error, state_lost=state_lost)
+
+
+def _delete(arrays: Leaves) -> None:
+    for array in arrays:
+        array.delete()
 
 
 class DeviceRunner:
@@ -231,16 +236,18 @@ class DeviceRunner:
         self._last_token, told = self.drawer.draw(plan, drawn_at, masks, self._leaves, last, self._last_token)
         return told
 
-    def replace_weights(self, model: Decoder) -> None:
-        """Continue with the weights of another model of the same shape. Only while no step is in flight."""
-        before, (self._leaves, _) = self._leaves, split_model(model)
-        for array in before:
-            array.delete()
+    def replace_weights(self, leaves: Leaves) -> Callable[[], None]:
+        """Continue with the weights of another model of the same shape (`leaves_of`). Instant; only while no step is in flight.
+
+        Returns:
+            What frees those before: blocking.
+        """
+        before, self._leaves = self._leaves, leaves
+        return partial(_delete, before)
 
     def shutdown(self) -> None:
         """Free weights and pages on the device."""
-        for array in self._leaves:
-            array.delete()
+        _delete(self._leaves)
         self._free_state()
         self._leaves = ()
         self._steps.clear()

@@ -163,6 +163,12 @@ def _decode_group(
     return pages, tokens, drawn, last
 
 
+def leaves_of(model: Decoder) -> Leaves:
+    """The arrays of a model, as `split_model` has them."""
+    leaves, _ = split_model(model)
+    return leaves
+
+
 def split_model(model: Decoder) -> tuple[Leaves, Rebuild]:
     """A model as the flat tuple of its arrays, and the way back inside a trace.
 

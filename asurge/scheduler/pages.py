@@ -154,8 +154,10 @@ class PagePool:
 
     def forget_all(self) -> None:
         """Empty the cache."""
-        for page in list(self._contents_of):
-            self.forget(page)
+        self._page_of.clear()
+        self._contents_of.clear()
+        self._free.extend(self._cached)
+        self._cached.clear()
 
     def check(self, uses: dict[int, int]) -> None:
         """Assert that every page is in exactly one place and used as often as ``uses`` says."""

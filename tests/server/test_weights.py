@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import aiohttp
 import anyio
 import pytest
 
-from asurge import Engine, SamplingParams
+from asurge import Engine, SamplingParams, assembly
 from asurge.errors import ConfigError, EngineStateError, ModelLoadError
+from asurge.runner import runner, step
 from asurge.server import make_app
 from tests.checkpoints import write_tiny
 from tests.conftest import TINY
@@ -54,6 +58,30 @@ async def test_weights_change_under_a_running_engine(tmp_path: Path, tiny_folder
                     assert response.status == status, await response.text()
         assert await said(engine) == before
         assert engine.get_metrics_summary()["compilations"] == 0
+
+
+async def test_the_loop_is_not_held_up_by_an_update(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long is done in threads: reading, taking the model apart, giving memory back."""
+    other = write_tiny(tmp_path, seed=9)
+    async with Engine(str(tiny_folder), **TINY) as engine:
+        threads: dict[str, set[int]] = {}
+
+        def noted(home: ModuleType, name: str) -> None:
+            work = getattr(home, name)
+
+            def work_and_note(*given: Any, **named: Any) -> Any:
+                threads.setdefault(name, set()).add(threading.get_ident())
+                return work(*given, **named)
+
+            monkeypatch.setattr(home, name, work_and_note)
+
+        for home, name in ((assembly, "open_model"), (assembly, "convert"), (step, "split_model"), (runner, "_delete")):
+            noted(home, name)
+        await engine.update_model_weights(str(other))
+        assert threads.keys() == {"open_model", "convert", "split_model", "_delete"}
+        assert all(threading.get_ident() not in found for found in threads.values())
 
 
 ADMIN = {"Authorization": "Bearer sk-admin-key"}
