@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from asurge.assembly import Parts
@@ -28,6 +29,7 @@ class EngineStatus:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        self._name = config.name or _folder_name(config.model) or config.model
         self._state: EngineState = "new"
         self._parts: Parts | None = None
         self._pipeline: Pipeline | None = None
@@ -39,8 +41,8 @@ class EngineStatus:
 
     @property
     def name(self) -> str:
-        """The name the model is served under."""
-        return self.config.name or self.config.model
+        """The name the model is served under: a folder's own name, where it has no other."""
+        return self._name
 
     @property
     def state(self) -> EngineState:
@@ -51,6 +53,11 @@ class EngineStatus:
     def failure(self) -> EngineDeadError | None:
         """The error every request has been refused with since the engine failed; None if it has not."""
         return None if self._pipeline is None else self._pipeline.failure
+
+    @property
+    def device_hangs(self) -> bool:
+        """Whether the engine has failed because the device did not return from a step, and it still has not."""
+        return self._pipeline is not None and self._pipeline.failure is not None and self._pipeline.device_hangs
 
     @property
     def is_running(self) -> bool:
@@ -166,3 +173,9 @@ class EngineStatus:
                 "this engine was started on another event loop: await it there (with pytest-asyncio: the same loop_scope for the "
                 "fixture and its tests), or start another one here"
             )
+
+
+def _folder_name(model: str) -> str | None:
+    """The name of a folder: the path to it is nobody's business but its owner's. None for the demo and for repositories."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else None

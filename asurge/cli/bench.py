@@ -20,6 +20,7 @@ from tqdm import tqdm
 from asurge.bench.metrics import parse_limits
 from asurge.bench.workloads import WORKLOADS, Workload, named_workload
 from asurge.cli.options import add_engine_options, engine_settings
+from asurge.cli.starting import started
 from asurge.errors import BenchmarkError, ConfigError
 
 if TYPE_CHECKING:
@@ -178,13 +179,12 @@ async def _in_process(
     from asurge.bench.machine import count_compilations, describe_machine, peak_resident_bytes
     from asurge.bench.measure import Surroundings, check_fits
     from asurge.bench.roofline import read_footprint, roofline
-    from asurge.engine import Engine
     from asurge.models import resolve_checkpoint
 
     bandwidths = [] if given.no_roofline else [await to_thread.run_sync(measure_bandwidth)]
     settings = {**engine_settings(given), "strict_context": True}
     began_s = time.perf_counter()
-    async with Engine(**settings) as engine:
+    async with started(settings) as engine:
         start_s = time.perf_counter() - began_s
         check_fits(workload, engine.max_model_len)
         folder = await to_thread.run_sync(resolve_checkpoint, engine.config.model)

@@ -16,6 +16,7 @@ from anyio import to_thread
 from rich.console import Console
 
 from asurge.cli.options import add_engine_options, add_sampling_options, engine_settings, sampling_params
+from asurge.cli.starting import started
 from asurge.errors import AsurgeError
 
 if TYPE_CHECKING:
@@ -53,10 +54,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 async def _chat(given: argparse.Namespace, params: SamplingParams) -> None:
-    from asurge.engine import Engine  # JAX: not needed to print a usage
-
     console = Console(highlight=False)
-    async with Engine(**engine_settings(given)) as engine:
+    async with started(engine_settings(given)) as engine:
         session = Session(engine, params, console, system=given.system)
         if sys.stdin.isatty():
             import readline  # noqa: F401 - gives input() its history and editing

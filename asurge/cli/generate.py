@@ -10,6 +10,7 @@ import anyio
 import orjson
 
 from asurge.cli.options import add_engine_options, add_sampling_options, engine_settings, sampling_params
+from asurge.cli.starting import started
 
 if TYPE_CHECKING:
     from asurge.engine import Engine
@@ -36,9 +37,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 async def _generate(given: argparse.Namespace, prompts: list[str], params: SamplingParams) -> None:
-    from asurge.engine import Engine  # JAX: not needed to print a usage
-
-    async with Engine(**engine_settings(given)) as engine:
+    async with started(engine_settings(given)) as engine:
         if len(prompts) == 1 and not given.json:
             await _stream(engine, prompts[0], params, as_chat=given.chat)
         else:

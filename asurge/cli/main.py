@@ -11,16 +11,20 @@ from collections.abc import Sequence
 
 from asurge import __version__
 from asurge.cli import bench, chat, generate, serve
+from asurge.cli.leaving import INTERRUPTED
 from asurge.errors import AsurgeError
 
 _FAILED = 2
-_INTERRUPTED = 130
 _PIPE_CLOSED = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line on stderr, without a traceback."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.run is None:
+        parser.print_help()
+        return 0
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which is not needed
     logging.basicConfig(level=logging.WARNING, format="asurge: %(levelname)s: %(message)s")
     for stream in (sys.stdout, sys.stderr):
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        print("asurge: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return status
 
 
@@ -45,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="asurge", description="LLM inference in your event loop. Without --model, commands use the demo model."
     )
     parser.add_argument("--version", action="version", version=f"asurge {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in (generate, chat, serve, bench):
         command.add_to(commands)
     return parser

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from asurge.cli.leaving import at_once, leave
 from asurge.cli.options import add_engine_options, engine_settings
 from asurge.errors import ConfigError
 
 if TYPE_CHECKING:
     from asurge.engine import Engine
+    from asurge.server.state import ServerState
 
 KEYS_VARIABLE = "ASURGE_API_KEYS"
 ADMIN_VARIABLE = "ASURGE_ADMIN_KEY"
@@ -118,19 +120,32 @@ def run(given: argparse.Namespace) -> int:
     if not given.no_access_log:
         access = logging.getLogger("asurge.access")
         access.setLevel(logging.INFO)
-    try:
-        from asurge.server import ApiServer
-    except ImportError as error:
-        raise ConfigError(str(error)) from error
-    engines = _engines(given)
+    with at_once():
+        try:
+            from asurge.server import ApiServer
+        except ImportError as error:
+            raise ConfigError(str(error)) from error
+        engines = _engines(given)
     first = next(iter(engines))
     aliases = {name: first for name in given.served_model_name if name != first}
     server = ApiServer(engines, require_api_key=bool(keys), api_keys=keys, aliases=aliases, **settings)
     console = Console(stderr=True, highlight=False)
     # What exists when models are ready stays. The collector would look through it all now and then, 175 ms in which no
     # token comes; a library leaves that to its host, but this process belongs to the server alone.
-    server.fire(tell=lambda line: console.print(f"asurge: {line}", markup=False), on_ready=gc.freeze)
+    server.fire(
+        tell=lambda line: console.print(f"asurge: {line}", markup=False),
+        on_ready=gc.freeze,
+        on_stop=lambda: _leave_loading(server.state),
+    )
+    if any(engine.device_hangs for engine in engines.values()):  # Python, or JAX, may wait for it for ever
+        leave(0, "stopped, although a device hangs")
     return 0
+
+
+def _leave_loading(state: ServerState) -> None:
+    """Stop at once where models still load and nobody waits for an answer."""
+    if not state.settled.is_set() and not state.active:
+        leave(0, "stopped while loading")
 
 
 def _engines(given: argparse.Namespace) -> dict[str, Engine]:

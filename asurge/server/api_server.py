@@ -82,6 +82,7 @@ class ApiServer:
         *,
         tell: Callable[[str], None] = lambda line: None,
         on_ready: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve until SIGINT or SIGTERM, then let requests under way finish. Blocks.
 
@@ -90,7 +91,8 @@ class ApiServer:
             AsurgeError: no model could be started.
         """
         uvloop = find_spec("uvloop") is not None
-        anyio.run(partial(self.serve, tell=tell, on_ready=on_ready), host, port, backend_options={"use_uvloop": uvloop})
+        serve = partial(self.serve, tell=tell, on_ready=on_ready, on_stop=on_stop)
+        anyio.run(serve, host, port, backend_options={"use_uvloop": uvloop})
 
     async def serve(
         self,
@@ -99,6 +101,7 @@ class ApiServer:
         *,
         tell: Callable[[str], None] = lambda line: None,
         on_ready: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
         signals: bool = True,
     ) -> None:
         """`fire`, within an event loop.
@@ -106,6 +109,7 @@ class ApiServer:
         Args:
             tell: called with a line once the server listens, and again when its models are ready.
             on_ready: called before the latter.
+            on_stop: called when a signal has come, before anything is stopped.
             signals: stop on SIGINT and SIGTERM; otherwise on cancellation.
         """
         host, port = self.config.host if host is None else host, self.config.port if port is None else port
@@ -130,6 +134,7 @@ class ApiServer:
                 if context is not None:
                     tasks.start_soon(_reload, context, self.config)
                 await _stopped(signals=signals)
+                on_stop()
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise only(group) from None

@@ -98,6 +98,8 @@ class ServerState:
             if name not in engines or alias in engines:
                 raise ConfigError(f"the alias {alias!r} must be a new name for one of {', '.join(engines)}")
         self.aliases = dict(aliases)
+        # Not told to anybody; who knows the path of a folder may use it.
+        self._folders = {one.config.model: name for name, one in engines.items() if name == one.name}
         self.metrics: EngineMetrics | None = None
         self.lag = LoopLag()
         self.started_s = time.time()
@@ -118,7 +120,7 @@ class ServerState:
         """
         if name is None:
             found = next(iter(self.models.values()))
-        elif (one := self.models.get(self.aliases.get(name, name))) is not None:
+        elif (one := self.models.get(self.aliases.get(name) or self._folders.get(name, name))) is not None:
             found = one
         else:
             known = ", ".join((*self.models, *self.aliases))

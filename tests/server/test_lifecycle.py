@@ -456,3 +456,21 @@ async def test_an_empty_host_is_not_every_host(demo: Engine) -> None:
 
 def test_settings_do_not_show_the_admin_key() -> None:
     assert "secret" not in repr(ServerConfig(admin_key="secret-of-the-admin"))
+
+
+async def test_a_folders_name_is_its_models_and_its_path_works_too(tiny_folder: Path, running: Running) -> None:
+    engine = Engine(str(tiny_folder), **TINY)
+    assert engine.name == tiny_folder.name
+    assert Engine(str(tiny_folder), name="mine").name == "mine"
+    assert Engine("demo").name == "demo"
+    url = await running.start(make_app(engine))
+    async with aiohttp.ClientSession(url) as http:
+        while (await http.get("/readiness")).status != 200:
+            await anyio.sleep(0.01)
+        for name in (tiny_folder.name, str(tiny_folder)):
+            async with http.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1}) as answer:
+                assert answer.status == 200
+                assert (await answer.json())["model"] == tiny_folder.name
+        for path in ("/v1/models", "/metrics", "/dashboard/data"):
+            async with http.get(path) as answer:
+                assert str(tiny_folder.parent) not in await answer.text()
