@@ -467,10 +467,10 @@ async def test_a_folders_name_is_its_models_and_its_path_works_too(tiny_folder: 
     async with aiohttp.ClientSession(url) as http:
         while (await http.get("/readiness")).status != 200:
             await anyio.sleep(0.01)
-        for name in (tiny_folder.name, str(tiny_folder)):
+        for name in (tiny_folder.name, str(tiny_folder)):  # answers name the model as their request did
             async with http.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1}) as answer:
                 assert answer.status == 200
-                assert (await answer.json())["model"] == tiny_folder.name
+                assert (await answer.json())["model"] == name
         for path in ("/v1/models", "/metrics", "/dashboard/data"):
             async with http.get(path) as answer:
                 assert str(tiny_folder.parent) not in await answer.text()
