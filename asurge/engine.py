@@ -119,7 +119,7 @@ class Engine(EngineStatus):
                     serving.cancel()
                     await asyncio.wait([serving])
                 self._serving = None
-                if not pipeline.device_hangs:  # which may not let go of its memory either
+                if not pipeline.threads.hang:  # which may not let go of its memory either
                     await to_thread.run_sync(parts.runner.shutdown)
 
     async def __aenter__(self) -> Self:
@@ -151,12 +151,6 @@ class Engine(EngineStatus):
         free_others = put_in_place()
         parts.scheduler.forget_cache()
         await run_in_thread(free_others, thread)
-
-    def _check_idle(self) -> None:
-        self._here()
-        now = self.statistics()
-        if now.running or now.waiting or now.in_flight_steps:
-            raise EngineStateError("weights are replaced only while no request runs: wait, or abort what runs")
 
     # ── verbs ───────────────────────────────────────────────────────────────────────────────────
 

@@ -57,7 +57,7 @@ class EngineStatus:
     @property
     def device_hangs(self) -> bool:
         """Whether the engine has failed because the device did not return from a step, and it still has not."""
-        return self._pipeline is not None and self._pipeline.failure is not None and self._pipeline.device_hangs
+        return self._pipeline is not None and self._pipeline.failure is not None and self._pipeline.threads.hang
 
     @property
     def is_running(self) -> bool:
@@ -166,6 +166,15 @@ class EngineStatus:
         found = self._running()
         self._check_loop()
         return found
+
+    def _check_idle(self) -> None:
+        """Raises:
+        EngineStateError: requests are running.
+        """
+        self._here()
+        now = self.statistics()
+        if now.running or now.waiting or now.in_flight_steps:
+            raise EngineStateError("weights are replaced only while no request runs: wait, or abort what runs")
 
     def _check_loop(self) -> None:
         if self._serving is not None and self._serving.get_loop() is not asyncio.get_running_loop():

@@ -67,6 +67,12 @@ def _dead(cause: BaseException) -> EngineDeadError:
     return error
 
 
+def _failed(request_id: str, cause: BaseException | None) -> RequestFailedError:
+    error = RequestFailedError(f"request {request_id!r} failed ({cause!r}); the engine goes on: try again")
+    error.__cause__ = cause
+    return error
+
+
 class Pipeline:
     """Runs requests through a scheduler and a runner. Everything but `run` is synchronous and instant."""
 
@@ -92,7 +98,7 @@ class Pipeline:
         self._applied, self._newly_applied = -1, anyio.Event()
         self._new_deadline, self._wake = anyio.Event(), anyio.Event()
         self._totals = PipelineStatistics()
-        self._threads = DeviceThreads(step_timeout_s)
+        self.threads = DeviceThreads(step_timeout_s)
 
     def submit(
         self, generation: Generation, requests: Sequence[Request], constraints: Sequence[SequenceConstraint | None] = ()
@@ -151,11 +157,6 @@ class Pipeline:
     def statistics(self) -> PipelineStatistics:
         return dataclasses.replace(self._totals)
 
-    @property
-    def device_hangs(self) -> bool:
-        """Whether the device has not returned from a call that took too long."""
-        return self._threads.hang
-
     async def run(self) -> None:
         """Serve until cancelled. A failure ends all requests (`fail`); raised here, it would cancel the host application."""
         try:
@@ -164,7 +165,7 @@ class Pipeline:
             if self.failure is None:
                 raise
         finally:
-            self._threads.stop()
+            self.threads.stop()
 
     async def _serve(self) -> None:
         plans_in, plans = anyio.create_memory_object_stream[StepPlan](0)
@@ -239,7 +240,7 @@ class Pipeline:
     ) -> None:
         async with plans, handles:
             async for plan in plans:
-                handle = await self._threads.dispatch(partial(self._dispatch, plan))
+                handle = await self.threads.dispatch(partial(self._dispatch, plan))
                 if plan.draws_apart:
                     await self._draw(plan, handle)
                 await handles.send(handle)
@@ -267,14 +268,14 @@ class Pipeline:
             self._saw("draw", plan, begin_s)
             return failed
 
-        self._fail_all(await self._threads.dispatch(fill_and_draw))
+        self._fail_all(await self.threads.dispatch(fill_and_draw))
 
     async def _collect(
         self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[_News]
     ) -> None:
         async with handles, updates:
             async for handle in handles:
-                result = await self._threads.read(handle.wait)
+                result = await self.threads.read(handle.wait)
                 self._totals.steps += result.plan.draws
                 self.request_observers.stepped(result.plan)
                 self._pacer.see(result.plan, result.device_time_s)
@@ -338,11 +339,7 @@ class Pipeline:
 
     def _fail(self, generation: Generation, cause: BaseException | None) -> None:
         """Fail a request with all its choices."""
-        error = RequestFailedError(
-            f"request {generation.request_id!r} failed ({cause!r}); the engine goes on: try again"
-        )
-        error.__cause__ = cause
-        self._drop(generation, error)
+        self._drop(generation, _failed(generation.request_id, cause))
 
     def _drop(self, generation: Generation, error: AsurgeError) -> None:
         generation.fail(error)
