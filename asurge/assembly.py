@@ -59,13 +59,15 @@ def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> 
     text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
     threads = KernelThreads(budget, config.kernels)
     try:
-        return _assemble(config, folder, text, threads)
+        return _assemble(config, folder, text, threads, check)
     except BaseException:
         threads.leave()
         raise
 
 
-def _assemble(config: EngineConfig, folder: Path, text: Path, threads: KernelThreads) -> Parts:
+def _assemble(
+    config: EngineConfig, folder: Path, text: Path, threads: KernelThreads, check: Callable[[], None]
+) -> Parts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)

@@ -112,7 +112,7 @@ class Engine(EngineStatus):
         with anyio.CancelScope(shield=True):
             async with self._stopping:
                 serving, pipeline, parts = self._serving, self._pipeline, self._parts
-                if serving is None or pipeline is None or parts is None:
+                if not serving or not pipeline or not parts:
                     return
                 if not serving.get_loop().is_closed():
                     pipeline.abort_all()
@@ -330,10 +330,9 @@ class Engine(EngineStatus):
 
     def _params(self, request_id: str, prompt: Prompt, params: SamplingParams | None) -> SamplingParams:
         params = params or SamplingParams()
-        if self._callback is None:
-            return params
-        params = self._callback(params, {"request_id": request_id, "prompt": prompt, "engine": self}) or params
-        _check_params(params)
+        if self._callback is not None:
+            params = self._callback(params, {"request_id": request_id, "prompt": prompt, "engine": self}) or params
+            _check_params(params)
         return params
 
 
