@@ -24,6 +24,7 @@ from asurge.text import (
     fit_alone,
     fit_conversation,
     fit_prompt,
+    plain_messages,
     render_chat,
 )
 
@@ -69,7 +70,7 @@ class Prompts:
             PromptTooLongError: it does not fit, and the settings forbid cutting it.
         """
         config, tokenizer, allowance = self._config, self._tokenizer, Allowance()
-        thinks = _thinks(how)
+        thinks, messages = _thinks(how), plain_messages(messages)
 
         def text(some: Sequence[Mapping[str, Any]]) -> str:
             return render_chat(tokenizer, some, allowance=allowance, **how)

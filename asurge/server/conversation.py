@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import orjson
 
 from asurge.errors import InvalidRequestError
 from asurge.params import SamplingParams
@@ -19,7 +18,7 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
 from asurge.server.state import Served
-from asurge.text import Rendering, message_text, render_chat
+from asurge.text import Rendering, plain_messages, render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
@@ -151,7 +150,7 @@ def template_messages(messages: Sequence[Message], template: str | None) -> list
         ChatTemplateError: one has no text.
     """
     knows_developers = _DEVELOPER.search(template or "") is not None
-    found = [_template_message(at, message, knows_developers) for at, message in enumerate(messages)]
+    found = plain_messages([_template_message(at, message, knows_developers) for at, message in enumerate(messages)])
     rules = list(itertools.takewhile(lambda one: one["role"] in ("system", "developer"), found))
     if len(rules) < 2:
         return found
@@ -162,29 +161,31 @@ def template_messages(messages: Sequence[Message], template: str | None) -> list
 
 
 def _template_message(at: int, message: Message, knows_developers: bool) -> dict[str, Any]:
-    """A message with calls in their one form, with arguments as objects."""
+    """A message with the roles that templates know, and with calls in their one form."""
     found: dict[str, Any] = msgspec.to_builtins(message)
-    calls = message.role == "assistant" and bool(message.tool_calls or message.function_call)
-    found["content"] = message_text(f"messages[{at}]", found["content"], optional=calls)
     if found["role"] == "function":
         found["role"] = "tool"
     if found["role"] == "developer" and not knows_developers:
         found["role"] = "system"
-    if (call := found.pop("function_call")) is not None:
-        found["tool_calls"] = [{"type": "function", "function": call}]
-    for call in found["tool_calls"] or ():
-        call["function"]["arguments"] = _object(call["function"]["arguments"])
+    refusal = found.pop("refusal")
+    if found["content"] is None:
+        found["content"] = refusal
+    old_call = found.pop("function_call")
+    calls = [{"type": "function", "function": old_call}] if old_call is not None else found["tool_calls"]
+    found["tool_calls"] = [
+        _function_call(f"messages[{at}].tool_calls[{number}]", call) for number, call in enumerate(calls or ())
+    ]
     return found
 
 
-def _object(arguments: str | Mapping[str, Any] | None) -> Any:
-    if not isinstance(arguments, str):
-        return arguments or {}
-    try:
-        parsed = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        return arguments
-    return parsed if isinstance(parsed, dict) else arguments
+def _function_call(where: str, call: dict[str, Any]) -> dict[str, Any]:
+    """A call as that of a function: templates know no others."""
+    function, custom = call.get("function"), call.pop("custom", None)
+    if function is None and custom is None:
+        raise ApiError(f"{where} must have a function", param=f"{where}.function")
+    if function is None:
+        function = {"name": custom["name"], "arguments": {"input": custom["input"]}}
+    return {**call, "type": "function", "function": function}
 
 
 def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, str | NamedFunction]:

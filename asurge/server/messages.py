@@ -39,10 +39,8 @@ from asurge.server.schema.messages import (
     MessagesRequest,
     MessagesResponse,
     MessagesUsage,
-    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
-    ToolResultBlock,
     ToolUseBlock,
     TurnMessage,
 )
@@ -50,6 +48,7 @@ from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
 from asurge.server.sse import EventStream
 from asurge.server.state import STATE, Served
 from asurge.stream import TokenStream
+from asurge.text import message_text, part_text
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -127,6 +126,7 @@ def _switches(asked: CountMessagesRequest) -> dict[str, Any]:
 
 
 def _tools(asked: CountMessagesRequest) -> list[Tool] | None:
+    """The caller's own tools: Anthropic's run elsewhere, or need a model that knows them."""
     if asked.tools is None:
         return None
     return [
@@ -136,6 +136,7 @@ def _tools(asked: CountMessagesRequest) -> list[Tool] | None:
             )
         )
         for one in asked.tools
+        if one.name is not None and one.type in (None, "custom")
     ]
 
 
@@ -144,33 +145,42 @@ def _conversation(asked: CountMessagesRequest) -> list[Message]:
     if asked.system:
         text = asked.system if isinstance(asked.system, str) else "\n".join(one.text for one in asked.system)
         found.append(Message(role="system", content=text))
-    for message in asked.messages:
-        found += _messages(message)
+    answered = max((at for at, one in enumerate(asked.messages) if one.role == "assistant"), default=0)
+    for at, message in enumerate(asked.messages):
+        found += _messages(f"messages[{at}]", message, past=at < answered)
     return found
 
 
-def _messages(message: TurnMessage) -> list[Message]:
-    """A turn: results of tools are messages of their own."""
+def _messages(where: str, message: TurnMessage, *, past: bool) -> list[Message]:
+    """A turn: results of tools are messages of their own.
+
+    Raises:
+        ApiError, ChatTemplateError: a block cannot be read, or is not complete.
+    """
     if isinstance(message.content, str):
         return [Message(role=message.role, content=message.content)]
     found: list[Message] = []
-    turn = Message(role=message.role)
-    for block in message.content:
-        match block:
-            case TextBlock(text=text):
-                turn.content = f"{turn.content}\n{text}" if isinstance(turn.content, str) else text
-            case ThinkingBlock(thinking=text):
+    turn = Message(role=message.role, content="" if message.role == "assistant" else None)
+    texts = list[str]()
+    for at, block in enumerate(message.content):
+        place = f"{where}.content[{at}]"
+        match block.type:
+            case "thinking" | "redacted_thinking":
+                text = block.thinking or ""
                 turn.reasoning_content = f"{turn.reasoning_content}\n{text}" if turn.reasoning_content else text
-            case ToolUseBlock():
+            case "tool_use":
+                if block.name is None:
+                    raise ApiError(f"{place}.name is missing", param=f"{place}.name")
                 call = ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=block.input))
                 turn.tool_calls = [*(turn.tool_calls or ()), call]
-            case ToolResultBlock(content=content):
-                text = content if isinstance(content, str) else "".join(one.text for one in content)
+            case "tool_result":
+                text = message_text(place, block.content, "tool")
                 found.append(Message(role="tool", tool_call_id=block.tool_use_id, content=text))
-    if turn.content is None and not turn.tool_calls and not found:
-        reasons = any(isinstance(block, ThinkingBlock | RedactedThinkingBlock) for block in message.content)
-        turn.content = "" if reasons else None  # an answer may end within its reasoning
-    if turn.content is not None or turn.tool_calls or not found:
+            case _:
+                texts.append(part_text(place, {"type": block.type, "text": block.text}, message.role, past=past))
+    if texts:
+        turn.content = "\n".join(text for text in texts if text)
+    if turn.content is not None or not found:
         found.append(turn)
     return found
 

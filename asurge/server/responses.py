@@ -17,20 +17,17 @@ from asurge.server.conversation import Conversation, conversation_of
 from asurge.server.errors import ApiError, failure_of
 from asurge.server.exchange import BODY_BYTES, KEY, Exchange, read, reply
 from asurge.server.items import Items
+from asurge.server.items_in import conversation_in
 from asurge.server.schema.chat import (
     ChatCompletionRequest,
     Function,
-    FunctionCall,
     Message,
     NamedFunction,
     NamedTool,
-    Part,
     Tool,
-    ToolCall,
 )
 from asurge.server.schema.responses import (
     InputDetails,
-    InputText,
     Item,
     OutputDetails,
     Response,
@@ -47,7 +44,6 @@ from asurge.stream import TokenStream
 _REFERENCE = "item_reference"
 _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 """At most; keys and values in characters."""
-_TEXTS = ("input_text", "output_text", "text")
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -106,7 +102,7 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
     if isinstance(asked.input, str):
         messages.append(Message(role="user", content=asked.input))
     else:
-        messages += _messages(_resolved(asked.input, known))
+        messages += conversation_in(_resolved(asked.input, known))
     choice: Any = asked.tool_choice
     if isinstance(choice, ResponsesToolChoice):
         if choice.type != "function" or choice.name is None:
@@ -172,54 +168,6 @@ def _resolved(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
         else:
             found.append(item)
     return found
-
-
-def _messages(items: Sequence[Item]) -> list[Message]:
-    """What was said: a text and the calls that go with it are one turn, as models write them."""
-    found: list[Message] = []
-    for at, item in enumerate(items):
-        where = f"input[{at}]"
-        match item.type:
-            case "message":
-                if item.role is None:
-                    raise ApiError(f"{where}.role is missing", param=f"{where}.role")
-                text = _text(item.content, f"{where}.content")
-                if item.role == "assistant" and found and found[-1].tool_calls:
-                    _add_text(found[-1], text)
-                else:
-                    found.append(Message(role=item.role, content=text))
-            case "function_call":
-                call = ToolCall(
-                    id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments or "{}")
-                )
-                if not found or found[-1].role != "assistant":
-                    found.append(Message(role="assistant"))
-                if found[-1].tool_calls is None:
-                    found[-1].tool_calls = []
-                found[-1].tool_calls.append(call)
-            case "function_call_output":
-                text = _text(item.output, f"{where}.output")
-                found.append(Message(role="tool", tool_call_id=item.call_id, content=text))
-            case "reasoning":
-                continue  # of earlier turns: templates leave it out
-            case _:
-                raise ApiError(f"{where}: items of type {item.type[:50]!r} are not supported", param=f"{where}.type")
-    return found
-
-
-def _add_text(turn: Message, text: str) -> None:
-    parts = turn.content if isinstance(turn.content, list) else [Part(type="text", text=turn.content or "")]
-    parts.append(Part(type="text", text=text))
-    turn.content = parts
-
-
-def _text(content: str | list[InputText] | None, where: str) -> str:
-    if not isinstance(content, list):
-        return content or ""
-    for at, part in enumerate(content):
-        if part.type not in _TEXTS or part.text is None:
-            raise ApiError(f"{where}[{at}]: only text is supported, not {part.type[:50]!r}", param=f"{where}[{at}]")
-    return "".join(part.text or "" for part in content)
 
 
 # ── what goes out ───────────────────────────────────────────────────────────────────────────────
@@ -301,7 +249,7 @@ class ResponseAnswer:
         if self._response.store:
             items = msgspec.convert(self._response.output, list[Item])
             body = msgspec.json.encode(self._response)
-            self._store.put(self._response.id, body, [*self._own.messages, *_messages(items)], self._key, items)
+            self._store.put(self._response.id, body, [*self._own.messages, *conversation_in(items)], self._key, items)
 
     def _end(self, output: RequestOutput, reasoning: int) -> Response:
         """The finished answer."""

@@ -1,6 +1,6 @@
 """Between text and token ids: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
 
-from asurge.text.chat import Rendering, message_text, render_chat
+from asurge.text.chat import Rendering, message_text, part_text, plain_messages, render_chat
 from asurge.text.context import FittedPrompt, answer_room, cut, fit_alone, fit_prompt
 from asurge.text.conversation import FittedConversation, fit_conversation
 from asurge.text.detokenizer import IncrementalDetokenizer
@@ -29,5 +29,7 @@ __all__ = [
     "fit_prompt",
     "load_tokenizer",
     "message_text",
+    "part_text",
+    "plain_messages",
     "render_chat",
 ]  # fmt: skip

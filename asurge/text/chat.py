@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from asurge.errors import ChatTemplateError
+from asurge.guided import shown
 from asurge.text.template import Allowance
 from asurge.text.tokenizer import Tokenizer
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_MAY_BE_EMPTY = ("assistant", "tool")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_NOTED_CHARACTERS = 40
 _TOLD_CHARACTERS = 300
 _OWN_KWARGS = frozenset(
     (
@@ -74,7 +79,7 @@ def render_chat(
         raise ChatTemplateError(
             f"template_kwargs must not hold {', '.join(taken)}: these are asurge's own", param="template_kwargs"
         )
-    checked = [_checked(index, message) for index, message in enumerate(_listed(messages))]
+    checked = plain_messages(messages)
     if continued:
         checked[-1] = _marked(len(checked) - 1, checked[-1])
     try:
@@ -95,7 +100,7 @@ def render_chat(
 
 def _marked(index: int, message: dict[str, Any]) -> dict[str, Any]:
     """The last message, with a mark at its end."""
-    if message["role"] != "assistant" or message["content"] is None or message.get("tool_calls"):
+    if message["role"] != "assistant" or message.get("tool_calls"):
         raise ChatTemplateError(
             f"continue_final_message needs a last message of the assistant, with content and without calls, not "
             f"messages[{index}]",
@@ -124,35 +129,82 @@ def _listed(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def _checked(index: int, message: Message) -> dict[str, Any]:
-    """A message with its content as one string."""
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in the one form that templates are given: content as one string, arguments of calls as objects, and no lists
+    without members. What asurge or another server has answered is taken as it comes back, also without content.
+
+    Raises:
+        ChatTemplateError: one is malformed, or asks about something else than text.
+    """
+    listed = _listed(messages)
+    answered = max((at for at, one in enumerate(listed) if _role(one) == "assistant"), default=0)
+    return [_checked(at, one, past=at < answered) for at, one in enumerate(listed)]
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _checked(index: int, message: Message, *, past: bool) -> dict[str, Any]:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise ChatTemplateError(f"{where}={message!r} must be a mapping with role and content", param=where)
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
     if role not in _ROLES:
         raise ChatTemplateError(f"{where}: role={role!r} must be one of {', '.join(_ROLES)}", param=f"{where}.role")
-    return {**message, "content": message_text(where, content, optional=bool(message.get("tool_calls")))}
+    found = {**message, "content": message_text(where, message.get("content"), role, past=past)}
+    calls = found.pop("tool_calls", None)
+    return {**found, "tool_calls": [_checked_call(one) for one in calls]} if calls else found
 
 
-def message_text(where: str, content: object, *, optional: bool) -> str | None:
-    """A message's content as one string, whether it was given as one or in parts.
+def _checked_call(call: Any) -> Any:
+    """A call whose arguments are an object: an empty one where they were cut off, or never were one."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    return {**call, "function": {**function, "arguments": arguments if isinstance(arguments, Mapping) else {}}}
+
+
+def message_text(where: str, content: object, role: str, *, past: bool = False) -> str:
+    """A message's content as one string, whether it was given as one or in parts. Answers and results of tools may have none.
+
+    Args:
+        past: it has been answered; see `part_text`.
 
     Raises:
-        ChatTemplateError: it is not text, or missing and not ``optional``; ``param`` is its place.
+        ChatTemplateError: it is not text, or missing; ``param`` is its place.
     """
     if isinstance(content, list):
-        content = "".join(_part(f"{where}.content[{at}]", part) for at, part in enumerate(content))
-    if content is None and not optional:
+        return "".join(part_text(f"{where}.content[{at}]", one, role, past=past) for at, one in enumerate(content))
+    if content is None and role in _MAY_BE_EMPTY:
+        return ""
+    if content is None:
         raise ChatTemplateError(f"{where} has no content", param=f"{where}.content")
-    if content is not None and not isinstance(content, str):
+    if not isinstance(content, str):
         raise ChatTemplateError(f"{where}: content must be a string or text parts", param=f"{where}.content")
     return content
 
 
-def _part(where: str, part: object) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+def part_text(where: str, part: object, role: str, *, past: bool = False) -> str:
+    """The text of a part of a message. Only what is asked now must be text: of pictures that a tool returned, or that were
+    answered before, as of all that is ``past``, a note is left, so that a conversation can go on.
+
+    Raises:
+        ChatTemplateError: it is not text; ``param`` is its place.
+    """
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and isinstance(kind, str):
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if kind in _TEXT_PARTS and isinstance(text, str):
+            return text
+        if kind not in _TEXT_PARTS and (past or role in _MAY_BE_EMPTY):
+            return "" if role == "assistant" else f"[{kind[:_NOTED_CHARACTERS]} left out: only text can be read]"
     raise ChatTemplateError(
-        f'{where} must be {{"type": "text", "text": ...}}: other parts are not supported', param=where
+        f'{where} must be {{"type": "text", "text": ...}}, and not of type {shown(kind)}', param=where
     )

@@ -83,11 +83,7 @@ def _likely(frame: Sequence[Message], turns: Sequence[Sequence[Message]], share:
 
 
 def _text(message: Message) -> str:
-    """A message's content as one string, whether it was given as one or in parts, which rendering has checked to be texts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    return content if isinstance(content, str) else ""
+    return str(message.get("content") or "")
 
 
 class _Lengths:

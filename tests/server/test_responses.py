@@ -181,7 +181,7 @@ async def test_refused(client: openai.AsyncOpenAI) -> None:
     image: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": "http://localhost/x"}]}]
     for given, param in (
         ({"input": image}, "input[0].content[0]"),
-        ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
+        ({"input": [{"type": "message", "content": "Hi"}]}, "input[0].role"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asurge.text import FittedConversation, fit_conversation
+from asurge.text import FittedConversation, fit_conversation, plain_messages
 from asurge.text.context import TruncateMode, cut
 from asurge.text.conversation import TextCodec
 from tests.text.families import FAMILIES, tokenizer
@@ -84,15 +84,8 @@ def test_text_in_parts_is_cut_like_a_string() -> None:
         talk = [message("system", "be brief"), message("user", content), message("tool", "result " * 5)]
         parts = [{**one, "content": [{"type": "text", "text": text} for text in one["content"]]} for one in talk]
         for room in range(8, 80):
-            found = fit_conversation(
-                parts, lambda some: render([as_string(one) for one in some]), Letters(), room, "left"
-            )
+            found = fit_conversation(plain_messages(parts), render, Letters(), room, "left")
             assert Letters().decode(found.token_ids) == fit(talk, room)[0]
-
-
-def as_string(given: Message) -> Message:
-    content = given["content"]
-    return {**given, "content": content if isinstance(content, str) else "".join(part["text"] for part in content)}
 
 
 MESSAGES = st.lists(st.builds(message, st.sampled_from(ROLES), st.text("abc", max_size=9)), min_size=1, max_size=12)

@@ -28,6 +28,8 @@ TALK: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Rain."},
     {"role": "user", "content": "Thanks!"},
 ]  # fmt: skip
+WITH_TEXTS = [{**one, "content": one["content"] or ""} for one in TALK]
+"""What templates are given: those that read the content of a call fail without it."""
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 TEMPLATES = {
     "tags": "{{ bos_token }}{% for m in messages %}\n    {%- if m.content is defined %}<{{ m['role'] }}>{{ m.content | trim }}{{ eos_token }}\n{% endif %}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
@@ -47,7 +49,12 @@ def told(template: str, messages: list[dict[str, Any]] = ASK, **given: Any) -> s
 @pytest.mark.parametrize("prompted", [True, False])
 def test_templates_make_what_transformers_makes(template: str, prompted: bool) -> None:
     expected = INNER.apply_chat_template(
-        TALK, chat_template=template, tools=TOOLS, tokenize=False, add_generation_prompt=prompted, enable_thinking=True
+        WITH_TEXTS,
+        chat_template=template,
+        tools=TOOLS,
+        tokenize=False,
+        add_generation_prompt=prompted,
+        enable_thinking=True,
     )
     kwargs = {"enable_thinking": True}
     assert told(template, TALK, tools=TOOLS, add_generation_prompt=prompted, template_kwargs=kwargs) == expected
@@ -61,8 +68,8 @@ CONTINUED = {name: TEMPLATES[name] for name in ("tags", "namespace")} | {"plain"
 @pytest.mark.parametrize("template", CONTINUED.values(), ids=CONTINUED)
 @pytest.mark.parametrize("begun", ["Rain, and", "Rain, and \n ", ""])
 def test_an_answer_that_has_begun_is_the_end_of_the_prompt(template: str, begun: str) -> None:
-    talk = [*TALK, {"role": "assistant", "content": begun}]
-    expected = INNER.apply_chat_template(talk, chat_template=template, tokenize=False, continue_final_message=True)
+    talk, ending = ([*said, {"role": "assistant", "content": begun}] for said in (TALK, WITH_TEXTS))
+    expected = INNER.apply_chat_template(ending, chat_template=template, tokenize=False, continue_final_message=True)
     assert told(template, talk, continue_final_message=True) == expected
     parts = [{"type": "text", "text": begun[:4]}, {"type": "text", "text": begun[4:]}]
     assert told(template, [*TALK, {"role": "assistant", "content": parts}], continue_final_message=True) == expected

@@ -11,7 +11,8 @@ from asurge.server.schema.sampling import Sampling, Usage
 
 
 class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A piece of a message's content."""
+    """A piece of a message's content: ``text``, ``input_text``, ``output_text`` or ``refusal``; others are noted where they
+    need not be read."""
 
     type: str
     text: str | None = None
@@ -19,18 +20,26 @@ class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
-    """A call, with its arguments as JSON text."""
+    """A call, with its arguments as JSON text; an object, too. Whatever else they are, they stand for none."""
 
     name: str | None = None
-    arguments: str | dict[str, Any] = ""
+    arguments: Any = ""
+
+
+class CustomCall(msgspec.Struct, kw_only=True):
+    """A call with a text of any form."""
+
+    name: str
+    input: str = ""
 
 
 class ToolCall(msgspec.Struct, kw_only=True):
     """A call that a model made, as it comes back in a conversation."""
 
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: str | None = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -38,6 +47,7 @@ class Message(msgspec.Struct, kw_only=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

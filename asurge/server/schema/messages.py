@@ -20,12 +20,6 @@ class ThinkingBlock(msgspec.Struct, kw_only=True, tag="thinking", tag_field="typ
     signature: str = ""
 
 
-class RedactedThinkingBlock(msgspec.Struct, kw_only=True, tag="redacted_thinking", tag_field="type"):
-    """Reasoning that nobody may read; ignored."""
-
-    data: str = ""
-
-
 class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type"):
     """A call."""
 
@@ -34,15 +28,19 @@ class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type
     input: dict[str, Any]
 
 
-class ToolResultBlock(msgspec.Struct, kw_only=True, tag="tool_result", tag_field="type"):
-    """What a call returned."""
+class Block(msgspec.Struct, kw_only=True):
+    """A piece of a turn: ``text``, ``thinking``, ``tool_use`` or ``tool_result``. Others are left out, or noted, where they need
+    not be read."""
 
-    tool_use_id: str
-    content: str | list[TextBlock] = ""
-    is_error: bool = False
-
-
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+    tool_use_id: str | None = None
+    content: Any = None
+    is_error: bool | None = None
 
 
 class TurnMessage(msgspec.Struct, kw_only=True):
@@ -53,12 +51,12 @@ class TurnMessage(msgspec.Struct, kw_only=True):
 
 
 class MessagesTool(msgspec.Struct, kw_only=True):
-    """A tool of the caller's."""
+    """A tool of the caller's; those of other types are left out."""
 
-    name: str
+    name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
-    type: Literal["custom"] | None = None
+    type: str | None = None
     strict: bool | None = None
 
 

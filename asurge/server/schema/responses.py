@@ -6,28 +6,26 @@ from typing import Any, Literal
 
 import msgspec
 
+from asurge.server.schema.chat import Part
 from asurge.server.schema.sampling import StreamOptions
-
-
-class InputText(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A piece of a message: ``input_text``, ``output_text`` or ``text``."""
-
-    type: str
-    text: str | None = None
 
 
 class Item(msgspec.Struct, kw_only=True):
     """Something that happened in a conversation: a message (also without a type), a call, what it returned, reasoning,
-    or the id of such an item of an earlier answer."""
+    or the id of such an item of an earlier answer. Items of other types are left out."""
 
     type: str = "message"
     id: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[InputText] | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: str | None = None
-    output: str | list[InputText] | None = None
+    arguments: Any = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
+    operation: dict[str, Any] | None = None
+    output: Any = None
 
 
 class TextFormat(msgspec.Struct, kw_only=True):
