@@ -33,6 +33,7 @@ class GuidedDecodingParams:
             "end": ...}], "triggers": [...]}``, as a mapping or as text (the format of vLLM and XGrammar).
         whitespace_pattern: between the tokens of JSON; default: a space, or up to two line breaks and an indent.
         disable_any_whitespace: no whitespace between the tokens of JSON.
+        alternative: a grammar like ``grammar``: the text may have its form instead, as calls of tools have it.
 
     Raises:
         InvalidRequestError: not exactly one form is given, or it is of the wrong kind, too large or too deep.
@@ -46,6 +47,7 @@ class GuidedDecodingParams:
     structural_tag: Mapping[str, Any] | str | None = None
     whitespace_pattern: str | None = None
     disable_any_whitespace: bool = False
+    alternative: str | None = None
 
     def __post_init__(self) -> None:
         given = [form for form in FORMS if getattr(self, form) not in (None, False)]
@@ -57,7 +59,7 @@ class GuidedDecodingParams:
         for form in ("json", "structural_tag"):
             if getattr(self, form) is not None:
                 object.__setattr__(self, form, _document(f"guided_decoding.{form}", getattr(self, form)))
-        for form in ("regex", "grammar", "whitespace_pattern"):
+        for form in ("regex", "grammar", "whitespace_pattern", "alternative"):
             if getattr(self, form) is not None:
                 _text(f"guided_decoding.{form}", getattr(self, form))
         if self.choice is not None:

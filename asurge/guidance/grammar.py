@@ -32,6 +32,7 @@ _ERROR_CHARACTERS = 300
 _LOOKED_INTO = 64
 """How many parts of a wrong schema are compiled alone, in all, to find the wrong one."""
 
+_OWN, _OTHER = "form", "alternative"
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 _INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS, _GRAMMAR_SIZE, _LEXER_STATES = 200_000, 50_000, 50_000, 100_000, 50_000
@@ -217,26 +218,32 @@ class Grammars:
             raise GuidanceError(_brief(str(error))) from error
 
     def _written(self, params: GuidedDecodingParams) -> str:
-        from llguidance import LLMatcher, regex_to_lark
+        if params.alternative is None:
+            return json.dumps({"grammars": [self._own(params)]})
+        # Each has a lexer of its own: what both may begin with must be the same lexeme, or differ in its first characters.
+        either = {"lark_grammar": f"start: @{_OWN} | @{_OTHER}"}
+        other = {"lark_grammar": with_tokens(_lark(params.alternative), self._special_tokens())}
+        return json.dumps({"grammars": [either, {**self._own(params), "name": _OWN}, {**other, "name": _OTHER}]})
+
+    def _own(self, params: GuidedDecodingParams) -> dict[str, Any]:
+        """The form itself, as one of llguidance's grammars."""
+        from llguidance import regex_to_lark
 
         if params.json is not None or params.json_object:
-            schema = params.json if params.json is not None else '{"type": "object"}'
-            assert isinstance(schema, str)
-            return LLMatcher.grammar_from_json_schema(schema, overrides=_json_options(params))
+            schema = json.loads(params.json) if isinstance(params.json, str) else {"type": "object"}
+            return {"json_schema": {**schema, "x-guidance": _json_options(params)}}
         if params.regex is not None:
-            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(params.regex, use_ascii='d')}/")
+            return {"lark_grammar": f"start: /{regex_to_lark(params.regex, use_ascii='d')}/"}
         if params.choice is not None:
             options = " | ".join(json.dumps(one, ensure_ascii=False) for one in params.choice)
-            return LLMatcher.grammar_from_lark(f"start: {options}")
+            return {"lark_grammar": f"start: {options}"}
         if params.grammar is not None:
-            return LLMatcher.grammar_from_lark(with_tokens(_lark(params.grammar), self._special_tokens()))
+            return {"lark_grammar": with_tokens(_lark(params.grammar), self._special_tokens())}
         assert isinstance(params.structural_tag, str)
-        return self._tags(json.loads(params.structural_tag))
+        return {"lark_grammar": self._tags(json.loads(params.structural_tag))}
 
     def _tags(self, tag: dict[str, Any]) -> str:
         """Free text, including special tokens that trigger nothing, and tags that bind what follows a trigger."""
-        from llguidance import LLMatcher
-
         tokens = self._special_tokens()
         triggers = sorted(tag["triggers"], key=len, reverse=True)
         options, rules = list[str](), list[str]()
@@ -254,7 +261,7 @@ class Grammars:
             options.append("other")
             rules.append(f"other: TEXT {token_ranges(others)}")
         lines = ["%llguidance {}", f"start: ({' | '.join(options)})* rest", "rest: TEXT", *rules, r"TEXT: /(.|\n)*/"]
-        return LLMatcher.grammar_from_lark(with_tokens("\n".join(lines), tokens))
+        return with_tokens("\n".join(lines), tokens)
 
     def _special_tokens(self) -> dict[str, int]:
         """Ids, by text, of the tokens that no literal in a grammar matches."""

@@ -54,6 +54,10 @@ class Reader:
         self._kept = None
         return text
 
+    def again(self) -> None:
+        """Read once more what has been read since `keep`."""
+        self.text, self.at = self.kept() + self.text[self.at :], 0
+
     def back(self, size: int) -> None:
         """Read the last characters again; they have been read since the last wait."""
         self.at -= size

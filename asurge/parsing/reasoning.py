@@ -45,7 +45,7 @@ class ReasoningFormat:
         for mark in self.begins:
             begun = begun or (yield from reader.skip(mark))
         if not begun and not is_open:
-            out.content(reader.kept())
+            reader.again()
             return
         reader.forget()
         out.mark()

@@ -20,6 +20,10 @@ _KINDS: dict[type, str] = {
 _KINDS_BY_FIRST = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
 """Of a value in JSON, by its first character; of others numbers."""
 
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_DATA = ("const", "enum", "default", "examples")
+"""Of the keywords of a schema, those whose members are named by its author, and those that hold no schemas."""
+
 _HOPS = 16
 """From one reference to the next, at most."""
 
@@ -89,6 +93,25 @@ def _refers(schema: Mapping[str, Any]) -> bool:
         elif isinstance(part, list | tuple):
             within += part
     return False
+
+
+def moved(schema: Any, place: str) -> Any:
+    """A whole schema as a part of another one: its references follow it.
+
+    Args:
+        place: its JSON pointer there, as references write it.
+    """
+    if not isinstance(schema, Mapping):
+        return [moved(one, place) for one in schema] if isinstance(schema, list | tuple) else schema
+    found = dict[str, Any]()
+    for name, value in schema.items():
+        if name == "$ref" and isinstance(value, str) and value.startswith("#"):
+            found[name] = place + value[1:]
+        elif name in _NAMED and isinstance(value, Mapping):
+            found[name] = {inner: moved(one, place) for inner, one in value.items()}
+        else:
+            found[name] = value if name in _DATA else moved(value, place)
+    return found
 
 
 def kinds(schema: Mapping[str, Any], *, is_option: bool = False) -> frozenset[str] | None:

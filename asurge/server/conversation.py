@@ -16,14 +16,14 @@ from asurge.parsing import TOOL_FORMATS, OutputParser, ReasoningFormat, ToolForm
 from asurge.plan import MAX_LOGPROBS
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
-from asurge.server.schema.chat import ChatCompletionRequest, Message, NamedFunction, NamedTool, Tool
+from asurge.server.schema.chat import ChatCompletionRequest, Message, Tool
 from asurge.server.state import Served
+from asurge.server.tools import bound_form, listed, tool_use
 from asurge.text import Rendering, plain_messages, render_chat
 
 _FALLBACK_FORMAT = "hermes"
 _TAIL_TOKENS = 16
 _DEVELOPER = re.compile("[\"']developer[\"']")
-MAX_TOOLS = 128
 _WHOLE_CHARACTERS, _WHOLE_PER_TOKEN = 1 << 20, 8
 """What takes about a second to tokenise; more only where the context holds it."""
 
@@ -91,16 +91,11 @@ def conversation_of(
     asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
     kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
     rendering = rendering_of(kwargs, asked.add_generation_prompt, asked.continue_final_message)
-    tools, choice = _tools(asked)
-    if choice == "none":  # the model is not told of them
-        tools = None
-    tool_format = served.tool_format if tools else None
-    form: dict[str, Any] = {}
-    if tools and choice != "auto":
+    use = tool_use(asked)
+    tool_format = served.tool_format if use.tools else None
+    if use.forced:
         tool_format = tool_format or TOOL_FORMATS[_FALLBACK_FORMAT]
-        form = _forced(tool_format, tools, choice, parallel=asked.parallel_tool_calls is not False)
-    elif tools and tool_format is not None:
-        form = _bound(tool_format, tools)
+    form = asked.form() if tool_format is None else bound_form(asked.form(), tool_format, use)
     most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     own: dict[str, Any] = {"max_tokens": most}
     if asked.logprobs:
@@ -112,11 +107,11 @@ def conversation_of(
         own["skip_special_tokens"] = False
     return Conversation(
         messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
-        rendering={**rendering, "tools": tools},
+        rendering={**rendering, "tools": use.tools},
         params=asked.params(form, **own),
         tool_format=tool_format,
         reasoning_format=served.reasoning_format,
-        parallel=asked.parallel_tool_calls is not False,
+        parallel=use.parallel,
     )
 
 
@@ -188,67 +183,6 @@ def _function_call(where: str, call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "type": "function", "function": function}
 
 
-def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, str | NamedFunction]:
-    """The tools and how to choose among them; functions are what they used to be called."""
-    tools, choice = asked.tools, asked.tool_choice
-    if asked.functions is not None:
-        if tools is not None:
-            raise ApiError("functions are the old form of tools: use only one of them", param="functions")
-        tools, choice = [Tool(function=one) for one in asked.functions], asked.function_call  # type: ignore[assignment]
-    if not tools:
-        if choice not in (None, "none", "auto"):
-            raise ApiError("tool_choice needs tools", param="tool_choice")
-        return None, "none"
-    if len(tools) > MAX_TOOLS:
-        raise ApiError(f"tools has {len(tools)} entries: at most {MAX_TOOLS} are allowed", param="tools")
-    for at, tool in enumerate(tools):
-        _check_schema(tool.function.parameters or {}, f"tools[{at}].function.parameters")
-    named = choice.function if isinstance(choice, NamedTool) else choice
-    if isinstance(named, NamedFunction) and all(tool.function.name != named.name for tool in tools):
-        raise ApiError(f"tool_choice names {named.name[:100]!r}, which is not among tools", param="tool_choice")
-    listed: list[dict[str, Any]] = msgspec.to_builtins(tools)
-    return listed, "auto" if named is None else named
-
-
-def _check_schema(schema: Mapping[str, Any], where: str) -> None:
-    """Refuse what cannot describe a tool's parameters to any of its readers: grammars, parsers and templates."""
-    for name in ("properties", "$defs", "definitions"):
-        if not isinstance(schema.get(name) or {}, Mapping):
-            raise ApiError(f"{where}: {name} must be an object", param=where, code="invalid_value")
-    required = schema.get("required") or []
-    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
-        raise ApiError(f"{where}: required must be a list of names", param=where, code="invalid_value")
-
-
-def _forced(
-    tool_format: ToolFormat,
-    tools: list[dict[str, Any]],
-    choice: str | NamedFunction,
-    *,
-    parallel: bool,
-) -> dict[str, Any]:
-    """The grammar of answers that call."""
-    if isinstance(choice, NamedFunction):
-        tools, parallel = [tool for tool in tools if tool["function"]["name"] == choice.name], False
-    grammar = tool_format.grammar(tools, parallel=parallel)
-    if grammar is None:
-        raise ApiError("this model's calls cannot be forced: use tool_choice='auto'", param="tool_choice")
-    return {"grammar": grammar}
-
-
-def _bound(tool_format: ToolFormat, tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """What binds the arguments of strict tools. All share the marks, so the others are listed too, with any arguments."""
-    if not any(tool["function"].get("strict") for tool in tools):
-        return {}
-    free = {"type": "object"}
-    listed = [
-        tool if tool["function"].get("strict") else {**tool, "function": {**tool["function"], "parameters": free}}
-        for tool in tools
-    ]
-    tags = tool_format.tags(listed)
-    return {} if tags is None else {"structural_tag": tags}
-
-
 def allowed_kwargs(given: Mapping[str, Any] | None, config: ServerConfig) -> dict[str, Any]:
     """What a request passes to the chat template.
 
@@ -285,9 +219,8 @@ def conversation_tokens(
     how: Rendering,
 ) -> list[int]:
     """The tokens of a conversation as the engine would get it, whole. Blocks; raises as `all_tokens` does."""
-    listed: list[dict[str, Any]] | None = None if tools is None else msgspec.to_builtins(tools)
     given = template_messages(messages, served.engine.tokenizer.chat_template)
-    whole: Rendering = {**how, "tools": listed}
+    whole: Rendering = {**how, "tools": listed(tools)}
     rendered = render_chat(served.engine.tokenizer, given, **whole)
     return all_tokens(served, rendered, "messages", special=False)
 

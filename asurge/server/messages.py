@@ -28,10 +28,9 @@ from asurge.server.schema.chat import (
     Function,
     FunctionCall,
     Message,
-    NamedFunction,
-    NamedTool,
     Tool,
     ToolCall,
+    ToolChoice,
 )
 from asurge.server.schema.messages import (
     CountMessagesRequest,
@@ -88,7 +87,7 @@ def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
     if choice is not None and choice.type == "tool":
         if choice.name is None:
             raise ApiError("tool_choice.name is missing", param="tool_choice")
-        names["tool"] = NamedTool(function=NamedFunction(name=choice.name))
+        names["tool"] = ToolChoice(name=choice.name)
     messages = _conversation(asked)
     found = ChatCompletionRequest(
         model=asked.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -22,8 +22,6 @@ from asurge.server.schema.chat import (
     ChatCompletionRequest,
     Function,
     Message,
-    NamedFunction,
-    NamedTool,
     Tool,
 )
 from asurge.server.schema.responses import (
@@ -32,7 +30,6 @@ from asurge.server.schema.responses import (
     OutputDetails,
     Response,
     ResponsesRequest,
-    ResponsesToolChoice,
     ResponsesUsage,
 )
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
@@ -103,17 +100,12 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
         messages.append(Message(role="user", content=asked.input))
     else:
         messages += conversation_in(_resolved(asked.input, known))
-    choice: Any = asked.tool_choice
-    if isinstance(choice, ResponsesToolChoice):
-        if choice.type != "function" or choice.name is None:
-            raise ApiError("tool_choice must name a function", param="tool_choice")
-        choice = NamedTool(function=NamedFunction(name=choice.name))
     names = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "user", "prompt_cache_key", "top_k", "min_p", "seed", "priority", "deadline_s")  # fmt: skip
     return ChatCompletionRequest(
         messages=messages,
         max_tokens=asked.max_output_tokens,
         tools=_tools(asked),
-        tool_choice=choice,
+        tool_choice=asked.tool_choice,
         reasoning_effort=None if asked.reasoning is None else asked.reasoning.effort,
         response_format=_format(asked),
         **{name: getattr(asked, name) for name in names},
@@ -131,13 +123,15 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def _tools(asked: ResponsesRequest) -> list[Tool] | None:
-    found = []
-    for at, one in enumerate(asked.tools or ()):
-        if one.type != "function" or one.name is None:
-            raise ApiError(f"tools[{at}]: only functions with a name are supported", param=f"tools[{at}]")
-        function = Function(name=one.name, description=one.description, parameters=one.parameters, strict=one.strict)
-        found.append(Tool(function=function))
-    return found or None
+    """The functions: tools of other types run elsewhere, or need a model that knows them."""
+    functions = [one for one in asked.tools or () if one.type == "function" and one.name is not None]
+    return [
+        Tool(
+            function=Function(name=one.name, description=one.description, parameters=one.parameters, strict=one.strict)
+        )
+        for one in functions
+        if one.name is not None
+    ] or None
 
 
 def _format(asked: ResponsesRequest) -> ResponseFormat | None:

@@ -244,3 +244,11 @@ def test_a_call_that_breaks_off_does_not_pass_for_a_whole_one(name: str) -> None
 def test_a_header_without_a_name_is_no_call() -> None:
     found = events(parser("gpt_oss"), ["<|channel|>commentary to=functions. <|message|>{}<|call|>"])
     assert calls(found) == []
+
+
+@pytest.mark.parametrize("lead", ["\n  ", " ", ""])
+def test_blanks_before_a_call_without_a_mark_are_part_of_it(lead: str) -> None:
+    text = lead + '{"name": "f", "parameters": {}}'
+    assert calls(events(parser("llama3_json", "think"), list(text))) == [("f", {})]
+    assert content(events(parser("llama3_json", "think"), list(text))) == ""
+    assert content(events(parser(None, "think"), list(lead + "so"))) == lead + "so"

@@ -133,6 +133,37 @@ def test_forced_calls_fit_their_tools(name: str, kind: str) -> None:
     assert name in ("gpt_oss", "openai") or max(seen) > 1
 
 
+FORM: dict[str, Any] = {
+    "type": "object", "properties": {"name": {"type": "string"}, "ok": {"type": "boolean"}}, "required": ["name", "ok"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["marks are text", "marks are tokens"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_may_come_in_place_of_a_form(name: str, kind: str) -> None:
+    """The same calls as those that are forced, and the form."""
+    for seed in range(4):
+        given = tools(name, seed)
+        grammar = TOOL_FORMATS[name].grammar(given, parallel=False)
+        assert grammar is not None
+        begun = "<|channel|>commentary" if name in ("gpt_oss", "openai") and kind == "marks are text" else ""
+        forced = walk(grammars(kind).compile(GuidedDecodingParams(grammar=grammar)).start(), kind, seed, begun=begun)
+        for form, said in (
+            ({"json": FORM}, '{"name": "tool-0", "ok": true}'),
+            ({"json_object": True}, '{"a": [1]}'),
+            ({"regex": "[a-z ]{3,9}"}, "so it is"),
+            ({"choice": ["yes", "no"]}, "no"),
+        ):
+            either = grammars(kind).compile(GuidedDecodingParams(**form, alternative=grammar))
+            for text in (forced.lstrip(), said):
+                state = either.start()
+                for token in model(kind).encode(text, add_special_tokens=False):
+                    state.accept(token)
+                assert state.is_accepting, text
+            assert calls(events(parser(name, tools=given), [said])) == []
+
+
 TAGGED = [name for name in NAMES if TOOL_FORMATS[name].tags([]) is not None]
 
 

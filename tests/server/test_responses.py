@@ -182,7 +182,7 @@ async def test_refused(client: openai.AsyncOpenAI) -> None:
     for given, param in (
         ({"input": image}, "input[0].content[0]"),
         ({"input": [{"type": "message", "content": "Hi"}]}, "input[0].role"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),

@@ -13,6 +13,7 @@ from asurge.parsing.formats.base import MarkedFormat, Tools, functions
 from asurge.parsing.json_stream import call_list, call_object, call_with
 from asurge.parsing.lark import NEWLINES, Lark
 from asurge.parsing.reader import MalformedError, Reader, Wait
+from asurge.parsing.schemas import moved
 
 
 class ObjectFormat(MarkedFormat):
@@ -143,6 +144,17 @@ class Llama3Json(ObjectFormat):
     begins = ('{"name": "', "<|python_tag|>", '{"name":"', "<|python_start|>")
     around = ("<|python_end|>",)
     opening, closing, between, key = "", "", "; ", "parameters"
+
+    def grammar(self, tools: Tools, *, parallel: bool) -> str | None:
+        """Without a mark, calls are plain JSON: only as such can they stand beside other JSON in a grammar."""
+        lark = Lark()
+        calls = [
+            {"type": "object", "properties": {"name": {"const": name}, self.key: moved(schema, f"#/properties/{self.key}")}, "required": ["name", self.key], "additionalProperties": False}
+            for name, schema in functions(tools)
+        ]  # fmt: skip
+        call = lark.rule(" | ".join(map(lark.json, calls)))
+        more = f"({lark.text(self.between or '')} {call})*" if parallel else ""
+        return lark.build(f"{call} {more}")
 
     def first(self, reader: Reader, out: Output) -> Wait[None] | None:
         return self._first(reader, out)

@@ -66,10 +66,10 @@ class Function(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Tool(msgspec.Struct, kw_only=True):
-    """A tool: a function."""
+    """A tool: a function. Others are left out."""
 
-    type: Literal["function"] = "function"
-    function: Function
+    type: str = "function"
+    function: Function | None = None
 
 
 class NamedFunction(msgspec.Struct, kw_only=True):
@@ -79,10 +79,32 @@ class NamedFunction(msgspec.Struct, kw_only=True):
 
 
 class NamedTool(msgspec.Struct, kw_only=True):
-    """The one tool to call."""
+    """A tool by its name, as chat and responses write it."""
 
-    type: Literal["function"] = "function"
-    function: NamedFunction
+    type: str = "function"
+    function: NamedFunction | None = None
+    name: str | None = None
+
+    @property
+    def named(self) -> str | None:
+        """The function that it names."""
+        return self.name if self.function is None else self.function.name
+
+
+class AllowedTools(msgspec.Struct, kw_only=True):
+    """The tools to choose among."""
+
+    mode: Literal["auto", "required"] | None = None
+    tools: list[NamedTool] | None = None
+
+
+class ToolChoice(NamedTool, kw_only=True):
+    """The one tool to call, or with the type ``allowed_tools`` those to choose among; or ``auto``, ``none`` or ``required`` as a
+    type."""
+
+    mode: Literal["auto", "required"] | None = None
+    tools: list[NamedTool] | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatCompletionRequest(Sampling, kw_only=True):
@@ -93,10 +115,10 @@ class ChatCompletionRequest(Sampling, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[Function] | None = None
-    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    function_call: Literal["none", "auto"] | ToolChoice | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from asurge.server.schema.chat import Part
+from asurge.server.schema.chat import Part, ToolChoice
 from asurge.server.schema.sampling import StreamOptions
 
 
@@ -53,13 +53,6 @@ class ResponsesTool(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
 
-class ResponsesToolChoice(msgspec.Struct, kw_only=True):
-    """The one function to call."""
-
-    type: str
-    name: str | None = None
-
-
 class ReasoningOptions(msgspec.Struct, kw_only=True):
     """About the reasoning of an answer."""
 
@@ -80,7 +73,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     tools: list[ResponsesTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None

@@ -162,29 +162,27 @@ class Sampling(EngineRequest, kw_only=True):
         """As `asurge.SamplingParams`.
 
         Args:
-            form: arguments of `asurge.GuidedDecodingParams` that the tools ask for.
+            form: arguments of `asurge.GuidedDecodingParams`; default: those of `form`.
             own: parameters that the endpoint sets itself.
 
         Raises:
             InvalidRequestError: a value is out of range.
-            ApiError: the request asks for one form, and its tools for another.
         """
         values = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         if -1 - MAX_SEED <= values.get("seed", 0) < 0:  # OpenAI's have a sign
             values["seed"] &= MAX_SEED
-        asked = self._form()
-        if form and asked:
-            raise ApiError(
-                "a form of the answer does not go together with forced or strict tools: leave one out",
-                param="tool_choice",
-            )
-        form = form or asked
+        form = self.form() if form is None else form
         if form:
             values["guided_decoding"] = GuidedDecodingParams(**form)
         kind: OutputKind = "delta" if self.streams else "final"
         return SamplingParams(output_kind=kind, **{**values, **own})
 
-    def _form(self) -> dict[str, Any]:
+    def form(self) -> dict[str, Any]:
+        """The form that the answer must have, as arguments of `asurge.GuidedDecodingParams`; empty for free text.
+
+        Raises:
+            ApiError: it is not known.
+        """
         form = {} if self.response_format is None else self.response_format.form()
         form |= {_GUIDED[name]: value for name in _GUIDED if (value := getattr(self, name)) is not None}
         if self.structured_outputs is not None:

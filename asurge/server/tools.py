@@ -1,0 +1,144 @@
+"""The tools of a request: which of them the model is told of, and what binds the text of its calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from asurge.parsing import ToolFormat
+from asurge.server.errors import ApiError
+from asurge.server.schema.chat import ChatCompletionRequest, Tool, ToolChoice
+
+MAX_TOOLS = 128
+_FREE = {"type": "object"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ToolUse:
+    """How a request's tools may be used.
+
+    Attributes:
+        tools: those that the model is told of; None: none.
+        forced: those of which one must be called.
+        parallel: whether an answer may have several calls.
+    """
+
+    tools: list[dict[str, Any]] | None = None
+    forced: Sequence[dict[str, Any]] = ()
+    parallel: bool = True
+
+
+def tool_use(asked: ChatCompletionRequest) -> ToolUse:
+    """What a request says of its tools; functions are what they used to be called. Tools that are no functions are left out.
+
+    Raises:
+        ApiError: there are too many, one has no schema, or the choice does not go together with them.
+    """
+    tools, choice = asked.tools, asked.tool_choice
+    if asked.functions is not None:
+        if tools is not None:
+            raise ApiError("functions are the old form of tools: use only one of them", param="functions")
+        tools, choice = [Tool(function=one) for one in asked.functions], asked.function_call
+    if len(tools or ()) > MAX_TOOLS:
+        raise ApiError(f"tools has {len(tools or ())} entries: at most {MAX_TOOLS} are allowed", param="tools")
+    for at, tool in enumerate(tools or ()):
+        if tool.function is not None:
+            _check_schema(tool.function.parameters or {}, f"tools[{at}].function.parameters")
+    mode, names = _choice(choice)
+    told = listed(tools) or []
+    if names is not None:
+        for name in names:
+            if all(tool["function"]["name"] != name for tool in told):
+                raise ApiError(f"tool_choice names {name[:100]!r}, which is not among tools", param="tool_choice")
+    allowed = told if names is None else [tool for tool in told if tool["function"]["name"] in names]
+    parallel = asked.parallel_tool_calls is not False
+    if mode in ("required", "named") and not allowed:
+        raise ApiError("tool_choice needs functions among tools", param="tool_choice")
+    if mode == "none" or not allowed:
+        return ToolUse(parallel=parallel)
+    if mode == "named":
+        return ToolUse(told, allowed, parallel=False)
+    return ToolUse(allowed, allowed if mode == "required" else (), parallel)
+
+
+def listed(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
+    """Functions as templates and formats know them."""
+    functions = [one.function for one in tools or () if one.function is not None]
+    return [{"type": "function", "function": msgspec.to_builtins(one)} for one in functions] or None
+
+
+def _choice(
+    choice: str | ToolChoice | None,
+) -> tuple[Literal["none", "auto", "required", "named"], list[str] | None]:
+    """How to choose, and among which; None: among all."""
+    match choice:
+        case None:
+            return "auto", None
+        case "none" | "auto" | "required":
+            return choice, None
+        case ToolChoice(type="none" | "auto" | "required" as mode):
+            return mode, None
+        case ToolChoice(type="allowed_tools"):
+            return _allowed(choice)
+        case ToolChoice(type="function") if (name := choice.named) is not None:
+            return "named", [name]
+    raise ApiError("tool_choice must be none, auto, required, allowed_tools, or name a function", param="tool_choice")
+
+
+def _allowed(choice: ToolChoice) -> tuple[Literal["auto", "required"], list[str]]:
+    given = choice.allowed_tools or choice
+    names = [one.named for one in given.tools or () if one.type == "function"]
+    return given.mode or "auto", [name for name in names if name is not None]
+
+
+def _check_schema(schema: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot describe a tool's parameters to any of its readers: grammars, parsers and templates."""
+    for name in ("properties", "$defs", "definitions"):
+        if not isinstance(schema.get(name) or {}, Mapping):
+            raise ApiError(f"{where}: {name} must be an object", param=where, code="invalid_value")
+    required = schema.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+        raise ApiError(f"{where}: required must be a list of names", param=where, code="invalid_value")
+
+
+def bound_form(form: Mapping[str, Any], tool_format: ToolFormat, use: ToolUse) -> dict[str, Any]:
+    """What the text of an answer is held to, as arguments of `asurge.GuidedDecodingParams`: the request's own form binds an
+    answer in words, the schemas of tools bind calls.
+
+    Args:
+        form: the request's own.
+
+    Raises:
+        ApiError: the model's calls cannot be written by a grammar, and would have to be.
+    """
+    if use.forced:
+        return {"grammar": _grammar(tool_format, use.forced, parallel=use.parallel)}
+    tools = use.tools or ()
+    strict = any(tool["function"].get("strict") for tool in tools)
+    # All share the marks, so tools that are not strict are listed too, with any arguments.
+    bound = [
+        tool if tool["function"].get("strict") else {**tool, "function": {**tool["function"], "parameters": _FREE}}
+        for tool in tools
+    ]
+    if form and "structural_tag" not in form:
+        return {**form, "alternative": _grammar(tool_format, bound, parallel=use.parallel)}
+    tags = tool_format.tags(bound) if strict else None
+    if tags is None:
+        return dict(form)
+    if form:  # what the request says of its own tags comes first
+        own = form["structural_tag"]
+        tags = {name: [*own[name], *tags[name]] for name in ("structures", "triggers")}
+    return {"structural_tag": tags}
+
+
+def _grammar(tool_format: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bool) -> str:
+    grammar = tool_format.grammar(tools, parallel=parallel)
+    if grammar is None:
+        raise ApiError(
+            "this model's calls can neither be forced nor come beside a form: use tool_choice='auto' without a form",
+            param="tool_choice",
+        )
+    return grammar
