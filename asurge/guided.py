@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asurge.errors import InvalidRequestError
+from asurge.json_schema import MAX_JSON_DEPTH
 
 MAX_GRAMMAR_BYTES = 256 << 10
-MAX_JSON_DEPTH = 64
 MAX_CHOICES = 4096
 JSON_WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
 """Between the tokens of JSON: enough for what models write, and no endless blanks (llama.cpp's rule)."""

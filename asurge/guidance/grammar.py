@@ -17,6 +17,7 @@ from asurge.errors import GuidanceError, InvalidRequestError
 from asurge.guidance.marks import token_ranges, with_tokens
 from asurge.guidance.rules import Mask
 from asurge.guided import JSON_WHITESPACE, GuidedDecodingParams
+from asurge.json_schema import PLACE, Relaxed
 from asurge.plan import mask_words
 from asurge.text import Tokenizer
 
@@ -33,6 +34,8 @@ _LOOKED_INTO = 64
 """How many parts of a wrong schema are compiled alone, in all, to find the wrong one."""
 
 _OWN, _OTHER = "form", "alternative"
+_PLACED, _JSON = f'"{PLACE}"', re.compile(r"%json\s*")
+_NO_FORM: dict[str, Any] = dict(json_object=False, regex=None, choice=None, grammar=None, structural_tag=None, alternative=None)  # fmt: skip
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 _INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS, _GRAMMAR_SIZE, _LEXER_STATES = 200_000, 50_000, 50_000, 100_000, 50_000
@@ -125,9 +128,7 @@ class Grammars:
             source = self._source(params)
             made = self._compiled(source)
         except GuidanceError as error:
-            name = f"guided_decoding.{params.form}"
-            where = self._where(params, check)
-            made = InvalidRequestError(f"{name} cannot be used{where}: {error}", param=name)
+            made = self._wrong_part(params, check) or self._wrong(params, error, check)
         check()
         self._keep(key, made, len(source))
         return _usable(made)
@@ -160,6 +161,25 @@ class Grammars:
         for _ in range(2):
             grammar.start().fill(np.zeros(mask_words(self._vocab_size), np.uint32))
         return grammar
+
+    def _wrong(
+        self, params: GuidedDecodingParams, error: GuidanceError, check: Callable[[], None]
+    ) -> InvalidRequestError:
+        name = f"guided_decoding.{params.form}"
+        return InvalidRequestError(f"{name} cannot be used{self._where(params, check)}: {error}", param=name)
+
+    def _wrong_part(self, params: GuidedDecodingParams, check: Callable[[], None]) -> InvalidRequestError | None:
+        """What is wrong with a schema inside a grammar that was made of tools, by the place where that comes from."""
+        for place, schema in _schemas_within(params):
+            check()
+            alone = dataclasses.replace(params, **_NO_FORM, json=json.dumps(schema))
+            try:
+                self._compiled(self._source(alone))
+            except GuidanceError as error:
+                return InvalidRequestError(f"{place} cannot be used{self._where(alone, check)}: {error}", param=place)
+            except InvalidRequestError:
+                continue
+        return None
 
     def _where(self, params: GuidedDecodingParams, check: Callable[[], None]) -> str:
         """The JSON pointer of the innermost part of a schema that does not compile alone, as far as it is looked for."""
@@ -231,7 +251,7 @@ class Grammars:
 
         if params.json is not None or params.json_object:
             schema = json.loads(params.json) if isinstance(params.json, str) else {"type": "object"}
-            return {"json_schema": {**schema, "x-guidance": _json_options(params)}}
+            return {"json_schema": {**Relaxed(schema).schema, "x-guidance": _json_options(params)}}
         if params.regex is not None:
             return {"lark_grammar": f"start: /{regex_to_lark(params.regex, use_ascii='d')}/"}
         if params.choice is not None:
@@ -240,9 +260,9 @@ class Grammars:
         if params.grammar is not None:
             return {"lark_grammar": with_tokens(_lark(params.grammar), self._special_tokens())}
         assert isinstance(params.structural_tag, str)
-        return {"lark_grammar": self._tags(json.loads(params.structural_tag))}
+        return {"lark_grammar": self._tags(json.loads(params.structural_tag), params)}
 
-    def _tags(self, tag: dict[str, Any]) -> str:
+    def _tags(self, tag: dict[str, Any], params: GuidedDecodingParams) -> str:
         """Free text, including special tokens that trigger nothing, and tags that bind what follows a trigger."""
         tokens = self._special_tokens()
         triggers = sorted(tag["triggers"], key=len, reverse=True)
@@ -253,9 +273,10 @@ class Grammars:
                 json.dumps(text, ensure_ascii=False) if text else ""
                 for text in (trigger, one["begin"].removeprefix(trigger), one["end"])
             )
+            schema = json.dumps({**Relaxed(one["schema"]).schema, "x-guidance": _json_options(params)})
             options.append(f"tag_{index}")
             rules.append(f"trigger_{index}[lazy]: TEXT {literal}")
-            rules.append(f"tag_{index}: trigger_{index} {begin} %json {json.dumps(one['schema'])} {end}")
+            rules.append(f"tag_{index}: trigger_{index} {begin} %json {schema} {end}")
         others = {token for text, token in tokens.items() if text not in triggers}.difference(self._ends)
         if others:
             options.append("other")
@@ -272,6 +293,25 @@ class Grammars:
         return self._special
 
 
+def _schemas_within(params: GuidedDecodingParams) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Schemas in grammars and tags that say where they come from, with these places."""
+    schemas = list[Any]()
+    if isinstance(params.structural_tag, str):
+        schemas += (one["schema"] for one in json.loads(params.structural_tag)["structures"])
+    for text in (params.grammar, params.alternative):
+        if text is not None and _PLACED in text:
+            try:
+                schemas += (json.JSONDecoder().raw_decode(text, found.end())[0] for found in _JSON.finditer(text))
+            except (ValueError, RecursionError):  # somebody else's grammar
+                continue
+    for schema in schemas:
+        inner = schema.get("properties") if isinstance(schema, dict) else None
+        for one in (schema, *(inner.values() if isinstance(inner, dict) else ())):
+            if isinstance(one, dict) and isinstance(one.get(PLACE), str):
+                yield one[PLACE], schema
+                break
+
+
 def _usable(made: Grammar | InvalidRequestError) -> Grammar:
     if isinstance(made, InvalidRequestError):
         # A new one each time: tracebacks grow on errors that are raised again.
@@ -281,8 +321,8 @@ def _usable(made: Grammar | InvalidRequestError) -> Grammar:
 
 def _json_options(params: GuidedDecodingParams) -> JsonCompileOptions:
     if params.disable_any_whitespace:
-        return {"whitespace_flexible": False}
-    return {"whitespace_pattern": params.whitespace_pattern or JSON_WHITESPACE}
+        return {"whitespace_flexible": False, "lenient": True}
+    return {"whitespace_pattern": params.whitespace_pattern or JSON_WHITESPACE, "lenient": True}
 
 
 def _lark(grammar: str) -> str:

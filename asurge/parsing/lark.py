@@ -8,6 +8,7 @@ from typing import Any
 
 from asurge.errors import InvalidRequestError
 from asurge.guided import JSON_WHITESPACE, MAX_GRAMMAR_BYTES
+from asurge.json_schema import Relaxed
 
 NEWLINES = r"/[\n ]{0,4}/"
 """Between marks."""
@@ -26,8 +27,9 @@ class Lark:
 
     @staticmethod
     def json(schema: Mapping[str, Any]) -> str:
-        """A value that fits a schema."""
-        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
+        """A value that fits a schema, as far as grammars can say it."""
+        options = {"whitespace_pattern": JSON_WHITESPACE, "lenient": True}
+        return "%json " + json.dumps({**Relaxed(schema).schema, "x-guidance": options})
 
     def rule(self, body: str, *, attributes: str = "", terminal: bool = False) -> str:
         """Add a rule; returns its name.

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asurge.json_schema import DATA, NAMED, PLACE, escaped, without_assertions
 from asurge.parsing.formats.base import Tools, functions
 from asurge.parsing.json_stream import is_json, whole
 from asurge.parsing.lark import Lark
@@ -19,10 +20,6 @@ _KINDS: dict[type, str] = {
 }  # fmt: skip
 _KINDS_BY_FIRST = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
 """Of a value in JSON, by its first character; of others numbers."""
-
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_DATA = ("const", "enum", "default", "examples")
-"""Of the keywords of a schema, those whose members are named by its author, and those that hold no schemas."""
 
 _HOPS = 16
 """From one reference to the next, at most."""
@@ -70,6 +67,8 @@ def parameters(schema: Mapping[str, Any]) -> list[Parameter]:
     required = [one for one in listed if isinstance(one, str)] if isinstance(listed, list | tuple) else []
     names = [*known, *(name for name in required if name not in known)]
     schemas = {name: _mapping(known.get(name)) for name in names}
+    if PLACE in schema:
+        schemas = {name: {**one, PLACE: f"{schema[PLACE]}/properties/{escaped(name)}"} for name, one in schemas.items()}
     return [
         Parameter(name, {**shared, **one} if shared and _refers(one) else one, name in required)
         for name, one in schemas.items()
@@ -107,10 +106,10 @@ def moved(schema: Any, place: str) -> Any:
     for name, value in schema.items():
         if name == "$ref" and isinstance(value, str) and value.startswith("#"):
             found[name] = place + value[1:]
-        elif name in _NAMED and isinstance(value, Mapping):
+        elif name in NAMED and isinstance(value, Mapping):
             found[name] = {inner: moved(one, place) for inner, one in value.items()}
         else:
-            found[name] = value if name in _DATA else moved(value, place)
+            found[name] = value if name in DATA else moved(value, place)
     return found
 
 
@@ -172,8 +171,8 @@ def text_value(lark: Lark, schema: Mapping[str, Any], end: str, before: str = ""
         one if type(one := schema.get(name)) is int and one >= 0 else "" for name in ("minLength", "maxLength")
     )
     terms = [f"/(?s:.{{{low or 0},{high}}})/"]
-    if isinstance(pattern := schema.get("pattern"), str):
-        terms.append(f"/{_searched(pattern)}/")
+    if isinstance(pattern := schema.get("pattern"), str) and (known := without_assertions(pattern)) is not None:
+        terms.append(f"/{_searched(known)}/")
     without = lark.rule(f"/(?s:.*){_escaped(re.escape(end))}(?s:.*)/", terminal=True)
     body = lark.rule(" & ".join((*terms, f"~{without}")), terminal=True)
     return lark.rule(f"{body} {lark.text(before + end)}", attributes="[lazy]")

@@ -41,6 +41,7 @@ async def converse(
     sizes, config = [served.engine.max_model_len], exchange.state.config
     params = await exchange.prepared(lambda: with_bounded_logprobs(talk.params, sizes, served, config))
     options = exchange.options(asked)
+    exchange.relaxes(talk.relaxed)
     tokens = await attended(
         exchange.request,
         lambda: served.engine.chat(

@@ -25,6 +25,7 @@ from asurge.server.schema.completions import Completion, CompletionChoice, Compl
 from asurge.server.schema.sampling import Usage
 from asurge.server.sse import EventStream
 from asurge.server.state import Served
+from asurge.server.tools import relaxed
 from asurge.stream import TokenStream, finish_all
 
 DEFAULT_MAX_TOKENS = 16
@@ -39,6 +40,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await exchange.prepared(lambda: prompts_of("prompt", asked.prompt, exchange.state.config))
         _check_choices(asked, len(prompts), exchange.state.config)
         params = await exchange.prepared(lambda: _params(asked))
+        exchange.relaxes(await exchange.prepared(lambda: relaxed(asked.form())))
         params = with_bounded_logprobs(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(asked)
         exchange.charges_drawn = not asked.scores

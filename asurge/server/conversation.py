@@ -18,7 +18,7 @@ from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Message, Tool
 from asurge.server.state import Served
-from asurge.server.tools import bound_form, listed, tool_use
+from asurge.server.tools import bound_form, listed, relaxed, tool_use
 from asurge.text import Rendering, plain_messages, render_chat
 
 _FALLBACK_FORMAT = "hermes"
@@ -35,6 +35,7 @@ class Conversation:
     Attributes:
         rendering: with the tools that the model is told of.
         parallel: whether an answer may have several calls.
+        relaxed: what schemas ask for beyond what is held.
     """
 
     messages: list[dict[str, Any]]
@@ -43,6 +44,7 @@ class Conversation:
     tool_format: ToolFormat | None
     reasoning_format: ReasoningFormat | None
     parallel: bool = True
+    relaxed: Sequence[str] = ()
 
     @property
     def parses(self) -> bool:
@@ -112,6 +114,7 @@ def conversation_of(
         tool_format=tool_format,
         reasoning_format=served.reasoning_format,
         parallel=use.parallel,
+        relaxed=relaxed(asked.form(), use if tool_format is not None else None),
     )
 
 

@@ -37,8 +37,10 @@ R = TypeVar("R")
 
 KEY = web.RequestKey("asurge.key", ApiKey)
 REQUEST_ID = web.RequestKey("asurge.request_id", str)
+RELAXED = web.RequestKey("asurge.relaxed", str)
 BODY_BYTES = web.RequestKey("asurge.body_bytes", int)
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_RELAXED_CHARACTERS = 1000
 _LARGE_BYTES = 32 << 10
 """Bodies up to this size are decoded and prepared in a few milliseconds at most: cheaper on the loop than the
 hand-over to a thread, which takes 0.2 ms. With 8 MiB in small parts, the loop is held up for 20 to 130 ms instead of 60 to 680."""
@@ -150,6 +152,12 @@ class Exchange:
         """End all that engines do for it; the client is told that the server is stopping."""
         for served, request_id in (*((served, stream.request_id) for served, stream in self._streams), *self._named):
             served.engine.abort_request(request_id)
+
+    def relaxes(self, notes: Sequence[str]) -> None:
+        """Say in the answer's head which wishes of its schemas are not held."""
+        if notes:
+            said = "; ".join(notes).encode("ascii", "backslashreplace").decode()
+            self.request[RELAXED] = re.sub(r"[\x00-\x1f\x7f]", " ", said)[:_RELAXED_CHARACTERS]
 
     def options(self, asked: EngineRequest) -> RequestOptions:
         """Whose request it is, for fairness and for the prefix cache."""

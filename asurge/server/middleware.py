@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from asurge.errors import AsurgeError
 from asurge.server.errors import ApiError, Failure, failure_of
-from asurge.server.exchange import KEY, REQUEST_ID
+from asurge.server.exchange import KEY, RELAXED, REQUEST_ID
 from asurge.server.keys import ApiKey, Meter
 from asurge.server.sse import SENT
 from asurge.server.state import STATE, ServerState
@@ -76,6 +76,8 @@ async def headers(request: web.Request, response: web.StreamResponse) -> None:
 
 def _identify(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-Id"] = request[REQUEST_ID]
+    if RELAXED in request:
+        response.headers["X-Asurge-Relaxed"] = request[RELAXED]
     if _is_anthropic(request):  # whose clients look there
         response.headers["Request-Id"] = request[REQUEST_ID]
 
@@ -144,7 +146,7 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, state: Ser
         return
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if "*" in allowed else origin
     response.headers[hdrs.VARY] = hdrs.ORIGIN
-    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Request-Id, Retry-After"
+    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Request-Id, Retry-After, X-Asurge-Relaxed"
     if request.method == hdrs.METH_OPTIONS:
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, DELETE, OPTIONS"
         # Those that the page asks for: clients send many of their own, such as ``x-stainless-os``.

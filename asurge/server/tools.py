@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from asurge.json_schema import PLACE, Relaxed
 from asurge.parsing import ToolFormat
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import ChatCompletionRequest, Tool, ToolChoice
@@ -23,12 +26,20 @@ class ToolUse:
     Attributes:
         tools: those that the model is told of; None: none.
         forced: those of which one must be called.
+        places: where the request has the schemas of its tools, by the tools' names.
         parallel: whether an answer may have several calls.
     """
 
     tools: list[dict[str, Any]] | None = None
     forced: Sequence[dict[str, Any]] = ()
     parallel: bool = True
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def bound(self) -> list[dict[str, Any]]:
+        """The functions whose arguments must fit their schemas."""
+        strict = (tool for tool in self.tools or () if tool["function"].get("strict"))
+        return [tool["function"] for tool in self.forced or strict]
 
 
 def tool_use(asked: ChatCompletionRequest) -> ToolUse:
@@ -44,9 +55,11 @@ def tool_use(asked: ChatCompletionRequest) -> ToolUse:
         tools, choice = [Tool(function=one) for one in asked.functions], asked.function_call
     if len(tools or ()) > MAX_TOOLS:
         raise ApiError(f"tools has {len(tools or ())} entries: at most {MAX_TOOLS} are allowed", param="tools")
+    places = dict[str, str]()
     for at, tool in enumerate(tools or ()):
         if tool.function is not None:
-            _check_schema(tool.function.parameters or {}, f"tools[{at}].function.parameters")
+            place = places[tool.function.name] = f"tools[{at}].function.parameters"
+            _check_schema(tool.function.parameters or {}, place)
     mode, names = _choice(choice)
     told = listed(tools) or []
     if names is not None:
@@ -60,8 +73,8 @@ def tool_use(asked: ChatCompletionRequest) -> ToolUse:
     if mode == "none" or not allowed:
         return ToolUse(parallel=parallel)
     if mode == "named":
-        return ToolUse(told, allowed, parallel=False)
-    return ToolUse(allowed, allowed if mode == "required" else (), parallel)
+        return ToolUse(told, allowed, False, places)
+    return ToolUse(allowed, allowed if mode == "required" else (), parallel, places)
 
 
 def listed(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
@@ -115,17 +128,18 @@ def bound_form(form: Mapping[str, Any], tool_format: ToolFormat, use: ToolUse) -
         ApiError: the model's calls cannot be written by a grammar, and would have to be.
     """
     if use.forced:
-        return {"grammar": _grammar(tool_format, use.forced, parallel=use.parallel)}
+        return {"grammar": _grammar(tool_format, [_with_place(tool, use) for tool in use.forced], use)}
     tools = use.tools or ()
-    strict = any(tool["function"].get("strict") for tool in tools)
     # All share the marks, so tools that are not strict are listed too, with any arguments.
     bound = [
-        tool if tool["function"].get("strict") else {**tool, "function": {**tool["function"], "parameters": _FREE}}
+        _with_place(tool, use)
+        if tool["function"].get("strict")
+        else {**tool, "function": {**tool["function"], "parameters": _FREE}}
         for tool in tools
     ]
     if form and "structural_tag" not in form:
-        return {**form, "alternative": _grammar(tool_format, bound, parallel=use.parallel)}
-    tags = tool_format.tags(bound) if strict else None
+        return {**form, "alternative": _grammar(tool_format, bound, use)}
+    tags = tool_format.tags(bound) if use.bound else None
     if tags is None:
         return dict(form)
     if form:  # what the request says of its own tags comes first
@@ -134,11 +148,36 @@ def bound_form(form: Mapping[str, Any], tool_format: ToolFormat, use: ToolUse) -
     return {"structural_tag": tags}
 
 
-def _grammar(tool_format: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bool) -> str:
-    grammar = tool_format.grammar(tools, parallel=parallel)
+def _with_place(tool: dict[str, Any], use: ToolUse) -> dict[str, Any]:
+    """A tool whose schema says where it comes from, for errors."""
+    function = tool["function"]
+    schema = {"type": "object", "properties": {}} if function.get("parameters") is None else function["parameters"]
+    return {**tool, "function": {**function, "parameters": {**schema, PLACE: use.places[function["name"]]}}}
+
+
+def _grammar(tool_format: ToolFormat, tools: Sequence[dict[str, Any]], use: ToolUse) -> str:
+    grammar = tool_format.grammar(tools, parallel=use.parallel)
     if grammar is None:
         raise ApiError(
             "this model's calls can neither be forced nor come beside a form: use tool_choice='auto' without a form",
             param="tool_choice",
         )
     return grammar
+
+
+def relaxed(form: Mapping[str, Any], use: ToolUse | None = None) -> list[str]:
+    """What the schemas that bind an answer ask for, and grammars cannot say: keywords, with their places.
+
+    Args:
+        form: the request's own, as arguments of `asurge.GuidedDecodingParams`.
+    """
+    notes = list[str]()
+    schema = form.get("json")
+    if isinstance(schema, str):
+        with contextlib.suppress(ValueError, RecursionError):  # it is refused elsewhere
+            schema = json.loads(schema)
+    if isinstance(schema, Mapping) and not (use is not None and use.forced):
+        notes += Relaxed(schema).notes
+    for function in use.bound if use is not None else ():
+        notes += (f"{note} of {function['name']}" for note in Relaxed(function.get("parameters") or {}).notes)
+    return notes
