@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from asurge.text import (
     StopMatcher,
 )
 from asurge.threads import run_in_thread
+
+_log = logging.getLogger("asurge")
 
 T = TypeVar("T")
 
@@ -69,7 +72,9 @@ class Intake:
         self._config, self._tokenizer, self._vocab_size = config, parts.tokenizer, parts.vocab_size
         limits = parts.runner.limits
         self._hidden_size = limits.hidden_size
-        self.end_token_ids = frozenset(parts.tokenizer.eos_token_ids) | frozenset(config.extra_eos_token_ids)
+        self.end_token_ids = _ends(
+            parts.tokenizer.eos_token_ids | frozenset(config.extra_eos_token_ids), parts.vocab_size
+        )
         self._prompts = Prompts(config, parts.tokenizer, limits.max_model_len, parts.vocab_size)
         # One text that takes long must not hold up all others, whatever processors there are.
         self._threads = CapacityLimiter(min(_MOST_THREADS, parts.threads.budget.threads + 1))
@@ -328,6 +333,14 @@ async def admit(
     if arrival.aborted:
         pipeline.cancel(admitted.generation)
     return admitted.generation
+
+
+def _ends(declared: frozenset[int], vocab_size: int) -> frozenset[int]:
+    """The end tokens that are tokens: checkpoints name others, too."""
+    known = frozenset(token for token in declared if 0 <= token < vocab_size)
+    if others := sorted(declared - known):
+        _log.warning("end tokens %s are outside the vocabulary of %d: they are ignored", others, vocab_size)
+    return known
 
 
 def _length(prompt: Prompt) -> int:

@@ -135,10 +135,24 @@ class Prompts:
             mode = self._config.truncate_mode if wanted is None else "left"
             found = excerpt(self._tokenizer, prompt, wanted or beyond, mode)
             ids, left_out = found.token_ids, found.left_out
+        if not is_list(prompt):
+            self._check_known(ids)
         if wanted is None:
             return ids, left_out
         kept = min(len(ids), wanted)
         return cut(ids, kept, "left"), left_out + len(ids) - kept
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """Raises:
+        InvalidRequestError: the tokenizer has made a token that the model does not know.
+        """
+        if max(ids, default=0) >= self._vocab_size:
+            unknown = next(token for token in ids if token >= self._vocab_size)
+            text = self._tokenizer.decode([unknown], skip_special_tokens=False)
+            raise InvalidRequestError(
+                f"prompt holds {shown(text)}, the token {unknown}, and the model has only {self._vocab_size}: leave it out",
+                param="prompt",
+            )
 
     def _whole(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
         """All tokens of a text that must not be cut.

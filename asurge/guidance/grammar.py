@@ -16,6 +16,7 @@ import numpy as np
 from asurge.errors import GuidanceError, InvalidRequestError
 from asurge.guidance.marks import token_ranges, with_tokens
 from asurge.guidance.rules import Mask
+from asurge.guidance.vocabulary import grammar_tokenizer
 from asurge.guided import JSON_WHITESPACE, GuidedDecodingParams
 from asurge.json_schema import PLACE, Relaxed
 from asurge.plan import mask_words
@@ -39,7 +40,12 @@ _NO_FORM: dict[str, Any] = dict(json_object=False, regex=None, choice=None, gram
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 _INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS, _GRAMMAR_SIZE, _LEXER_STATES = 200_000, 50_000, 50_000, 100_000, 50_000
-"""llguidance's limits: some tens of milliseconds to compile and for the first mask, a few for later ones."""
+_ROW_ITEMS = 8_000
+"""llguidance's limits: some tens of milliseconds to compile and for the first mask, a few for later ones, some tens where a
+thousand properties are open."""
+
+_TRIED_TOKENS = 3
+"""How far into a text a grammar is tried when it is compiled: what is too complex shows when its first parts are open."""
 
 
 class GrammarState:
@@ -149,6 +155,7 @@ class Grammars:
             initial_lexer_fuel=_INITIAL_FUEL,
             step_lexer_fuel=_STEP_FUEL,
             step_max_items=_STEP_ITEMS,
+            max_items_in_row=_ROW_ITEMS,
             max_grammar_size=_GRAMMAR_SIZE,
             max_lexer_states=_LEXER_STATES,
             verbose_errors=False,
@@ -157,10 +164,27 @@ class Grammars:
         if matcher.is_error():
             raise GuidanceError(_brief(matcher.get_error()))
         grammar = Grammar(matcher)
-        # The first mask does what compiling put off, for all later ones too; the second finds any limit it has hit.
+        # The first mask does what compiling put off, for all later ones too; further ones find any limit that is hit.
         for _ in range(2):
-            grammar.start().fill(np.zeros(mask_words(self._vocab_size), np.uint32))
+            state = grammar.start()
+            state.fill(np.zeros(mask_words(self._vocab_size), np.uint32))
+        self._try(state)
         return grammar
+
+    def _try(self, state: GrammarState) -> None:
+        """Write the beginning of a text.
+
+        Raises:
+            GuidanceError: a limit is hit.
+        """
+        for _ in range(_TRIED_TOKENS):
+            mask = np.zeros(mask_words(self._vocab_size), np.uint32)
+            state.fill(mask)
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            allowed = allowed[~np.isin(allowed, self._ends)]
+            if state.is_stopped or len(allowed) == 0:
+                return
+            state.accept(int(allowed[0]))
 
     def _wrong(
         self, params: GuidedDecodingParams, error: GuidanceError, check: Callable[[], None]
@@ -220,7 +244,8 @@ class Grammars:
                         "guided_decoding needs a tokenizer with a tokenizer.json, which this model lacks",
                         param="guided_decoding",
                     )
-                self._inner = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._ends)
+                known = grammar_tokenizer(text, self._vocab_size)
+                self._inner = LLTokenizer(known, n_vocab=self._vocab_size, eos_token=self._ends)
             return self._inner
 
     def _source(self, params: GuidedDecodingParams) -> str:
@@ -255,8 +280,9 @@ class Grammars:
         if params.regex is not None:
             return {"lark_grammar": f"start: /{regex_to_lark(params.regex, use_ascii='d')}/"}
         if params.choice is not None:
+            # One terminal: as rules, thousands of options would all be open at once.
             options = " | ".join(json.dumps(one, ensure_ascii=False) for one in params.choice)
-            return {"lark_grammar": f"start: {options}"}
+            return {"lark_grammar": f"start: CHOICE\nCHOICE: {options}"}
         if params.grammar is not None:
             return {"lark_grammar": with_tokens(_lark(params.grammar), self._special_tokens())}
         assert isinstance(params.structural_tag, str)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 _HEAD = re.compile(r"^[ \t]*[?!]?(?P<name>[A-Za-z_][\w-]*)(?P<attributes>\[(?:[^\]\"]|\"(?:[^\"\\]|\\.)*\")*\])?[ \t]*:", re.MULTILINE)  # fmt: skip
 _PIECE = re.compile(
     r"(?P<json>%(?:json|regex)\s*)|(?P<comment>//[^\n]*)|(?P<regex>/(?:[^/\\\n]|\\.)+/[a-z]*)"
-    r"|(?P<literal>\"(?:[^\"\\\n]|\\.)*\")(?P<flag>i?)"
+    r"|(?P<literal>\"(?:[^\"\\\n]|\\.)*\")(?P<flag>i?)|(?P<token><[^\s<>\"\[\]]+>)"
 )
 _LAZY = re.compile(r"\s*(?P<body>[A-Z][\w-]*)\s+(?P<literal>\"(?:[^\"\\\n]|\\.)*\")\s*")
 
@@ -67,6 +67,8 @@ def _rewritten(body: str, tokens: Mapping[str, int], marks: re.Pattern[str]) -> 
             pieces.append(body[found.start() : at])
         elif found["literal"] is not None and not found["flag"]:
             pieces.append(_taken_apart(found["literal"], tokens, marks))
+        elif found["token"] is not None and found["token"] in tokens:  # llguidance knows it by another name
+            pieces.append(_expression(found["token"], tokens))
         else:
             pieces.append(found[0])
     return "".join((*pieces, body[at:]))

@@ -15,6 +15,7 @@ from asurge.errors import (
     GuidanceError,
     InvalidRequestError,
     PromptTooLongError,
+    RequestFailedError,
 )
 
 _STOPPED_RETRY_S = 5.0
@@ -101,6 +102,8 @@ def failure_of(error: BaseException) -> Failure:
     text = str(error)
     if len(text) > _CHARACTERS:  # it may quote a request, which may be megabytes
         text = text[:_CHARACTERS] + "…"
+    if isinstance(error, RequestFailedError) and isinstance(error.__cause__, GuidanceError):
+        return failure_of(error.__cause__)  # of its own form: trying again does not help
     match error:
         case ApiError():
             return Failure(text, error.status, error.kind, error.code, error.param, error.retry_after_s)
