@@ -11,8 +11,8 @@ from asurge.errors import ModelLoadError
 
 DEMO = "demo"
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_NOT_READ = ["consolidated*", "*/*"]
-"""Copies of the weights in other layouts, which would double the download."""
+_NOT_READ = ["consolidated*", *(f"*/{pattern}" for pattern in _PATTERNS if pattern != "*.jinja")]
+"""Copies of the weights in other layouts, which would double the download; further chat templates are in a folder."""
 
 
 def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:

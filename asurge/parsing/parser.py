@@ -69,7 +69,10 @@ class OutputParser:
 
     def _read(self, reasoning_open: bool) -> Wait[None]:
         if self._reasoning_format is not None and not self._reasoning_format.channels:
-            yield from self._reasoning_format.read(self._reader, self._out, self._hidden, reasoning_open)
+            calls = () if self._tool_format is None else self._tool_format.marks
+            fmt = self._reasoning_format
+            if (yield from fmt.read(self._reader, self._out, self._hidden, reasoning_open, calls)):
+                self._hidden = self._hidden.union(fmt.ends)  # which may still come, behind the calls
         if self._tool_format is not None:
             yield from self._tool_format.read(self._reader, self._out, self._hidden, self._tools)
         marks = marks_of(self._hidden)

@@ -32,12 +32,15 @@ class ReasoningFormat:
         begun, ended = (max(map(text.rfind, marks), default=-1) for marks in (self.begins, self.ends + self.breaks))
         return begun > ended
 
-    def read(self, reader: Reader, out: Output, hidden: frozenset[str], is_open: bool) -> Wait[None]:
-        """Read the reasoning, if there is any.
+    def read(
+        self, reader: Reader, out: Output, hidden: frozenset[str], is_open: bool, calls: tuple[str, ...] = ()
+    ) -> Wait[bool]:
+        """Read the reasoning, if there is any; returns whether something other than its end has ended it.
 
         Args:
             hidden: marks that are not text.
             is_open: the prompt has already begun it.
+            calls: further ``breaks``: the marks of calls, which models write before the end of their reasoning.
         """
         reader.keep()
         yield from reader.space()
@@ -46,14 +49,17 @@ class ReasoningFormat:
             begun = begun or (yield from reader.skip(mark))
         if not begun and not is_open:
             reader.again()
-            return
+            return False
         reader.forget()
         out.mark()
-        marks = marks_of(hidden.union(self.ends, self.breaks))
+        broke, breaks = False, (*self.breaks, *calls)
+        marks = marks_of(hidden.union(self.ends, breaks))
         while (found := (yield from reader.until(marks, out.reasoning))) is not None:
             if found in self.ends:
                 break
-            if found in self.breaks:
+            if found in breaks:
                 reader.back(len(found))
+                broke = True
                 break
         out.mark()
+        return broke

@@ -106,7 +106,7 @@ class ChatAnswer:
         if content or not calls:
             message.content = content
         if reasoning and self._asked.include_reasoning:
-            message.reasoning_content = reasoning
+            message.reasoning = message.reasoning_content = reasoning
         if calls and self._asked.functions is not None:
             message.function_call = calls[0].function
         elif calls:
@@ -173,7 +173,7 @@ class ChatAnswer:
             case Content(text):
                 return Delta(content=text)
             case Reasoning(text):
-                return Delta(reasoning_content=text)
+                return Delta(reasoning=text, reasoning_content=text)
             case ToolCallStart():
                 function = OutFunction(name=event.name, arguments="")
                 call = OutToolCall(

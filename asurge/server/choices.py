@@ -51,6 +51,7 @@ class ChoiceReaders:
                 reasons=self._reasons,
                 most_calls=1 if self._legacy or not talk.parallel else None,
                 called="function_call" if self._legacy else "tool_calls",
+                forced=talk.forced,
             )
         return reader
 
@@ -58,12 +59,18 @@ class ChoiceReaders:
 class ChoiceReader:
     """Reads one completion.
 
+    Args:
+        forced: all of it is calls: other text is what is left of one that was cut off.
+
     Attributes:
         reasoned: how many characters its reasoning has so far.
     """
 
-    def __init__(self, parser: OutputParser | None, *, reasons: bool, most_calls: int | None, called: str) -> None:
+    def __init__(
+        self, parser: OutputParser | None, *, reasons: bool, most_calls: int | None, called: str, forced: bool = False
+    ) -> None:
         self._parser, self._reasons, self._most_calls, self._called = parser, reasons, most_calls, called
+        self._forced = forced
         self.finished, self._calls = False, False
         self.reasoned, self._reasoning = 0, list[str]()
 
@@ -93,7 +100,7 @@ class ChoiceReader:
             return self._reasons
         if isinstance(event, ToolCallStart | ToolCallArguments):
             return self._most_calls is None or event.index < self._most_calls
-        return True
+        return not (self._forced and isinstance(event, Content))
 
     def finish_reason(self, one: CompletionOutput) -> str | None:
         return self._called if self._calls and one.finish_reason == "stop" else one.finish_reason

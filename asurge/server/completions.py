@@ -39,7 +39,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         served = exchange.state.find(asked.model)
         prompts = await exchange.prepared(lambda: prompts_of("prompt", asked.prompt, exchange.state.config))
         _check_choices(asked, len(prompts), exchange.state.config)
-        params = await exchange.prepared(lambda: _params(asked))
+        params = await exchange.prepared(lambda: _params(asked, served))
         exchange.relaxes(await exchange.prepared(lambda: relaxed(asked.form())))
         params = with_bounded_logprobs(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(asked)
@@ -88,7 +88,7 @@ def _check_choices(asked: CompletionRequest, prompts: int, config: ServerConfig)
         )
 
 
-def _params(asked: CompletionRequest) -> SamplingParams:
+def _params(asked: CompletionRequest, served: Served) -> SamplingParams:
     asked.check()
     if asked.suffix:
         raise ApiError("suffix is not supported: put what follows into the prompt", param="suffix")
@@ -103,7 +103,7 @@ def _params(asked: CompletionRequest) -> SamplingParams:
         own["max_tokens"] = 1
     else:
         own["max_tokens"] = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
-    return asked.params(**own)
+    return asked.params(served.engine.tokenizer.sampling_defaults, **own)
 
 
 class CompletionAnswer:

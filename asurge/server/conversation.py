@@ -35,6 +35,7 @@ class Conversation:
     Attributes:
         rendering: with the tools that the model is told of.
         parallel: whether an answer may have several calls.
+        forced: an answer consists of calls.
         relaxed: what schemas ask for beyond what is held.
     """
 
@@ -44,6 +45,7 @@ class Conversation:
     tool_format: ToolFormat | None
     reasoning_format: ReasoningFormat | None
     parallel: bool = True
+    forced: bool = False
     relaxed: Sequence[str] = ()
 
     @property
@@ -110,10 +112,11 @@ def conversation_of(
     return Conversation(
         messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
         rendering={**rendering, "tools": use.tools},
-        params=asked.params(form, **own),
+        params=asked.params(served.engine.tokenizer.sampling_defaults, form, **own),
         tool_format=tool_format,
         reasoning_format=served.reasoning_format,
         parallel=use.parallel,
+        forced=bool(use.forced),
         relaxed=relaxed(asked.form(), use if tool_format is not None else None),
     )
 

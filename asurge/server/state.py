@@ -144,9 +144,11 @@ class ServerState:
 
     def opened(self, served: Served) -> None:
         """A model's engine runs from now on."""
-        tools, reasoning = detect(served.engine.tokenizer.chat_template)
+        tokenizer = served.engine.tokenizer
+        tools, _ = detect(tokenizer.tool_template)
+        _, reasoning = detect(tokenizer.chat_template)
         tools, reasoning = self.config.tool_format or tools, self.config.reasoning_format or reasoning
-        if reasoning is None and all(map(served.engine.tokenizer.is_special_text, ("<think>", "</think>"))):
+        if reasoning is None and all(map(tokenizer.is_special_text, ("<think>", "</think>"))):
             reasoning = "think"  # templates need not mention what models were trained to write
         served.tool_format = None if tools is None else TOOL_FORMATS[tools]
         served.reasoning_format = None if reasoning is None else REASONING_FORMATS[reasoning]

@@ -21,15 +21,27 @@ BLOCKING_CHARACTERS = 2048
 
 _importing = threading.Lock()  # transformers' lazy imports fail where two threads meet in them
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_SAMPLING = {"temperature": (0.0, 100.0), "top_k": (-1, 2**31 - 1), "top_p": (1e-9, 1.0)}
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 class Tokenizer:
     """A transformers tokenizer behind the few calls that are needed. `encode` and `decode` may run in
-    several threads at once."""
+    several threads at once.
 
-    def __init__(self, inner: PreTrainedTokenizerBase, eos_token_ids: Sequence[int] = ()) -> None:
+    Attributes:
+        sampling_defaults: how the checkpoint's authors want texts drawn, as fields of `asurge.SamplingParams`, where a request
+            over HTTP does not say.
+    """
+
+    def __init__(
+        self,
+        inner: PreTrainedTokenizerBase,
+        eos_token_ids: Sequence[int] = (),
+        sampling: Mapping[str, float] | None = None,
+    ) -> None:
         self._inner = inner
+        self.sampling_defaults = dict(sampling or {})
         own = [] if inner.eos_token_id is None else [int(inner.eos_token_id)]
         self.eos_token_ids = frozenset((*own, *eos_token_ids))
         self._added = frozenset(inner.added_tokens_decoder)
@@ -40,6 +52,12 @@ class Tokenizer:
         """The checkpoint's default chat template."""
         template = self._inner.chat_template
         return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def tool_template(self) -> str | None:
+        """The chat template for conversations with tools: the default one, where there is no other."""
+        template = self._inner.chat_template
+        return template.get("tool_use", self.chat_template) if isinstance(template, dict) else template
 
     @property
     def vocab_size(self) -> int:
@@ -133,7 +151,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         inner = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({error}): fetch it again") from error
-    return Tokenizer(inner, sorted(_declared_ends(folder)))
+    return Tokenizer(inner, sorted(_declared_ends(folder)), _declared_sampling(folder))
 
 
 def _tokenizer_class(folder: Path) -> Any:  # transformers' factories have no common type
@@ -165,3 +183,19 @@ def _declared_ends(folder: Path) -> set[int]:
             continue
         ends.update(end for end in (declared if isinstance(declared, list) else [declared]) if isinstance(end, int))
     return ends
+
+
+def _declared_sampling(folder: Path) -> dict[str, float]:
+    """Temperature, top_k and top_p of generation_config.json, as far as they are within bounds."""
+    try:
+        raw = json.loads((folder / "generation_config.json").read_text())
+        given = {name: raw.get(name) for name in _SAMPLING}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {
+        name: value
+        for name, value in given.items()
+        if type(value) in (int, float)
+        and _SAMPLING[name][0] <= value <= _SAMPLING[name][1]
+        and (name != "top_k" or type(value) is int)
+    }

@@ -238,6 +238,7 @@ async def test_reasoning_goes_on_where_it_was(
     messages = [*ASK, {"role": "assistant", "content": begun}]
     told = (await post(http, CHAT, messages=messages, continue_final_message=True))["choices"][0]["message"]
     assert (told.get("reasoning_content"), told["content"]) == (reasoning, content)
+    assert told.get("reasoning") == reasoning  # vLLM's name
 
 
 async def test_tokens_of_an_answer_that_has_begun(http: aiohttp.ClientSession, demo: Engine) -> None:

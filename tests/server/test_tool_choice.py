@@ -135,3 +135,17 @@ async def test_a_form_beside_tools(demo: Engine, running: Running, name: str, to
                     jsonschema.validate(json.loads(call["function"]["arguments"]), WEATHER["function"]["parameters"])  # type: ignore[index]
     assert said <= {"stop", "tool_calls"}
     assert said if name == "llama3_json" else "stop" in said  # there, what the demo model writes begins like a call
+
+
+@pytest.mark.parametrize("most", range(1, 24))
+async def test_what_is_cut_off_a_forced_call_is_no_content(http: aiohttp.ClientSession, most: int) -> None:
+    for stream in (False, True):
+        body = {"messages": ASK, "tools": [STOP, WEATHER], "tool_choice": "required", "max_tokens": most, "seed": 1, "stream": stream}  # fmt: skip
+        async with http.post(CHAT, json=body) as response:
+            text = await response.text()
+        if stream:
+            chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+            said = "".join(one["delta"].get("content") or "" for chunk in chunks for one in chunk["choices"])
+        else:
+            said = json.loads(text)["choices"][0]["message"]["content"] or ""
+        assert said == ""

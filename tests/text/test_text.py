@@ -230,3 +230,16 @@ def test_no_template_has_a_remedy() -> None:
     bare = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=FAMILIES["unigram"](), eos_token="</s>"))
     with pytest.raises(ChatTemplateError, match="chat_template="):
         render_chat(bare, [{"role": "user", "content": "x"}])
+
+
+def test_conversations_with_tools_may_have_a_template_of_their_own() -> None:
+    fast = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["byte-level BPE"](), eos_token="</s>")
+    fast.chat_template = {"default": "plain", "tool_use": "<tool_call>"}
+    named = Tokenizer(fast)
+    assert (named.chat_template, named.tool_template) == ("plain", "<tool_call>")
+    ask: list[dict[str, str]] = [{"role": "user", "content": "x"}]
+    assert (render_chat(named, ask), render_chat(named, ask, tools=[{}])) == ("plain", "<tool_call>")
+    fast.chat_template = {"default": "plain"}
+    assert Tokenizer(fast).tool_template == "plain"
+    fast.chat_template = "one"
+    assert Tokenizer(fast).tool_template == "one"

@@ -36,6 +36,11 @@ class ToolFormat(abc.ABC):
     needs_special_tokens: ClassVar[bool] = True
     hidden: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What stands around calls, and nowhere else."""
+        return ()
+
     @abc.abstractmethod
     def read(self, reader: Reader, out: Output, hidden: frozenset[str], tools: Tools) -> Wait[None]:
         """Read a text to its end: content and calls.
@@ -71,6 +76,10 @@ class MarkedFormat(ToolFormat):
 
     begins: ClassVar[tuple[str, ...]]
     around: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return tuple(mark for mark in (*self.begins, *self.around) if not mark.startswith("{"))
 
     def read(self, reader: Reader, out: Output, hidden: frozenset[str], tools: Tools) -> Wait[None]:
         marks = marks_of(hidden.union(self.begins, self.around))

@@ -175,6 +175,7 @@ class OutMessage(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None = None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[OutToolCall] | UnsetType = UNSET
     function_call: OutFunction | UnsetType = UNSET
@@ -208,6 +209,7 @@ class Delta(msgspec.Struct, kw_only=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[OutToolCall] | UnsetType = UNSET
     function_call: OutFunction | UnsetType = UNSET

@@ -38,6 +38,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
+    schema: dict[str, Any] | None = None  # llama.cpp's and others' place for it
     structures: list[dict[str, Any]] | None = None
     triggers: list[str] | None = None
 
@@ -45,11 +46,12 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
         """As arguments of `asurge.GuidedDecodingParams`; empty for free text."""
         match self.type:
             case "json_object":
-                return {"json_object": True}
+                return {"json_object": True} if self.schema is None else {"json": self.schema}
             case "json_schema":
-                if self.json_schema is None or self.json_schema.schema is None:
+                schema = self.schema if self.json_schema is None else self.json_schema.schema
+                if schema is None:
                     raise ApiError("response_format.json_schema.schema is missing", param="response_format")
-                return {"json": self.json_schema.schema}
+                return {"json": schema}
             case "structural_tag":
                 return {"structural_tag": {"structures": self.structures or [], "triggers": self.triggers or []}}
         return {}
@@ -158,17 +160,21 @@ class Sampling(EngineRequest, kw_only=True):
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options are for streams: set stream=true", param="stream_options")
 
-    def params(self, form: Mapping[str, Any] | None = None, **own: Any) -> SamplingParams:
+    def params(
+        self, defaults: Mapping[str, float], form: Mapping[str, Any] | None = None, **own: Any
+    ) -> SamplingParams:
         """As `asurge.SamplingParams`.
 
         Args:
+            defaults: the model's own.
             form: arguments of `asurge.GuidedDecodingParams`; default: those of `form`.
             own: parameters that the endpoint sets itself.
 
         Raises:
             InvalidRequestError: a value is out of range.
         """
-        values = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
+        values = {**defaults, **given}
         if -1 - MAX_SEED <= values.get("seed", 0) < 0:  # OpenAI's have a sign
             values["seed"] &= MAX_SEED
         form = self.form() if form is None else form
