@@ -199,8 +199,9 @@ class CompletionAnswer:
             found.text_offset.append(offset)
             found.tokens.append(text)
             found.token_logprobs.append(None if at is None else at[token].logprob)
-            top = None if at is None else {one.decoded_token: one.logprob for one in at.values() if one.rank <= most}
-            found.top_logprobs.append(top)
+            # The sampled token is always among them: clients look for its rank there.
+            shown = () if at is None else [one for name, one in at.items() if one.rank <= most or name == token]
+            found.top_logprobs.append(None if at is None else {one.decoded_token: one.logprob for one in shown})
             offset += len(text)
         self._offsets[index] = offset
         return found

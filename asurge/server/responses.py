@@ -95,6 +95,8 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
         if getattr(asked, name):
             raise ApiError(f"{name} is not supported: leave it out", param=name)
     _check_metadata(asked.metadata or {})
+    if not asked.input and asked.previous_response_id is None:
+        raise ApiError("input is empty: say something, or name a previous_response_id", param="input")
     messages = list(before)
     if isinstance(asked.input, str):
         messages.append(Message(role="user", content=asked.input))

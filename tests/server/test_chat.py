@@ -55,6 +55,8 @@ async def test_usage_in_streams(client: openai.AsyncOpenAI) -> None:
     assert [part.usage is None for part in told] == [True] * (len(told) - 1) + [False]
     assert (told[-1].choices, told[-1].usage.total_tokens) == ([], answer.usage.total_tokens)
     always = await chunks(client, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    silent = await chunks(client, stream_options={"continuous_usage_stats": True})
+    assert all(part.usage is None for part in silent)
     counts = [part.usage.completion_tokens for part in always]
     assert counts == sorted(counts)
     assert counts[-1] == answer.usage.completion_tokens

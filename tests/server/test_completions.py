@@ -52,7 +52,13 @@ async def test_logprobs_line_up(client: openai.AsyncOpenAI) -> None:
     assert "".join(told.tokens) == choice.text
     assert [choice.text[at : at + len(token)] for at, token in zip(told.text_offset, told.tokens, strict=True)] == told.tokens  # fmt: skip
     assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
-    assert all(len(top) == 2 for top in told.top_logprobs[1:])
+    for token, logprob, top in list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[1:]:
+        assert top[token] == logprob  # the sampled one is always among them, beside the two likeliest
+        assert len(top) == 2 + (logprob < sorted(top.values())[-2])
+    alone = (await create(client, logprobs=0, max_tokens=4)).choices[0].logprobs
+    assert alone.top_logprobs == [
+        {token: at} for token, at in zip(alone.tokens, alone.token_logprobs, strict=True)
+    ]
     parts = await streamed(client, logprobs=2, echo=True, max_tokens=4)
     tokens = [token for part in parts for one in part.choices if one.logprobs for token in one.logprobs.tokens]
     assert tokens == told.tokens

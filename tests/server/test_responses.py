@@ -99,6 +99,10 @@ async def test_answers_are_kept_and_forgotten(client: openai.AsyncOpenAI) -> Non
     more = await create(client, input="And?", previous_response_id=answer.id)
     said: Any = [{"role": "user", "content": ASK}, {"role": "assistant", "content": answer.output_text}, {"role": "user", "content": "And?"}]  # fmt: skip
     assert more.usage.input_tokens == (await create(client, input=said)).usage.input_tokens
+    again = await client.responses.create(model="demo", previous_response_id=answer.id, max_output_tokens=16)
+    assert again.usage is not None
+    with pytest.raises(openai.BadRequestError, match="input is empty"):
+        await client.responses.create(model="demo")
     await client.responses.delete(answer.id)
     for call in (client.responses.retrieve(answer.id), create(client, previous_response_id=answer.id)):
         with pytest.raises(openai.NotFoundError):

@@ -62,7 +62,7 @@ class ReasoningOptions(msgspec.Struct, kw_only=True):
 class ResponsesRequest(msgspec.Struct, kw_only=True):
     """A conversation to continue: OpenAI's fields, and those of asurge's that are not about form."""
 
-    input: str | list[Item]
+    input: str | list[Item] = []
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None

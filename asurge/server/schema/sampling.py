@@ -146,7 +146,7 @@ class Sampling(EngineRequest, kw_only=True):
     @property
     def tells_usage_always(self) -> bool:
         """Whether every chunk of a stream has the usage so far."""
-        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        return self.tells_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     @property
     def tells_of_tokens(self) -> bool:
@@ -176,7 +176,7 @@ class Sampling(EngineRequest, kw_only=True):
         given = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         values = {**defaults, **given}
         if -1 - MAX_SEED <= values.get("seed", 0) < 0:  # OpenAI's have a sign
-            values["seed"] &= MAX_SEED
+            values["seed"] = int(values["seed"]) & MAX_SEED
         form = self.form() if form is None else form
         if form:
             values["guided_decoding"] = GuidedDecodingParams(**form)
