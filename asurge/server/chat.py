@@ -36,6 +36,7 @@ from asurge.server.schema.sampling import Usage
 from asurge.server.sse import EventStream, openai_failure
 from asurge.server.state import Served
 from asurge.stream import TokenStream
+from asurge.text import Tokenizer
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -86,7 +87,9 @@ class ChatAnswer:
             model=self._model,
             choices=choices,
             usage=usage_of(output, self._readers.reasoning_tokens()),
-            prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs_of(prompt_logprobs),
+            prompt_logprobs=UNSET
+            if prompt_logprobs is None
+            else prompt_logprobs_of(prompt_logprobs, self._served.engine.tokenizer),
         )
 
     def _message(self, events: Sequence[Event]) -> OutMessage:
@@ -194,7 +197,8 @@ class ChatAnswer:
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def _logprobs(self, one: CompletionOutput) -> ChoiceLogprobs | None:
-        return _logprobs(one, self._asked.top_logprobs or 0) if self._asked.logprobs else None
+        tokenizer = self._served.engine.tokenizer
+        return _logprobs(one, self._asked.top_logprobs or 0, tokenizer) if self._asked.logprobs else None
 
 
 def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
@@ -202,22 +206,29 @@ def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
     return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens, reasoning)
 
 
-def prompt_logprobs_of(logprobs: Sequence[Any]) -> list[dict[int, Any] | None]:
+def prompt_logprobs_of(logprobs: Sequence[Any], tokenizer: Tokenizer) -> list[dict[int, Any] | None]:
     """As vLLM's API has them."""
-    return [None if one is None else {token: msgspec.structs.asdict(_top(at)) | {"rank": at.rank} for token, at in one.items()} for one in logprobs]  # fmt: skip
+    return [
+        None
+        if one is None
+        else {
+            token: msgspec.structs.asdict(_top(token, at, tokenizer)) | {"rank": at.rank} for token, at in one.items()
+        }
+        for one in logprobs
+    ]
 
 
-def _logprobs(one: CompletionOutput, most: int) -> ChoiceLogprobs:
+def _logprobs(one: CompletionOutput, most: int, tokenizer: Tokenizer) -> ChoiceLogprobs:
     content = []
     for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
-        drawn, likeliest = _top(logprobs[token]), [_top(at) for at in logprobs.values() if at.rank <= most]
+        drawn = _top(token, logprobs[token], tokenizer)
+        likeliest = [_top(other, at, tokenizer) for other, at in logprobs.items() if at.rank <= most]
         content.append(
             TokenLogprob(token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=likeliest)
         )
     return ChoiceLogprobs(content=content)
 
 
-def _top(at: Logprob) -> TopLogprob:
-    return TopLogprob(
-        token=at.decoded_token, logprob=at.logprob, bytes=list(at.decoded_token.encode("utf-8", "replace"))
-    )
+def _top(token: int, at: Logprob, tokenizer: Tokenizer) -> TopLogprob:
+    data = tokenizer.token_bytes(token)
+    return TopLogprob(token=data.decode("utf-8", "replace"), logprob=at.logprob, bytes=list(data))

@@ -27,6 +27,7 @@ from asurge.server.sse import EventStream
 from asurge.server.state import Served
 from asurge.server.tools import relaxed
 from asurge.stream import TokenStream, finish_all
+from asurge.text import IncrementalDetokenizer
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -114,6 +115,7 @@ class CompletionAnswer:
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._per_prompt = asked.n or 1
         self._offsets: dict[int, int] = {}
+        self._pieces: dict[int, IncrementalDetokenizer] = {}
         head = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model, "system_fingerprint": None}  # fmt: skip
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":[{"index":'
         usage = b',"usage":null}\n\n' if asked.tells_usage else b"}\n\n"
@@ -171,7 +173,7 @@ class CompletionAnswer:
             ids = output.prompt_token_ids
             text = self._tokenizer.decode(ids) if output.prompt is None else output.prompt
         if self._asked.logprobs is not None:
-            logprobs = self._logprobs(index, one, output if begins else None)
+            logprobs = self._logprobs(index, one, output, begins=begins)
         prompt_logprobs = None if self._asked.prompt_logprobs is None else output.prompt_logprobs
         choice = CompletionChoice(
             index=index,
@@ -181,28 +183,42 @@ class CompletionAnswer:
             stop_reason=told_reason(one, self._asked),
         )
         if begins and prompt_logprobs is not None:
-            choice.prompt_logprobs = prompt_logprobs_of(prompt_logprobs)
+            choice.prompt_logprobs = prompt_logprobs_of(prompt_logprobs, self._tokenizer)
         self._offsets.setdefault(index, 0)
         return choice
 
-    def _logprobs(self, index: int, one: CompletionOutput, prompt: RequestOutput | None) -> CompletionLogprobs:
-        """Those of new tokens, after those of the prompt where it is echoed."""
+    def _logprobs(
+        self, index: int, one: CompletionOutput, output: RequestOutput, *, begins: bool
+    ) -> CompletionLogprobs:
+        """Those of new tokens, after those of the prompt where it is echoed. Their texts add up to the completion's: of tokens
+        that are pieces of a character, the last one has it; special tokens that are left out of it have their names."""
         tokens: list[tuple[int, Mapping[int, Logprob] | None]] = []
-        if prompt is not None and self._asked.echo and prompt.prompt_logprobs is not None:
-            tokens += zip(prompt.prompt_token_ids, prompt.prompt_logprobs, strict=False)
+        echo = self._asked.echo and output.prompt_logprobs is not None
+        if begins and echo:
+            tokens += zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=False)
         if not self._asked.scores:
             tokens += zip(one.token_ids, one.logprobs or (), strict=False)
         found = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         offset, most = self._offsets.get(index, 0), self._asked.logprobs or 0
+        pieces = self._pieces.get(index)
+        if pieces is None:
+            before = () if echo else output.prompt_token_ids
+            skips = self._asked.skip_special_tokens is not False
+            pieces = IncrementalDetokenizer(self._tokenizer, before, skip_special_tokens=skips)
+            self._pieces[index] = pieces
         for token, at in tokens:
-            text = self._tokenizer.decode([token], skip_special_tokens=False) if at is None else at[token].decoded_token
+            text = pieces.push([token])
+            data = self._tokenizer.token_bytes(token)
             found.text_offset.append(offset)
-            found.tokens.append(text)
+            found.tokens.append(text if text or not _is_whole(data) else data.decode())
             found.token_logprobs.append(None if at is None else at[token].logprob)
             # The sampled token is always among them: clients look for its rank there.
-            shown = () if at is None else [one for name, one in at.items() if one.rank <= most or name == token]
-            found.top_logprobs.append(None if at is None else {one.decoded_token: one.logprob for one in shown})
+            shown = {} if at is None else {name: one for name, one in at.items() if one.rank <= most or name == token}
+            top = {_name(self._tokenizer.token_bytes(name)): one.logprob for name, one in shown.items()}
+            found.top_logprobs.append(None if at is None else top)
             offset += len(text)
+        if one.finish_reason is not None and found.tokens and (rest := pieces.flush()):
+            found.tokens[-1] += rest
         self._offsets[index] = offset
         return found
 
@@ -216,3 +232,17 @@ class CompletionAnswer:
             0 if self._asked.scores else sum(output.num_generated_tokens for output in outputs),
             sum(output.num_cached_tokens for output in outputs),
         )
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a token consists of whole characters."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _name(data: bytes) -> str:
+    """A token by its text; pieces of characters, which would all look alike, by their bytes, as OpenAI names them."""
+    return data.decode() if _is_whole(data) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

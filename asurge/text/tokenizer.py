@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,17 @@ _importing = threading.Lock()  # transformers' lazy imports fail where two threa
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _SAMPLING = {"temperature": (0.0, 100.0), "top_k": (-1, 2**31 - 1), "top_p": (1e-9, 1.0)}
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level vocabularies: printable ones for themselves, others in order (GPT-2)."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + at): byte for at, byte in enumerate(rest)}
+
+
+_BYTES = _byte_alphabet()
+_BYTE_PIECE, _SPACE = re.compile("<0x([0-9A-F]{2})>"), "\u2581"
 
 
 class Tokenizer:
@@ -78,6 +91,23 @@ class Tokenizer:
     def special_texts(self) -> tuple[str, ...]:
         """The texts of all tokens that `decode` can skip."""
         return tuple(self._inner.all_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text, which may be a piece of a character."""
+        piece = None if token in self._added else self._inner.convert_ids_to_tokens(token)
+        if isinstance(piece, str):
+            if self._is_byte_level and all(char in _BYTES for char in piece):
+                return bytes(_BYTES[char] for char in piece)
+            if not self._is_byte_level and (byte := _BYTE_PIECE.fullmatch(piece)) is not None:
+                return bytes((int(byte[1], 16),))
+            if _SPACE in piece:
+                return piece.replace(_SPACE, " ").encode()
+        return self.decode([token], skip_special_tokens=False).encode("utf-8", "replace")
+
+    @functools.cached_property
+    def _is_byte_level(self) -> bool:
+        text = self.to_json()
+        return text is not None and '"ByteLevel"' in json.dumps(json.loads(text).get("decoder"))
 
     def to_json(self) -> str | None:
         """The tokenizer as a tokenizer.json; None if it is of another kind."""

@@ -56,9 +56,7 @@ async def test_logprobs_line_up(client: openai.AsyncOpenAI) -> None:
         assert top[token] == logprob  # the sampled one is always among them, beside the two likeliest
         assert len(top) == 2 + (logprob < sorted(top.values())[-2])
     alone = (await create(client, logprobs=0, max_tokens=4)).choices[0].logprobs
-    assert alone.top_logprobs == [
-        {token: at} for token, at in zip(alone.tokens, alone.token_logprobs, strict=True)
-    ]
+    assert alone.top_logprobs == [{token: at} for token, at in zip(alone.tokens, alone.token_logprobs, strict=True)]
     parts = await streamed(client, logprobs=2, echo=True, max_tokens=4)
     tokens = [token for part in parts for one in part.choices if one.logprobs for token in one.logprobs.tokens]
     assert tokens == told.tokens
@@ -107,3 +105,31 @@ async def test_seeds_have_a_sign(client: openai.AsyncOpenAI) -> None:
     texts = [(await create(client, temperature=1.5, seed=seed)).choices[0].text for seed in (-1, -1, -(2**63), 5)]
     assert texts[0] == texts[1]
     assert len({*texts}) > 1
+
+
+@pytest.mark.parametrize("text", ["日本", "Ω≈ç", "plain", "a 日 b"])
+async def test_logprobs_of_pieces_of_characters(client: openai.AsyncOpenAI, text: str) -> None:
+    form: Any = {"structured_outputs": {"choice": [text]}}
+    told = (await create(client, logprobs=5, max_tokens=40, extra_body=form)).choices[0].logprobs
+    assert "".join(told.tokens) == text
+    assert all(text[at:].startswith(one) for at, one in zip(told.text_offset, told.tokens, strict=True))
+    assert all(len(top) in (5, 6) for top in told.top_logprobs)
+    parts = await streamed(client, logprobs=5, max_tokens=40, extra_body=form)
+    logprobs = [one.logprobs for part in parts for one in part.choices if one.logprobs]
+    assert [token for one in logprobs for token in one.tokens] == told.tokens
+    assert [at for one in logprobs for at in one.text_offset] == told.text_offset
+    ask: Any = [{"role": "user", "content": "Hi"}]
+    chat = await client.chat.completions.create(model="demo", messages=ask, logprobs=True, top_logprobs=2, max_tokens=40, extra_body={**form, "thinking_budget": 0})  # fmt: skip
+    content = chat.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert b"".join(bytes(one.bytes or ()) for one in content or ()) == text.encode()
+
+
+async def test_offsets_behind_special_tokens(client: openai.AsyncOpenAI, demo: Engine) -> None:
+    """They are not part of the text."""
+    ids = demo.tokenizer.encode("<|im_start|>user\nHi<|im_end|>", add_special_tokens=False)
+    choice = (await create(client, prompt=ids, echo=True, logprobs=0, max_tokens=0)).choices[0]
+    told = choice.logprobs
+    assert told.tokens[0] == "<|im_start|>"
+    shown = [(at, one) for at, one in zip(told.text_offset, told.tokens, strict=True) if not one.startswith("<|")]
+    assert all(choice.text[at:].startswith(one) for at, one in shown)
+    assert "".join(one for _, one in shown) == choice.text

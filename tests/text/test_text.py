@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from asurge.errors import ChatTemplateError, InvalidRequestError, PromptTooLongError, TokenizerError
 from asurge.text import StopMatcher, Tokenizer, fit_prompt, load_tokenizer, render_chat
-from tests.text.families import FAMILIES
+from tests.text.families import FAMILIES, tokenizer
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 
@@ -243,3 +243,12 @@ def test_conversations_with_tools_may_have_a_template_of_their_own() -> None:
     assert Tokenizer(fast).tool_template == "plain"
     fast.chat_template = "one"
     assert Tokenizer(fast).tool_template == "one"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_bytes_that_add_up(family: str) -> None:
+    own = tokenizer(family)
+    text = "größer 日本 ≈ end"
+    ids = own.encode(text, add_special_tokens=False)
+    joined = b"".join(map(own.token_bytes, ids)).decode()
+    assert joined.strip() == own.decode(ids).strip() or own.decode(ids) != text
