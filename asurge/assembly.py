@@ -57,7 +57,7 @@ def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> 
     use_persistent_cache(config.compilation_cache_dir)
     folder = resolve_checkpoint(config.model)
     text = folder if config.tokenizer is None else resolve_checkpoint(config.tokenizer)
-    threads = KernelThreads(budget, config.kernels)
+    threads = KernelThreads(budget, config.kernels, config.kernel_nice)
     try:
         return _assemble(config, folder, text, threads, check)
     except BaseException:

@@ -117,6 +117,8 @@ class EngineConfig:
         kernel_threads: how many threads the CPU kernels use, and how many compile steps and fill masks; None: what `ASURGE_THREADS`
             says, else as many as the process has processors, by affinity and by the quotas of its control groups. More than
             there are is lowered to that, with a warning. Engines of one process share one team, as large as the largest asks for.
+        kernel_nice: niceness of the threads of the CPU kernels, 0 to 19 (``nice(1)``): other processes go first. The process has one
+            team of them, so this holds for all its engines, and only privileged processes take it back. None: as the process.
         compilation_cache_dir: JAX's persistent cache; None: the user's cache folder; "" turns it off.
         silent_mode: no progress bars.
 
@@ -156,6 +158,7 @@ class EngineConfig:
     logits_processors: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     sampling_params_callback: Callable[..., Any] | None = None
     kernel_threads: int | None = None
+    kernel_nice: int | None = None
     compilation_cache_dir: str | None = None
     silent_mode: bool = False
 
@@ -189,6 +192,10 @@ class EngineConfig:
                 raise ConfigError(f"{field}={value} must be a power of two")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"max_model_len={self.max_model_len} leaves no room for an answer: use at least 2")
+        if self.kernel_nice is not None:
+            _at_least("kernel_nice", self.kernel_nice, 0)
+            if self.kernel_nice > 19:
+                raise ConfigError(f"kernel_nice={self.kernel_nice} must be at most 19, the nicest")
         _positive("hbm_utilization", self.hbm_utilization)
         if self.hbm_utilization > 1.0:
             raise ConfigError(f"hbm_utilization={self.hbm_utilization!r} must be in (0, 1]")

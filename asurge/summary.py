@@ -9,6 +9,7 @@ from asurge.pipeline import Pipeline
 def summarize(parts: Parts, pipeline: Pipeline, started_s: float) -> dict[str, float]:
     """Totals and averages since ``started_s`` on the pipeline's clock; latencies in seconds, throughput in tokens a second."""
     totals, waiting, running = pipeline.statistics(), parts.scheduler.num_waiting, parts.scheduler.num_running
+    team = parts.threads.statistics()
     done, uptime = max(totals.completed, 1), max(pipeline.clock() - started_s, 1e-9)
     return {
         "requests_per_second": totals.completed / uptime,
@@ -23,5 +24,8 @@ def summarize(parts: Parts, pipeline: Pipeline, started_s: float) -> dict[str, f
         "running_requests": running,
         "fallbacks": len(parts.fallbacks),
         "compilations": parts.compilations(),
-        "kernel_threads": parts.threads.count,
+        "kernel_threads": team.threads,
+        "kernel_threads_active": team.active,
+        "kernel_threads_put_aside": team.put_aside,
+        "kernel_wait_seconds": team.waited_s,
     }

@@ -14,7 +14,8 @@ from asurge.scheduler import SchedulerStatistics
 from asurge.status import EngineStatus
 
 _OWN, _VLLM = "asurge_", "vllm:"
-_ONLY_OURS = frozenset(("compilations", "fallbacks", "kernel_threads", "steps_in_flight"))
+_KERNELS = ("kernel_threads", "kernel_threads_active", "kernel_threads_put_aside", "kernel_wait_seconds")
+_ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight", *_KERNELS))
 
 
 class EngineMetrics:
@@ -99,6 +100,21 @@ class _Engines:
             "kernel_threads",
             "Threads of the CPU kernels; 0 where they do not serve the model.",
             {n: t["kernel_threads"] for n, t in totals.items()},
+        )
+        yield gauge(
+            "kernel_threads_active",
+            "Threads of the CPU kernels that take part at present: as many as pay beside the machine's other work.",
+            {n: t["kernel_threads_active"] for n, t in totals.items()},
+        )
+        yield counter(
+            "kernel_threads_put_aside",
+            "Kernel threads that were moved to another processor because the system had put them aside.",
+            {n: t["kernel_threads_put_aside"] for n, t in totals.items()},
+        )
+        yield counter(
+            "kernel_wait_seconds",
+            "Time that the CPU kernels waited for threads of their own.",
+            {n: t["kernel_wait_seconds"] for n, t in totals.items()},
         )
 
     def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 
 from asurge.ops import native
 from asurge.processors import ProcessorProbe, ThreadBudget
+
+
+_log = logging.getLogger(__name__)
 
 
 class Team:
@@ -53,24 +58,50 @@ class Team:
 _TEAM = Team(native.set_threads, lambda: ProcessorProbe().look().count)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TeamStatistics:
+    """The kernels' threads, of all engines of the process.
+
+    Attributes:
+        threads / active: that there are, and that take part at present: as many as pay beside the other work of the machine.
+        waited_s: how long callers have waited for others since the start.
+        put_aside: how often a thread that the system had put aside in the middle of its work was given another processor.
+    """
+
+    threads: int = 0
+    active: int = 0
+    waited_s: float = 0.0
+    put_aside: int = 0
+
+
 class KernelThreads:
     """An engine's part in the team, from its start to `leave`.
 
     Args:
         kernels: which the engine may use (`EngineConfig.kernels`); without those for CPUs, it has no part.
+        niceness: of the team's threads from now on; None leaves it.
     """
 
-    def __init__(self, budget: ThreadBudget, kernels: str, team: Team = _TEAM) -> None:
+    def __init__(self, budget: ThreadBudget, kernels: str, niceness: int | None = None, *, team: Team = _TEAM) -> None:
         self.budget, self._team = budget, team
         wanted = kernels in ("auto", "native")
         if wanted:  # first of all: where kernels are loaded now, the team must not be larger to begin with
             team.join(budget)
         self._used = wanted and native.unavailable() is None
+        if self._used and niceness is not None and not native.set_niceness(niceness):
+            _log.warning("kernel_nice=%d is less than the kernels' threads have: they stay as they are", niceness)
 
     @property
     def count(self) -> int:
         """Threads in the team, which other engines of the process may have made larger; 0 if this one does not use it."""
         return self._team.size if self._used else 0
+
+    def statistics(self) -> TeamStatistics:
+        """What the team does; all 0 if this engine does not use it."""
+        pool = native.pool_statistics() if self._used else None
+        if pool is None:
+            return TeamStatistics()
+        return TeamStatistics(self.count, pool.active, pool.waited_ns / 1e9, pool.rescues + pool.swaps)
 
     def refresh(self) -> None:
         """Follow what has become of the processors. Cheap: called before each step."""

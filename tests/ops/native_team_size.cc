@@ -22,7 +22,7 @@ struct Machine {
   int64_t now_ns = 0;
   int changes = 0;
 
-  explicit Machine(int processors) : processors(processors) { size.limit(processors); }
+  explicit Machine(int processors) : processors(processors) { size.set_limit(processors); }
 
   // While others keep `busy` processors, and take a turn of this length from each thread that has no other left, in every region.
   void compute(int64_t for_ns, int busy, int64_t turn_ns) {
@@ -66,7 +66,7 @@ int main() {
   Machine crowded(4);
   crowded.compute(1'000 * kMillisecond, 4, 10 * kMillisecond);
   REQUIRE(crowded.active() <= 2);
-  crowded.size.limit(3);
+  crowded.size.set_limit(3);
   REQUIRE(crowded.active() == 3);
 
   const asurge::PoolStatistics statistics = crowded.size.statistics();

@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int64_t kStepNs = 5'000, kTurnNs = 4'000'000;
-constexpr int kMostSteps = 100'000;
+constexpr int kMostSteps = 1'000'000;
 
 std::string history;  // that is being tried
 
@@ -159,7 +159,9 @@ class Simulation {
 };
 
 Simulation* simulation = nullptr;
+bool rescues = true;  // whether threads may be moved
 thread_local int own = -1;
+thread_local bool in_piece = false;
 
 // Each use is a step.
 template <typename Value>
@@ -219,7 +221,7 @@ class SimulatedSystem {
     simulation->wake(&word, most);
   }
   int64_t computed_ns(ThreadId thread) const { return simulation->computed_ns(thread); }
-  bool move_here(ThreadId thread, int) { return simulation->rescue(thread); }
+  bool move_here(ThreadId thread, int) { return rescues && simulation->rescue(thread); }
   void move_to(int) {}
   void spread(int, int) {}
   bool waits_here(ThreadId) const { return false; }
@@ -242,7 +244,9 @@ void call(Pool& pool, int regions, int pieces) {
       ++inside;
       for (int piece; mine.take(piece);) {
         if (begun[piece]++) fail("a piece was claimed twice");
-        simulation->step(own, false);
+        in_piece = true;
+        simulation->step(own, own == 0);
+        in_piece = false;
         ++done[piece];
       }
       --inside;
@@ -294,6 +298,31 @@ int run(const Shape& shape, std::function<Choice(int, int)> choose) {
   return here.steps();
 }
 
+// A team whose helper is put aside in every region, and may not be moved, goes on without it, and takes it back when the machine
+// is quiet.
+void try_sizes() {
+  history = "sizes";
+  rescues = false;
+  bool busy = true;
+  Simulation here([&](int, int) { return Choice{kSame, busy && own != 0 && in_piece}; });
+  simulation = &here;
+  own = here.enter();
+  auto pool = std::make_unique<Pool>();
+  pool->resize(2);
+  const auto call_until = [&](int size) {
+    for (int region = 0; pool->size() != size; ++region) {
+      if (region == 10'000) fail("the team keeps its size");
+      call(*pool, 1, 4);
+    }
+  };
+  call_until(1);
+  busy = false;
+  call_until(2);
+  here.end(own);
+  pool->system().join();
+  rescues = true;
+}
+
 void try_schedules(unsigned first, unsigned count) {
   for (unsigned seed = first; seed < first + count; ++seed) {
     history = "seed " + std::to_string(seed);
@@ -332,6 +361,7 @@ void try_interleavings(const Shape& shape, int soon) {
 int main(int count, char** arguments) {
   if (count == 4) {
     try_schedules(std::atoi(arguments[2]), std::atoi(arguments[3]));
+    try_sizes();
   } else {
     for (const int pause : {0, 3, 40}) try_interleavings(Shape{2, 1, 2, 2, false, pause}, 10);
   }

@@ -38,9 +38,9 @@ def test_engines_share_one_team() -> None:
     """It is as large as the largest asks for, and goes back when that ends."""
     sizes: list[int] = []
     team = Team(sizes.append, lambda: 7)
-    two = KernelThreads(budget(2), "auto", team)
-    four = KernelThreads(budget(4), "native", team)
-    one = KernelThreads(budget(1), "auto", team)
+    two = KernelThreads(budget(2), "auto", team=team)
+    four = KernelThreads(budget(4), "native", team=team)
+    one = KernelThreads(budget(1), "auto", team=team)
     assert (two.count, four.count, one.count) == (4, 4, 4)
     four.leave()
     four.leave()
@@ -53,7 +53,7 @@ def test_engines_share_one_team() -> None:
 
 def test_an_engine_without_the_kernels_has_no_part() -> None:
     sizes: list[int] = []
-    threads = KernelThreads(budget(3), "xla", Team(sizes.append, lambda: 7))
+    threads = KernelThreads(budget(3), "xla", team=Team(sizes.append, lambda: 7))
     threads.refresh()
     assert threads.count == 0
     threads.leave()
@@ -68,14 +68,14 @@ def test_the_team_follows_the_processors() -> None:
         return ThreadBudget(asked, probe=probe, environment={}, clock=lambda: now_s)
 
     team = Team(sizes.append, lambda: 7)
-    threads = KernelThreads(follows(None), "auto", team)
+    threads = KernelThreads(follows(None), "auto", team=team)
     visible = 2
     threads.refresh()
     assert threads.count == 4
     now_s = 2.0
     threads.refresh()
     assert threads.count == 2
-    busy = KernelThreads(follows(1), "auto", team)
+    busy = KernelThreads(follows(1), "auto", team=team)
     visible, now_s = 1, 4.0
     busy.refresh()  # the other has nothing to do, and does not look itself
     assert threads.count == 1
@@ -85,9 +85,9 @@ def test_the_team_follows_the_processors() -> None:
 def test_an_engine_that_nobody_stopped_is_forgotten() -> None:
     sizes: list[int] = []
     team = Team(sizes.append, lambda: 7)
-    KernelThreads(budget(4), "auto", team)
+    KernelThreads(budget(4), "auto", team=team)
     gc.collect()
-    last = KernelThreads(budget(2), "auto", team)
+    last = KernelThreads(budget(2), "auto", team=team)
     assert last.count == 2
 
 
@@ -117,7 +117,9 @@ async def test_an_engine_says_what_it_uses(
         metrics.watch("small", engine)
         shown = metrics.exposition().decode()
         assert 'asurge_kernel_threads{engine="0",model_name="small"} 1.0' in shown or 'asurge_kernel_threads{model_name="small",engine="0"} 1.0' in shown  # fmt: skip
-        assert "vllm:kernel_threads" not in shown
+        assert "vllm:kernel_" not in shown
+        for name in ("threads_active", "threads_put_aside_total", "wait_seconds_total"):
+            assert f"\nasurge_kernel_{name}{{" in shown
         assert resized[-1] == 1
     assert resized[-1] != 1 or ProcessorProbe().look().count == 1
     told = [record.getMessage() for record in caplog.records if "kernel threads" in record.getMessage()]
@@ -277,3 +279,36 @@ def test_an_engine_follows_its_quota(small_folder: Path) -> None:
         join = f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
         raised = f"open({str(quota)!r}, 'w').write('{1000 * 100_000}')"
         assert lived(small_folder, join, raised) == f"[{before}, 1, {before}] 1"
+
+
+NICE = """
+import asyncio, os, sys
+from asurge import Engine
+
+def niceness():
+    threads = {}
+    for task in os.listdir("/proc/self/task"):
+        name = open(f"/proc/self/task/{task}/comm").read().strip()
+        threads[name.rstrip("0123456789")] = os.getpriority(os.PRIO_PROCESS, int(task))
+    return threads
+
+async def main():
+    async with Engine(sys.argv[1], kernel_threads=2, kernel_nice=7, max_model_len=64, silent_mode=True) as engine:
+        await engine.generate("a")
+        found = niceness()
+        assert found["asurge-"] == 7 and found["python"] == 0, found
+
+asyncio.run(main())
+"""
+
+
+@needs_two
+def test_the_kernels_threads_are_as_nice_as_they_are_told(small_folder: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", NICE, str(small_folder)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("value", [-1, 20, True, "low"])
+def test_a_niceness_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="kernel_nice="):
+        Engine("demo", kernel_nice=value)

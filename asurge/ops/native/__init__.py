@@ -59,6 +59,16 @@ def set_threads(count: int) -> None:
         library.asurge_set_threads(count)
 
 
+def set_niceness(niceness: int) -> bool:
+    """Set how nice the kernels' own threads are to others (``nice(1)``): their callers' threads belong to the process.
+
+    Returns:
+        Whether it could be done: only a privileged process makes them less nice than they are.
+    """
+    library = loaded() if unavailable() is None else None
+    return library is not None and bool(library.asurge_set_niceness(niceness))
+
+
 def loaded() -> ctypes.CDLL | None:
     """The best library that this processor can run; None if it can run none.
 
@@ -104,10 +114,9 @@ class PoolStatistics(ctypes.Structure):
 
 def pool_statistics() -> PoolStatistics | None:
     """What the kernels' threads have done so far; None without kernels."""
-    if unavailable() is not None:
+    library = loaded() if unavailable() is None else None
+    if library is None:
         return None
-    library = loaded()
-    assert library is not None
     library.asurge_pool_statistics.restype = PoolStatistics
     found: PoolStatistics = library.asurge_pool_statistics()
     return found

@@ -22,7 +22,10 @@ class TeamSize {
  public:
   int active() const { return active_.load(std::memory_order_relaxed); }
 
-  void limit(int size) {
+  int limit() const { return limit_.load(std::memory_order_relaxed); }
+
+  // Takes effect at once, whatever was tried so far.
+  void set_limit(int size) {
     limit_.store(size, std::memory_order_relaxed);
     active_.store(size, std::memory_order_relaxed);
   }
@@ -60,7 +63,7 @@ class TeamSize {
     const int64_t computed = region_ns_.load(std::memory_order_relaxed) - window_.region_ns - waited;
     window_ = {window_.region_ns + computed + waited, window_.waited_ns + waited};
     due_ns_.store(window_.region_ns + kWindowNs, std::memory_order_relaxed);
-    const int size = active(), limit = limit_.load(std::memory_order_relaxed);
+    const int size = active(), limit = this->limit();
     // Without the last thread, what was computed would take size / (size - 1) times as long; half of that where memory is the
     // limit, as it mostly is.
     if (size > 1 && 2 * waited * (size - 1) > computed) {

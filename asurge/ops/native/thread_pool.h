@@ -87,7 +87,8 @@ class BasicThreadPool {
   // call at once; the others then help any of them.
   template <typename Function>
   void run(int count, const Function& body) {
-    Region* region = count > 1 && size() > 1 ? acquire() : nullptr;
+    // Also where the team is one at present: it is noted how long regions take, and when to try more.
+    Region* region = count > 1 && size_.limit() > 1 ? acquire() : nullptr;
     if (region == nullptr) {
       Claims claims;
       claims.open(count);
@@ -115,7 +116,7 @@ class BasicThreadPool {
       }
     } catch (const std::system_error&) {
     }
-    size_.limit(std::min(size, helpers_ + 1));
+    size_.set_limit(std::min(size, helpers_ + 1));
     note_growth();
   }
 
@@ -138,7 +139,7 @@ class BasicThreadPool {
     helpers_ = 0;
     sleeping_.store(0);
     for (Region& region : regions_) region.taken.store(false);
-    size_.limit(1);
+    size_.set_limit(1);
   }
 
   PoolStatistics statistics() const { return size_.statistics(); }
@@ -251,7 +252,7 @@ class BasicThreadPool {
   // Where nobody has helped for a while, helpers may wait for their turn on this very processor while another is free: the system
   // wakes them where they slept, or where they were woken. They are sent away, one after another.
   void push_helper(Region& region, int64_t now_ns) {
-    if (now_ns < region.helped_ns + kUnhelpedNs) return;
+    if (now_ns < region.helped_ns + kUnhelpedNs || size() == 1) return;
     region.helped_ns = now_ns;
     const int count = helpers_.load(std::memory_order_relaxed);
     const ThreadId id = workers_[count > 1 ? region.pushed++ % count : 0].id.load(std::memory_order_relaxed);
