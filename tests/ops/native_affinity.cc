@@ -85,7 +85,7 @@ int main(int, char** arguments) {
     allow(one, one);  // this thread stays
     if (system.waits_here(id)) {
       seen = true;
-      system.push(id);
+      system.push(0, id);
     } else if (!ran) {
       asurge::Affinity::move(id, asurge::Affinity::only(one));
     }
@@ -93,6 +93,18 @@ int main(int, char** arguments) {
   REQUIRE(ran && seen && may_run_on(id, one, other));
   REQUIRE(system.computed_ns(id) > 0);
   REQUIRE(system.move_here(id, 0) && may_run_on(id, one, other));
+
+  // Threads that move each other at the same time leave both free to run anywhere.
+  const pid_t own = gettid();
+  allow(one, other);
+  std::thread moving([&] {
+    for (int turn = 0; turn < 2'000; ++turn) asurge::Affinity::move(id, asurge::Affinity::only(turn % 2 ? one : other));
+  });
+  for (int turn = 0; turn < 2'000; ++turn) {
+    asurge::Affinity::move(turn % 3 ? id.load() : own, asurge::Affinity::only(turn % 2 ? other : one));
+  }
+  moving.join();
+  REQUIRE(may_run_on(id, one, other) && may_run_on(own, one, other));
   over = true;
   waiting.join();
 

@@ -225,7 +225,8 @@ class SimulatedSystem {
   void move_to(int) {}
   void spread(int, int) {}
   bool waits_here(ThreadId) const { return false; }
-  void push(ThreadId) {}
+  void push(int, ThreadId) {}
+  void forget_threads() {}
   void set_niceness(int) {}
   bool be_nice(ThreadId) const { return true; }
 

@@ -31,8 +31,11 @@ class Affinity {
     if (shared && move(0, free_processors(callers_processor))) note(helper, sched_getcpu());
   }
 
-  // Moves a thread that may wait for its turn on the processor of a caller to another.
-  void push(pid_t thread, int callers_processor) { move(thread, free_processors(callers_processor)); }
+  // Moves a helper that waits for its turn on the processor of a caller to another.
+  void push(int helper, pid_t thread, int callers_processor) {
+    note(helper, callers_processor);
+    move(thread, free_processors(callers_processor));
+  }
 
   // Where a helper is. All threads read this all the time: only changes are written.
   void note(int helper, int processor) {
@@ -40,15 +43,23 @@ class Affinity {
     if (helper >= helpers_.load(std::memory_order_relaxed)) helpers_.store(helper + 1, std::memory_order_relaxed);
   }
 
-  // Moves a thread to one of some processors, at once if it waits for its turn. Where it may run stays as it was.
+  // Moves a thread to one of some processors, at once if it waits for its turn. Where it may run stays as it was. Not while another
+  // moves one: it would take for granted what is meant for a moment, and leave it so.
   static bool move(pid_t thread, const cpu_set_t& processors) {
+    if (moving_.test_and_set(std::memory_order_acquire)) return false;
     cpu_set_t allowed, to;
-    if (sched_getaffinity(thread, sizeof allowed, &allowed) != 0) return false;
-    CPU_AND(&to, &allowed, &processors);
-    if (CPU_COUNT(&to) == 0 || sched_setaffinity(thread, sizeof to, &to) != 0) return false;
-    sched_setaffinity(thread, sizeof allowed, &allowed);
-    return true;
+    bool moved = sched_getaffinity(thread, sizeof allowed, &allowed) == 0;
+    if (moved) {
+      CPU_AND(&to, &allowed, &processors);
+      moved = CPU_COUNT(&to) > 0 && sched_setaffinity(thread, sizeof to, &to) == 0;
+      if (moved) sched_setaffinity(thread, sizeof allowed, &allowed);
+    }
+    moving_.clear(std::memory_order_release);
+    return moved;
   }
+
+  // In a forked child, where nobody is moving any.
+  static void forget_moves() { moving_.clear(); }
 
   static cpu_set_t only(int processor) {
     cpu_set_t set;
@@ -70,6 +81,7 @@ class Affinity {
     return free;
   }
 
+  static inline std::atomic_flag moving_;
   std::array<std::atomic<int>, kMostHelpers> processors_;
   std::atomic<int> helpers_{0};  // that have ever been anywhere
 };

@@ -124,8 +124,11 @@ class OperatingSystem {
     return at && std::atoi(at) == processor();
   }
 
-  // Moves a thread that waits for its turn on this processor to another.
-  void push(ThreadId thread) { affinity_.push(thread, processor()); }
+  // Moves a helper that waits for its turn on this processor to another.
+  void push(int helper, ThreadId thread) { affinity_.push(helper, thread, processor()); }
+
+  // In a forked child.
+  void forget_threads() { Affinity::forget_moves(); }
 
   static constexpr int kNoHelper = -1, kNowhere = Affinity::kNowhere;
 

@@ -138,6 +138,7 @@ class BasicThreadPool {
     new (&resizing_) std::mutex;
     helpers_ = 0;
     sleeping_.store(0);
+    system_.forget_threads();
     for (Region& region : regions_) region.taken.store(false);
     size_.set_limit(1);
   }
@@ -252,13 +253,14 @@ class BasicThreadPool {
   // Where nobody has helped for a while, helpers may wait for their turn on this very processor while another is free: the system
   // wakes them where they slept, or where they were woken. They are sent away, one after another.
   void push_helper(Region& region, int64_t now_ns) {
-    if (now_ns < region.helped_ns + kUnhelpedNs || size() == 1) return;
+    const int helpers = size() - 1;
+    if (now_ns < region.helped_ns + kUnhelpedNs || helpers < 1) return;
     region.helped_ns = now_ns;
-    const int count = helpers_.load(std::memory_order_relaxed);
-    const ThreadId id = workers_[count > 1 ? region.pushed++ % count : 0].id.load(std::memory_order_relaxed);
+    const int helper = static_cast<int>(region.pushed++ % helpers);
+    const ThreadId id = workers_[helper].id.load(std::memory_order_relaxed);
     if (!system_.waits_here(id)) return;
     size_.note_push();
-    system_.push(id);
+    system_.push(helper, id);
   }
 
   // Until the others have done what they claimed.
