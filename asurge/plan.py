@@ -207,7 +207,8 @@ class StepResult:
         token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
             token.
         error: why the step failed, or None. Then no token is valid.
-        state_lost: the pages' contents are gone (the failure hit donated buffers): recompute everything.
+        generation: of the pages and slots it ran on: whenever they are lost and made anew, empty, it is the next one.
+        state_lost: that generation is gone (the failure hit donated buffers): recompute everything.
         device_time_s: what the device took: from dispatch, or from the previous result if that came later, to this one.
         logprobs: for a step that draws apart and has a row that asks, ``[rows]``.
         prompt_logprobs: by row, those of the prompt tokens it scored.
@@ -217,11 +218,17 @@ class StepResult:
     plan: StepPlan
     token_ids: npt.NDArray[np.int32]
     error: BaseException | None = None
+    generation: int = 0
     state_lost: bool = False
     device_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: Mapping[int, TokenLogprobs] = dataclasses.field(default_factory=dict)
     pooled: Mapping[int, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def intact(self) -> int:
+        """The first generation that may still be there, as far as this result tells."""
+        return self.generation + self.state_lost
 
 
 class StepHandle(Protocol):

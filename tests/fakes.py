@@ -69,12 +69,15 @@ class PagedDevice:
 
     Tables with a window are read no further than it reaches; the first table has none. Each row reads its context through its page table, so a page given away too early, shared wrongly, or never
     written shows up as a wrong draw, compared with the tokens of the sequence by the test.
+
+    State that is lost is made anew, empty, when the next step executes, and counts as the next ``generation``.
     """
 
     def __init__(self, limits: RunnerLimits) -> None:
         self.limits = limits
         self.pages = np.full((limits.num_pages, limits.page_size), -1, np.int64)
         self.last_token = np.full(limits.max_num_seqs, -1, np.int64)
+        self.generation, self.is_state_lost = 0, False
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert plan.draws <= self.limits.max_draws
@@ -84,6 +87,7 @@ class PagedDevice:
         assert 0 < cost <= self.limits.max_num_batched_tokens
         assert len(plan.rows) <= self.limits.max_num_seqs
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
+        self.renew()
         tokens = np.full((len(plan.rows), plan.draws), -1, np.int32)
         for step in range(plan.draws):
             going = [at for at, row in enumerate(plan.rows) if _goes_on(row, tokens[at, :step])]
@@ -92,11 +96,28 @@ class PagedDevice:
             for at in going:
                 tokens[at, step] = self._draw(plan.rows[at], step)
         pooled = {at: self._pool(row) for at, row in enumerate(plan.rows) if row.pooled}
-        return StepResult(plan, tokens, pooled=pooled)
+        return StepResult(plan, tokens, generation=self.generation, pooled=pooled)
+
+    def renew(self) -> None:
+        """Make lost state anew, which is what a dispatch does first."""
+        if self.is_state_lost:
+            self.generation, self.is_state_lost = self.generation + 1, False
+
+    def fail(self, plan: StepPlan, error: Exception, *, state_lost: bool, generation: int | None = None) -> StepResult:
+        """The result of a step that fails without touching a page; or, with the state lost, after it took all of them along.
+
+        Args:
+            generation: of a step that had executed; by now there may be a later one, which is not lost with it.
+        """
+        generation = self.generation if generation is None else generation
+        if state_lost and generation == self.generation:
+            self.lose_state()
+        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, generation, state_lost)
 
     def lose_state(self) -> None:
         self.pages[:] = -2
         self.last_token[:] = -2
+        self.is_state_lost = True
 
     def _write(self, row: PlanRow, step: int) -> None:
         tokens = [self.last_token[row.slot]] if row.token_ids is None else row.token_ids
@@ -139,7 +160,7 @@ class FakeRunner:
 
     Steps compute at dispatch. After `hold`, results stay unreadable until `release`. With ``overlapped_until``, the
     result of each step before that one becomes readable only when the next step has been dispatched, so a pipeline
-    that reads first hangs. ``on_dispatch`` can raise or return a result of its own.
+    that reads first hangs. ``on_dispatch`` can raise or return a result of its own; so can ``on_draw``, where draws are apart.
     """
 
     def __init__(
@@ -147,13 +168,14 @@ class FakeRunner:
         limits: RunnerLimits,
         *,
         on_dispatch: Callable[[StepPlan, StepResult], StepResult] | None = None,
+        on_draw: Callable[[StepPlan, StepResult], StepResult] | None = None,
         overlapped_until: int = 0,
     ) -> None:
         self.limits = limits
         self.device = PagedDevice(limits)
         self.events: list[tuple[str, int]] = []
         self.masks: dict[int, np.ndarray | None] = {}
-        self.on_dispatch = on_dispatch
+        self.on_dispatch, self.on_draw = on_dispatch, on_draw
         self.stopped = False
         self._overlapped_until = overlapped_until
         self._dispatched = threading.Condition()
@@ -197,6 +219,8 @@ class _FakeHandle:
     def draw(self, masks: np.ndarray | None = None) -> None:
         self._runner.events.append(("draw", self._result.plan.step_id))
         self._runner.masks[self._result.plan.step_id] = masks
+        if self._runner.on_draw is not None:
+            self._result = self._runner.on_draw(self._result.plan, self._result)
 
     def wait(self) -> StepResult:
         return self._runner.wait(self._result)

@@ -56,19 +56,19 @@ class _Dispatched:
     ) -> None:
         self._runner, self._plan, self._drawn, self._drawn_at = runner, plan, drawn, drawn_at
         self._hidden, self._scores, self._sums = hidden, scores, sums
-        self._error: Exception | None = None
+        self._failed: StepResult | None = None
         self._generation, self._began_s = runner.generation, time.monotonic()
 
     def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
         try:
             self._drawn = self._runner.draw(self._plan, self._drawn_at, masks, self._hidden.last)
-        except Exception as error:
-            self._error = error
+        except Exception as error:  # asked now: the next dispatch may have made fresh state before anybody waits
+            self._failed = self._runner.failed(self._plan, error)
 
     def wait(self) -> StepResult:
         plan, runner = self._plan, self._runner
-        if self._error is not None:
-            return _failed(plan, self._error, state_lost=runner.is_state_lost())
+        if self._failed is not None:
+            return self._failed
         try:
             if plan.draws_apart:
                 tokens, logprobs = runner.drawer.read(plan, self._drawn)
@@ -78,9 +78,17 @@ class _Dispatched:
             pooled = {} if self._sums is None else self._sums.read()
         except Exception as error:  # the device reports a failed step when its result is read
             runner.spoil(self._generation)
-            return _failed(plan, error, state_lost=True)
+            return _failed(plan, error, self._generation, state_lost=True)
         took_s = runner.took(self._began_s)
-        return StepResult(plan, tokens, device_time_s=took_s, logprobs=logprobs, prompt_logprobs=scores, pooled=pooled)
+        return StepResult(
+            plan,
+            tokens,
+            generation=self._generation,
+            device_time_s=took_s,
+            logprobs=logprobs,
+            prompt_logprobs=scores,
+            pooled=pooled,
+        )
 
 
 class _Failed:
@@ -96,8 +104,8 @@ class _Failed:
         return self._result
 
 
-def _failed(plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult:
-    return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error=error, state_lost=state_lost)
+def _failed(plan: StepPlan, error: Exception, generation: int, *, state_lost: bool) -> StepResult:
+    return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, generation, state_lost)
 
 
 def _delete(arrays: Leaves) -> None:
@@ -222,7 +230,7 @@ class DeviceRunner:
             scores = self._scorer.dispatch(plan, shape, self._leaves, hidden.flat)
             sums = self._pooler.dispatch(plan, shape, self._leaves, hidden.flat)
         except Exception as error:
-            return _Failed(_failed(plan, error, state_lost=self.is_state_lost()))
+            return _Failed(self.failed(plan, error))
         return _Dispatched(self, plan, drawn, drawn_at, hidden, scores, sums)
 
     def draw(
@@ -252,6 +260,10 @@ class DeviceRunner:
         self._leaves = ()
         self._steps.clear()
         self._threads.leave()
+
+    def failed(self, plan: StepPlan, error: Exception) -> StepResult:
+        """What becomes of a step that fails while it is sent to the device."""
+        return _failed(plan, error, self.generation, state_lost=self.is_state_lost())
 
     def spoil(self, generation: int) -> None:
         """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in flight after

@@ -62,6 +62,7 @@ class Scheduler:
         )
         self._running = self._residents.running
         self._next_step, self._next_arrival = 0, 0
+        self._intact = 0  # the first generation of pages whose loss is not known
         self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
 
     @property
@@ -231,10 +232,13 @@ class Scheduler:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
         plan, sequences = self._in_flight.popleft()
         assert plan is result.plan, "results must be applied in the order of their plans"
+        # First, whatever else the result says: two losses may be told by steps in a row, the second of which is void, and one
+        # that nobody told of shows in the steps that ran after it.
+        lost = result.intact > self._intact
+        if lost or result.error is not None:
+            return self._apply_failure(result, sequences, lost=lost)
         if plan.step_id < self._first_valid_step:
             return []
-        if result.error is not None:
-            return self._apply_failure(result, result.error, sequences)
         updates = []
         drawn = result.token_ids.tolist()
         for index, (sequence, row, tokens) in enumerate(zip(sequences, plan.rows, drawn, strict=True)):
@@ -279,19 +283,23 @@ class Scheduler:
             self._cache.register(sequence)
         return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
 
-    def _apply_failure(self, result: StepResult, error: BaseException, sequences: tuple[Sequence, ...]) -> list[Update]:
+    def _apply_failure(self, result: StepResult, sequences: tuple[Sequence, ...], *, lost: bool) -> list[Update]:
         """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.
-        A sequence preempted since the step was planned does not fail: it starts over anyway."""
+        A sequence preempted since the step was planned does not fail: it starts over anyway; so do all in a void step.
+
+        Args:
+            lost: with all pages, which was not known before.
+        """
         updates = []
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
-            if sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
+            if result.error is not None and sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
                 self._end(sequence)
-                updates.append(Update(sequence.sequence_id, (), "error", None, sequence.cached, error))
-        if result.state_lost:
-            self._first_valid_step = self._next_step
+                updates.append(Update(sequence.sequence_id, (), "error", None, sequence.cached, result.error))
+        if lost:
+            self._intact, self._first_valid_step = result.intact, self._next_step
             self._pool.forget_all()
             self._recompute(list(self._running))
-        else:
+        elif result.plan.step_id >= self._first_valid_step:
             later = (plan for plan, _ in self._in_flight)
             damaged = damaged_pages(result.plan, later, self.limits.page_size)
             for page in damaged:

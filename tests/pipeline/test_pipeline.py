@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pytest
 
 from asurge.errors import DeadlineExceededError, EngineDeadError, EngineOverloadedError, RequestFailedError
@@ -180,8 +179,7 @@ async def test_lost_state_is_recomputed_for_those_not_in_the_step() -> None:
     def lose(plan: StepPlan, result: StepResult) -> StepResult:
         if plan.step_id != 3:
             return result
-        runner.device.lose_state()
-        return StepResult(plan, np.zeros_like(result.token_ids), RuntimeError("boom"), state_lost=True)
+        return runner.device.fail(plan, RuntimeError("boom"), state_lost=True)
 
     runner = FakeRunner(LIMITS, on_dispatch=lose)
     async with serving(runner, depth=1) as (pipeline, scheduler, _):
@@ -193,6 +191,26 @@ async def test_lost_state_is_recomputed_for_those_not_in_the_step() -> None:
             await read(spared)
         output = await read(submit(pipeline, "c"))
         assert output.outputs[0].token_ids == continuation(PROMPT, 6)
+        scheduler.check()
+
+
+async def test_a_draw_that_takes_the_state_along_leaves_no_page_to_be_found() -> None:
+    """The next step is dispatched, on fresh pages, before anybody reads that this one has failed."""
+
+    def lose(plan: StepPlan, result: StepResult) -> StepResult:
+        if plan.step_id != 3:
+            return result
+        return runner.device.fail(plan, MemoryError("at the draw"), state_lost=True)
+
+    runner = FakeRunner(LIMITS, on_draw=lose, overlapped_until=6)
+    async with serving(runner) as (pipeline, scheduler, _):
+        told = submit(pipeline, "told", max_tokens=20, apart=True)
+        with pytest.raises(RequestFailedError, match="at the draw"):
+            await read(told)
+        assert runner.events.index(("dispatch", 4)) < runner.events.index(("read", 3))
+        output = await read(submit(pipeline, "later"))
+        assert output.outputs[0].token_ids == continuation(PROMPT, 6)
+        assert output.num_cached_tokens == 0
         scheduler.check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, load_model
-from asurge.plan import PlanRow, RowSampling, RunnerLimits, StepPlan
+from asurge.plan import PlanRow, RowSampling, RunnerLimits, Shaping, StepPlan
 from asurge.runner import DeviceRunner
 from asurge.runner.memory import num_pages
 from tests.checkpoints import random_tokens
@@ -145,6 +146,51 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     assert steps[1].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
     assert runner.generation == generation
+
+
+@pytest.mark.parametrize("taken", ["last tokens", "counts"])
+def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
+    runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    """Also when the next dispatch has made fresh state before the result is read."""
+    prompt = PROMPT[:8]
+    run(runner, [], [row(0, 0, prompt, True, range(1, 9))])
+    before = runner.generation
+    shaped = RowSampling(shaping=Shaping(logprobs=1))
+    step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
+    with monkeypatch.context() as broken:
+        if taken == "last tokens":  # right after the dispatch: the copy to the host cannot be begun
+
+            def begin_fetch(array: jax.Array) -> None:
+                raise MemoryError("no room")
+
+            broken.setattr("asurge.runner.draw.begin_fetch", begin_fetch)
+        else:
+
+            def draw(*given: object) -> None:
+                runner.drawer._counts().delete()
+                raise MemoryError("no room")
+
+            broken.setattr(runner.drawer, "draw", draw)
+        step.draw()
+    after = run(runner, [], [row(0, 0, prompt, True, range(1, 9))])
+    result = step.wait()
+    assert isinstance(result.error, MemoryError)
+    assert result.state_lost
+    assert (result.generation, result.intact, after.generation) == (before, before + 1, before + 1)
+
+
+def test_a_draw_that_fails_before_its_dispatch_loses_nothing(
+    runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
+    before = runner.generation
+    shaped = RowSampling(shaping=Shaping(masked=True))
+    step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
+    step.draw(np.zeros((1, 2), np.uint32))  # masks of another vocabulary
+    result = step.wait()
+    assert (type(result.error), result.state_lost) == (ValueError, False)
+    assert run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))]).generation == before
 
 
 def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model: Decoder) -> None:

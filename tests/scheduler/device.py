@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult
 from tests.fakes import PagedDevice, page_of
 
@@ -52,12 +50,6 @@ class TracingDevice(PagedDevice):
                 spoiled.add(row.sequence_id)
         self.read_garbage[plan.step_id] = spoiled
         return result
-
-    def fail(self, plan: StepPlan, error: Exception, *, state_lost: bool) -> StepResult:
-        """A step that fails without touching a page; or, with the state lost, after it took all of them along."""
-        if state_lost:
-            self.lose_state()
-        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, state_lost=state_lost)
 
     def lose_state(self) -> None:
         super().lose_state()

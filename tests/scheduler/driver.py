@@ -52,8 +52,8 @@ class Driver:
         """Plan a step and run it; its result is to be applied later."""
         return self.device.execute(self.plan())
 
-    def fail(self, plan: StepPlan, *, state_lost: bool = False) -> StepResult:
-        return self.device.fail(plan, BOOM, state_lost=state_lost)
+    def fail(self, plan: StepPlan, *, state_lost: bool = False, generation: int | None = None) -> StepResult:
+        return self.device.fail(plan, BOOM, state_lost=state_lost, generation=generation)
 
     def apply(self, result: StepResult) -> list[Update]:
         updates = self.scheduler.apply(result)

@@ -34,7 +34,7 @@ class History:
         capacity: int | None = None,
     ) -> None:
         self.limits, self.depth = limits, depth
-        self.groups, self.groups_while_others_wait, self.embeddings = 0, 0, 0
+        self.groups, self.groups_while_others_wait, self.embeddings, self.losses_in_a_row = 0, 0, 0, 0
         cache = CacheConfig(enable_prefix_caching=caching, prefix_cache_capacity=capacity)
         self.scheduler = Scheduler(limits, config, cache, max_queued_requests=MAX_QUEUED)
         self.device = TracingDevice(limits)
@@ -71,9 +71,15 @@ class History:
         self.scheduler.check()
 
     def dispatch(
-        self, *, draws: int = 1, bound: int | None = None, fails: bool = False, state_lost: bool = False
+        self,
+        *,
+        draws: int = 1,
+        bound: int | None = None,
+        fails: bool = False,
+        state_lost: bool = False,
+        at_draw: bool = False,
     ) -> bool:
-        """Plan one step and run it, or have it fail before it reaches the device."""
+        """Plan one step and run it, or have it fail before it reaches the device; or, ``at_draw``, when its forward pass has run."""
         if len(self.flying) == self.depth:
             return False
         plan = self.scheduler.plan(Pace(draws, draws, bound))
@@ -83,15 +89,28 @@ class History:
         self.groups += plan.draws > 1
         self.groups_while_others_wait += plan.draws > 1 and self.scheduler.num_waiting > 0
         broken = fails or state_lost
-        error = RuntimeError("dispatch")
-        result = self.device.fail(plan, error, state_lost=state_lost) if broken else self.device.execute(plan)
+        self.device.renew()
+        if at_draw or not broken:
+            result = self.device.execute(plan)
+        if broken:
+            result = self.device.fail(plan, RuntimeError("dispatch"), state_lost=state_lost)
         self.flying.append(result)
         return True
 
-    def fail_at_read(self) -> None:
-        """The oldest step turns out to have failed on the device, and took all that was behind it along."""
-        error = RuntimeError("device")
-        self.flying = deque(self.device.fail(step.plan, error, state_lost=True) for step in self.flying)
+    def fail_at_read(self, *, alone: bool = False) -> None:
+        """The oldest step turns out to have failed on the device, and took all that was computed behind it along; or, ``alone``,
+        it cannot be read, and nobody knows what it left."""
+        if not self.flying:
+            return
+        first = self.flying[0].generation
+        for at, step in enumerate(self.flying):
+            if step.generation == first and (at == 0 or not alone):
+                lost = self.device.fail(step.plan, RuntimeError("device"), state_lost=True, generation=first)
+                self.flying[at] = lost
+
+    def lose_state(self) -> None:
+        """Nobody tells of it: only the step after it shows it, by what it ran on."""
+        self.device.lose_state()
 
     def receive(self) -> bool:
         """Apply the oldest result."""
@@ -99,6 +118,8 @@ class History:
             return False
         result = self.flying.popleft()
         members = {row.sequence_id for row in result.plan.rows}
+        is_void = result.plan.step_id < self.scheduler._first_valid_step
+        self.losses_in_a_row += is_void and result.intact > self.scheduler._intact
         for update in self.scheduler.apply(result):
             name = update.sequence_id
             assert name in members

@@ -130,3 +130,32 @@ def test_a_lost_state_fails_one_steps_requests_and_sets_all_others_back_once(rep
     assert driver.scheduler.statistics().preemptions == preemptions
     first_tokens = [token for update in driver.apply(fresh) for token in update.token_ids]
     assert first_tokens + driver.run_out()["b"] == continuation(range(50, 58), 4)
+
+
+def test_a_second_loss_is_noticed_though_its_step_is_void() -> None:
+    """Between the two, a step that was planned after the first one was known has run on pages that are gone since."""
+    driver = Driver(limits(max_num_batched_tokens=8))
+    driver.add("a", range(2, 10))
+    first = driver.plan()
+    driver.add("b", range(50, 58))
+    second = driver.execute()
+    assert [update.sequence_id for update in driver.apply(driver.fail(first, state_lost=True))] == ["a"]
+    third = driver.execute()
+    assert second.generation == 0
+    assert third.generation == 1
+    again = driver.fail(second.plan, state_lost=True, generation=third.generation)
+    assert driver.apply(again) == []
+    assert driver.apply(third) == []
+    assert driver.run_out() == {"b": continuation(range(50, 58), 4)}
+
+
+def test_a_loss_that_nobody_tells_of_shows_in_the_next_step() -> None:
+    driver = Driver(limits(max_num_batched_tokens=8))
+    driver.add("a", range(2, 10))
+    driver.step()
+    driver.device.lose_state()
+    assert driver.step() == []
+    texts = driver.run_out()
+    assert texts == {"a": continuation(range(2, 10), 4)[1:]}
+    driver.add("b", range(2, 10))  # what the cache knew of the lost pages is forgotten
+    assert driver.run_out() == {"b": continuation(range(2, 10), 4)}

@@ -123,13 +123,17 @@ class Simulation(RuleBasedStateMachine):
     def abort(self, request: str) -> None:
         self.history.abort(request)
 
-    @rule(lost=st.booleans())
-    def fail_at_dispatch(self, lost: bool) -> None:
-        self.history.dispatch(fails=True, state_lost=lost)
+    @rule(lost=st.booleans(), at_draw=st.booleans())
+    def fail_at_dispatch(self, lost: bool, at_draw: bool) -> None:
+        self.history.dispatch(fails=True, state_lost=lost, at_draw=at_draw)
+
+    @rule(alone=st.booleans())
+    def fail_at_read(self, alone: bool) -> None:
+        self.history.fail_at_read(alone=alone)
 
     @rule()
-    def fail_at_read(self) -> None:
-        self.history.fail_at_read()
+    def lose_state(self) -> None:
+        self.history.lose_state()
 
     def teardown(self) -> None:
         if hasattr(self, "history"):
@@ -168,13 +172,16 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
         elif chance < 0.23 and history.live:
             history.abort(rng.choice(sorted(history.live)))
         elif chance < 0.24:
-            history.fail_at_read()
+            history.fail_at_read(alone=rng.random() < 0.5)
+        elif chance < 0.245:
+            history.lose_state()
         elif chance < 0.65:
             history.dispatch(
                 draws=rng.randint(1, 4),
                 bound=rng.choice((None, None, 1, 6)),
                 fails=rng.random() < 0.06,
-                state_lost=rng.random() < 0.02,
+                state_lost=rng.random() < 0.03,
+                at_draw=rng.random() < 0.5,
             )
         else:
             history.receive()
@@ -186,9 +193,11 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
     reached["groups while others wait"] += history.groups_while_others_wait
     reached["embeddings"] += history.embeddings
     reached["spoiled"] += sum(map(len, history.device.read_garbage.values()))
+    reached["losses"] += history.device.generation
+    reached["losses in a row"] += history.losses_in_a_row
 
 
-@pytest.mark.parametrize(("windows", "histories"), [((None,), 180), ((None, 3, 9), 220)])
+@pytest.mark.parametrize(("windows", "histories"), [((None,), 200), ((None, 3, 9), 220)])
 def test_dense_histories_reach_what_matters_and_survive_it(windows: tuple[int | None, ...], histories: int) -> None:
     reached = Counter[str]()
     for seed in range(histories):
@@ -200,3 +209,5 @@ def test_dense_histories_reach_what_matters_and_survive_it(windows: tuple[int | 
     assert reached["groups"] > 300
     assert reached["groups while others wait"] > 40
     assert reached["embeddings"] > 1000
+    assert reached["losses"] > 300
+    assert reached["losses in a row"] > 20
