@@ -16,14 +16,15 @@ class Source:
     """One checkpoint tensor, the shape it must have, and how the model has it instead.
 
     Attributes:
-        paired_heads: its rows belong to this many heads, which rotate adjacent pairs; the model has the first numbers of all
-            pairs of a head, then the second ones (`asurge.ops.rotary.apply_rotary`). 0: as it is.
+        heads: its first rows belong to this many heads, whose numbers the model has in another ``order``.
+        order: `asurge.models.config.DecoderConfig.head_order`. Empty: as it is.
         transposed: it is ``[matrices, in, out]``, and the model has ``[matrices * out, in]``.
     """
 
     name: str
     shape: tuple[int, ...]
-    paired_heads: int = 0
+    heads: int = 0
+    order: tuple[int, ...] = ()
     transposed: bool = False
 
     @property
@@ -96,13 +97,15 @@ def _attention(config: DecoderConfig) -> Table:
     if config.layout.fused:
         parts = [("self_attn.qkv_proj", sum(sizes))]
     table = _linear(("attention", "qkv_proj"), parts, config.hidden_size, bias=config.qkv_bias)
-    if config.layout.adjacent_pairs:
-        for path, (q, k, v) in table.items():
-            q, k = (
-                dataclasses.replace(part, paired_heads=heads)
-                for part, heads in ((q, config.num_heads), (k, config.num_kv_heads))
+    if order := config.head_order:
+        assert not config.qk_norm, "weights of norms would have to follow"
+        heads = (config.num_heads, config.num_kv_heads, 0)
+        turned = (sum(heads),) if config.layout.fused else heads
+        for path, sources in table.items():
+            table[path] = tuple(
+                dataclasses.replace(part, heads=count, order=order) if count else part
+                for part, count in zip(sources, turned, strict=True)
             )
-            table[path] = q, k, v
     output = [("self_attn.o_proj", config.hidden_size)]
     table |= _linear(("attention", "o_proj"), output, config.q_size, bias=config.output_bias)
     if config.qk_norm:

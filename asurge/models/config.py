@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asurge.errors import ModelLoadError
+from asurge.models.keys import passed_over
 from asurge.ops.attention import Window
 from asurge.ops.norm import Activation
 from asurge.ops.sharpening import Sharpening
@@ -80,6 +82,8 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    """How many of the numbers in a head are rotated, the first ones; None: all."""
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
@@ -119,6 +123,11 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ModelLoadError(f"head_dim={self.head_dim} is odd: rotary embeddings need pairs")
+        if self.rotates_in_each_head % 2 or not 0 < self.rotates_in_each_head <= self.head_dim:
+            raise ModelLoadError(
+                f"config.json: partial_rotary_factor leaves {self.rotary_dim} of the {self.head_dim} numbers in a head to be "
+                "rotated: they must be pairs"
+            )
         for name, values in (("layer_types", self.windows), ("no_rope_layers", self.unrotated)):
             if values and len(values) != self.num_layers:
                 raise ModelLoadError(
@@ -137,6 +146,26 @@ class DecoderConfig:
     def score_scale(self) -> float:
         """On the scores."""
         return float(self.head_dim**-0.5) if self.attention_scale is None else self.attention_scale
+
+    @property
+    def rotates_in_each_head(self) -> int:
+        """How many numbers of a head are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def head_order(self) -> tuple[int, ...]:
+        """The order of the numbers in a query or key, which any is as good as another for: those that are rotated together lie
+        half a head apart (`asurge.ops.rotary.apply_rotary`), and so do those that are left as they are. Empty: as the checkpoint
+        has them."""
+        rotated = self.rotates_in_each_head
+        if rotated == self.head_dim and not self.layout.adjacent_pairs:
+            return ()
+        turning, still = range(rotated), range(rotated, self.head_dim)
+        half, rest = rotated // 2, len(still) // 2
+        first, second = (
+            (turning[::2], turning[1::2]) if self.layout.adjacent_pairs else (turning[:half], turning[half:])
+        )
+        return (*first, *still[:rest], *second, *still[rest:])
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer knows positions."""
@@ -180,6 +209,12 @@ class ConfigReader:
             raise ModelLoadError(f"config.json: {key}={value!r} must be a positive number")
         return float(value)
 
+    def fraction(self, key: str, default: float) -> float:
+        value = self.number(key, default)
+        if value > 1:
+            raise ModelLoadError(f"config.json: {key}={value!r} must be at most 1")
+        return value
+
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.raw.get(key, default)
         if not isinstance(value, bool):
@@ -199,9 +234,8 @@ class ConfigReader:
 
     def unrotated(self) -> tuple[bool, ...]:
         """Per layer: whether it leaves positions out, from ``no_rope_layers`` (where 0 says so) or its interval."""
-        rotated = self.raw.get("no_rope_layers")
-        if rotated is None:
-            interval = self.integer("no_rope_layer_interval", 4)
+        rotated, interval = self.raw.get("no_rope_layers"), self.integer("no_rope_layer_interval", 4)
+        if rotated is None or rotated == []:
             rotated = [int((layer + 1) % interval != 0) for layer in range(self.integer("num_hidden_layers"))]
         if not isinstance(rotated, list) or not all(one in (0, 1) for one in rotated):
             raise ModelLoadError(f"config.json: no_rope_layers={rotated!r} must be a list of 0 and 1")
@@ -213,29 +247,49 @@ class ConfigReader:
         Args:
             kind: of layer, where each kind has parameters of its own.
         """
-        parameters = self.raw.get("rope_parameters")
+        parameters, scaling = self.raw.get("rope_parameters"), self.raw.get("rope_scaling")
+        theta, original = self.number("rope_theta", 10_000.0), self.raw.get(_ORIGINAL_LENGTH)
         if kind is not None and isinstance(parameters, Mapping) and kind in parameters:
             parameters = parameters[kind]
-        scaling = parameters if parameters is not None else self.raw.get("rope_scaling")
+        if parameters is not None:
+            if scaling is not None and scaling != parameters:
+                raise ModelLoadError(
+                    "config.json: rope_parameters and rope_scaling disagree: remove the one that is wrong"
+                )
+            scaling = parameters
         if scaling is None:
-            return self.number("rope_theta", 10_000.0), None
+            return theta, None
         if not isinstance(scaling, Mapping):
             raise ModelLoadError(f"config.json: rope scaling {scaling!r} must be an object")
-        theta = ConfigReader(scaling).number("rope_theta", self.number("rope_theta", 10_000.0))
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind == "default":
-            return theta, None
+        theta = ConfigReader(scaling).number("rope_theta", theta)
+        given = {key: value for key, value in scaling.items() if value is not None and key != "rope_theta"}
         # Beside the scaling, the original length takes priority over the one inside it (as in transformers).
-        key = "original_max_position_embeddings"
-        return theta, {**scaling, key: self.raw[key]} if self.raw.get(key) is not None else dict(scaling)
+        if original is not None and not _is_default(given):
+            given[_ORIGINAL_LENGTH] = original
+        return theta, scaled(given)
 
 
+def _is_default(scaling: RopeScaling) -> bool:
+    return bool(scaling.get("rope_type", scaling.get("type", "default")) == "default")
+
+
+def scaled(scaling: RopeScaling) -> RopeScaling | None:
+    """A scaling, or None if it does nothing, and says no more than that."""
+    return None if _is_default(scaling) and scaling.keys() <= {"rope_type", "type"} else scaling
+
+
+_ORIGINAL_LENGTH = "original_max_position_embeddings"
 _ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def windows(kinds: Sequence[str], size: int) -> tuple[Window | None, ...]:
     """Per layer: the window, or None where attention is full."""
     return tuple(None if kind == FULL else Window(size, chunked=kind == CHUNKED) for kind in kinds)
+
+
+def with_defaults(raw: Mapping[str, Any], **defaults: Any) -> Mapping[str, Any]:
+    """A config in which keys that are missing have a value. Which keys are read is still seen."""
+    return ChainMap(raw, defaults)  # type: ignore[arg-type]  # nothing writes to it
 
 
 def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:
@@ -245,11 +299,15 @@ def decoder_config(raw: Mapping[str, Any], **family: Any) -> DecoderConfig:
         ModelLoadError: a value is missing or of the wrong kind, or the activation is unknown.
     """
     read = ConfigReader(raw)
-    activation = raw.get("hidden_activation") or raw.get("hidden_act", "silu")
+    named, older = raw.get("hidden_activation"), raw.get("hidden_act", "silu")
+    key, activation = ("hidden_activation", named) if named else ("hidden_act", older)
     if activation not in _ACTIVATIONS:
-        raise ModelLoadError(f"config.json: hidden_act={activation!r} is not supported ({', '.join(_ACTIVATIONS)} are)")
+        raise ModelLoadError(f"config.json: {key}={activation!r} is not supported ({', '.join(_ACTIVATIONS)} are)")
     hidden, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
     theta, scaling = read.rope(FULL)
+    parameters = raw.get("rope_parameters")
+    if isinstance(parameters, Mapping) and SLIDING in parameters and "local_rope" not in family:
+        raise passed_over("rope_parameters", parameters)
     shared: dict[str, Any] = dict(
         vocab_size=read.integer("vocab_size"),
         hidden_size=hidden,

@@ -218,7 +218,8 @@ def _norm(config: DecoderConfig, dtype: jnp.dtype, size: int | None = None) -> R
 
 
 def _rotary(config: DecoderConfig, rope: Rope) -> Rotary:
-    return rotary(config.head_dim, rope[0], config.max_position_embeddings, rope[1])
+    rotated = config.rotates_in_each_head
+    return rotary(config.head_dim, rope[0], config.max_position_embeddings, rope[1], rotated=rotated)
 
 
 class Decoder(nnx.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, decoder_config, windows
+from asurge.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, decoder_config, windows, with_defaults
 
 _DEFAULT_WINDOW = 4096
 
@@ -13,21 +13,24 @@ _DEFAULT_WINDOW = 4096
 def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
     kinds = read.layer_kinds() or _every(read, 2)
+    raw = with_defaults(raw, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     return _gemma(
         raw,
+        score_softcap=ConfigReader(raw).optional_number("attn_logit_softcapping"),
         windows=windows(kinds, read.integer("sliding_window", _DEFAULT_WINDOW)),
-        score_softcap=read.optional_number("attn_logit_softcapping"),
     )
 
 
 def gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
-    kinds = read.layer_kinds() or _every(read, read.integer("sliding_window_pattern", 6))
+    pattern = read.integer("sliding_window_pattern", read.integer("_sliding_window_pattern", 6))
+    kinds = read.layer_kinds() or _every(read, pattern)
     parameters = raw.get("rope_parameters")
     by_kind = isinstance(parameters, Mapping) and SLIDING in parameters
-    local = read.rope(SLIDING) if by_kind else (read.number("rope_local_base_freq", 10_000.0), None)
+    older = read.number("rope_local_base_freq", 10_000.0)
+    local = read.rope(SLIDING) if by_kind else (older, None)
     return _gemma(
-        raw,
+        with_defaults(raw, max_position_embeddings=131072, rope_theta=1e6),
         windows=windows(kinds, read.integer("sliding_window", _DEFAULT_WINDOW)),
         local_rope=local,
         qk_norm=True,
@@ -38,7 +41,7 @@ def _gemma(raw: Mapping[str, Any], **own: Any) -> DecoderConfig:
     read = ConfigReader(raw)
     bias = read.flag("attention_bias")
     return decoder_config(
-        {"hidden_activation": "gelu_pytorch_tanh", **raw},
+        with_defaults(raw, hidden_activation="gelu_pytorch_tanh", max_position_embeddings=8192),
         head_dim=read.integer("head_dim", 256),
         tie_word_embeddings=read.flag("tie_word_embeddings", True),
         qkv_bias=bias,

@@ -17,21 +17,34 @@ from asurge.models.config import (
     Experts,
     decoder_config,
     windows,
+    with_defaults,
 )
+from asurge.models.keys import WatchedConfig
 from asurge.ops.attention import Window
 from asurge.ops.sharpening import Sharpening
 
 _DEFAULTS = dict(
-    rms_norm_eps=1e-5, rope_theta=500_000.0, head_dim=128, num_key_value_heads=8, attention_chunk_size=8192
+    rms_norm_eps=1e-5,
+    rope_theta=500_000.0,
+    head_dim=128,
+    num_key_value_heads=8,
+    attention_chunk_size=8192,
+    max_position_embeddings=131072,
 )
+
+BESIDES = (
+    "vision_config", "image_token_index", "boi_token_index", "eoi_token_index", "image_token_id", "boi_token_id",
+    "eoi_token_id",
+)  # fmt: skip
+"""Keys beside ``text_config`` that tell of images."""
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
-    raw = {**_DEFAULTS, **raw}
+    raw = with_defaults(raw, **_DEFAULTS)
     read = ConfigReader(raw)
     bias, unit_norm = read.flag("attention_bias"), read.flag("use_qk_norm", True)
-    # An empty list says no more than none, and a list longer than there are layers is cut.
-    unrotated = ConfigReader({**raw, "no_rope_layers": raw.get("no_rope_layers") or None}).unrotated()
+    # A list longer than there are layers is cut.
+    unrotated = read.unrotated()
     unrotated = unrotated[: read.integer("num_hidden_layers")]
     theta, scaling = read.rope()
     if unit_norm and scaling is not None:
@@ -57,7 +70,9 @@ def conditional(raw: Mapping[str, Any]) -> DecoderConfig:
     text = raw.get("text_config")
     if not isinstance(text, Mapping):
         raise ModelLoadError(f"config.json: text_config={text!r} must be an object")
-    inner = config(text)
+    watched = WatchedConfig(text)
+    inner = config(watched)
+    watched.refuse_unread()
     layout = dataclasses.replace(
         inner.layout, prefix="language_model.", others=("vision_model.", "multi_modal_projector.")
     )
@@ -75,13 +90,14 @@ def _sharpening(read: ConfigReader) -> Sharpening | None:
     tuned = read.raw.get("attn_temperature_tuning", True)
     if not isinstance(tuned, int):  # the first checkpoints have a number here, which means yes
         raise ModelLoadError(f"config.json: attn_temperature_tuning={tuned!r} must be true or false")
-    return Sharpening(read.number("floor_scale", 8192), read.number("attn_scale", 0.1)) if tuned else None
+    sharpening = Sharpening(read.number("floor_scale", 8192), read.number("attn_scale", 0.1))
+    return sharpening if tuned else None
 
 
 def _experts(read: ConfigReader) -> Experts | None:
     layers, sparse = range(read.integer("num_hidden_layers")), read.raw.get("moe_layers")
+    step = read.integer("interleave_moe_layer_step", 1)
     if sparse is None:
-        step = read.integer("interleave_moe_layer_step", 1)
         sparse = list(layers[step - 1 :: step])
     if not isinstance(sparse, list) or not all(one in layers for one in sparse):
         raise ModelLoadError(f"config.json: moe_layers={sparse!r} must be a list of layers")

@@ -204,9 +204,12 @@ class _Tensors:
             for matrix, target in zip(_view(header), host.reshape(count, outputs, inputs), strict=True):
                 for at in range(0, inputs, _STRIP):
                     target[:, at : at + _STRIP] = matrix[at : at + _STRIP].T
-        elif source.paired_heads:
-            heads, rest = source.paired_heads, source.shape[1:]
-            host.reshape(heads, 2, -1, *rest)[:] = _view(header).reshape(heads, -1, 2, *rest).swapaxes(1, 2)
+        elif source.order:
+            stored, order = _view(header), np.asarray(source.order)
+            end = source.heads * len(order)
+            for at in range(0, end, len(order)):
+                host[at : at + len(order)] = stored[at + order]
+            host[end:] = stored[end:]
         elif _STORED_DTYPES[header.dtype] == host.dtype:
             _fill(host, header)
         else:

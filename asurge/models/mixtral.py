@@ -9,6 +9,8 @@ from typing import Any
 from asurge.models import mistral
 from asurge.models.config import ConfigReader, DecoderConfig, Experts
 
+_DEFAULTS = dict(sliding_window=None, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=1e6)
+
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
@@ -21,4 +23,4 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
         layers=(True,) * layers,
         names=("block_sparse_moe", "gate", ("w1", "w3", "w2")),
     )
-    return dataclasses.replace(mistral.config({"sliding_window": None, **raw}), experts=experts)
+    return dataclasses.replace(mistral.windowed(raw, _DEFAULTS), experts=experts)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, with_defaults
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
     bias = ConfigReader(raw).flag("attention_bias")
     return decoder_config(
-        raw,
+        with_defaults(raw, rms_norm_eps=1e-5),
         qkv_bias=bias,
         output_bias=bias,
         pre_norm=False,

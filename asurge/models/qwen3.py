@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
-from asurge.models.qwen2 import sliding_windows
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, with_defaults
+from asurge.models.qwen2 import DEFAULTS, sliding_windows
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
     bias = read.flag("attention_bias")
     return decoder_config(
-        raw,
+        with_defaults(raw, **DEFAULTS),
         head_dim=read.integer("head_dim", 128),
         qk_norm=True,
         qkv_bias=bias,

@@ -9,15 +9,32 @@ from typing import Any
 from asurge.errors import UnknownArchitectureError
 from asurge.models import gemma, llama, llama4, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3
 from asurge.models.config import DecoderConfig
+from asurge.models.keys import WatchedConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
     """A model family: its architecture's name, and how its config is read. Checkpoints of all families use the tensor names of
-    `asurge.models.checkpoint`."""
+    `asurge.models.checkpoint`.
+
+    Attributes:
+        besides: keys of its configs that tell of what is not served, such as an image encoder.
+    """
 
     architecture: str
-    config: Callable[[Mapping[str, Any]], DecoderConfig]
+    read: Callable[[Mapping[str, Any]], DecoderConfig]
+    besides: tuple[str, ...] = ()
+
+    def config(self, raw: Mapping[str, Any]) -> DecoderConfig:
+        """The shape of a model, from its parsed config.json.
+
+        Raises:
+            ModelLoadError: a value is missing or of a wrong kind, or a key is unknown that may change what the model computes.
+        """
+        watched = WatchedConfig(raw)
+        config = self.read(watched)
+        watched.refuse_unread(self.besides)
+        return config
 
 
 FAMILIES = {
@@ -27,7 +44,7 @@ FAMILIES = {
         Family("Gemma3ForCausalLM", gemma.gemma3),
         Family("LlamaForCausalLM", llama.config),
         Family("Llama4ForCausalLM", llama4.config),
-        Family("Llama4ForConditionalGeneration", llama4.conditional),
+        Family("Llama4ForConditionalGeneration", llama4.conditional, llama4.BESIDES),
         Family("MistralForCausalLM", mistral.config),
         Family("MixtralForCausalLM", mixtral.config),
         Family("Olmo2ForCausalLM", olmo2.config),

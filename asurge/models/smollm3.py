@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, with_defaults
 from asurge.models.qwen2 import sliding_windows
+
+_DEFAULTS = dict(max_position_embeddings=32768, rope_theta=2e6, tie_word_embeddings=True)
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    raw = with_defaults(raw, **_DEFAULTS)
     read = ConfigReader(raw)
     bias = read.flag("attention_bias")
     return decoder_config(

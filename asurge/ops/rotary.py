@@ -27,10 +27,11 @@ class Rotary:
     """Frequencies of one model. Tuples, not arrays: modules that hold one are compared when they are traced.
 
     Attributes:
-        inverse: ``[head_dim / 2]``, radians per position.
+        inverse: ``[pairs]``, radians per position.
         inverse_long: used from position ``switch_at`` on (``longrope``), or None.
         dynamic_factor: NTK-by-length factor (``dynamic``), effective from ``switch_at`` on, or None.
         amplitude: factor on cosine and sine (YaRN's and LongRoPE's attention factor).
+        still: pairs of a head, behind the others, that are left as they are.
     """
 
     inverse: tuple[float, ...]
@@ -39,6 +40,7 @@ class Rotary:
     dynamic_factor: float | None = None
     switch_at: int = 0
     amplitude: float = 1.0
+    still: int = 0
 
     def tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``positions [tokens]`` -> cosine and sine, float32 ``[tokens, 1, head_dim / 2]``."""
@@ -53,26 +55,45 @@ class Rotary:
             base = self.theta * stretch ** (size / (size - 2))
             inverse = base ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
         angle = at * inverse
-        return jnp.cos(angle) * self.amplitude, jnp.sin(angle) * self.amplitude
+        cos, sin = jnp.cos(angle) * self.amplitude, jnp.sin(angle) * self.amplitude
+        if not self.still:
+            return cos, sin
+        widths = ((0, 0), (0, 0), (0, self.still))
+        return jnp.pad(cos, widths, constant_values=1.0), jnp.pad(sin, widths)
 
 
-def rotary(head_dim: int, theta: float, max_positions: int, scaling: Mapping[str, Any] | None = None) -> Rotary:
+def rotary(
+    head_dim: int,
+    theta: float,
+    max_positions: int,
+    scaling: Mapping[str, Any] | None = None,
+    *,
+    rotated: int | None = None,
+) -> Rotary:
     """The frequencies for a config's ``rope_theta`` and ``rope_scaling`` (or ``rope_parameters``).
 
+    Args:
+        rotated: how many of the numbers in a head; None: all.
+
     Raises:
-        ModelLoadError: the scaling is unknown, or lacks a value it needs.
+        ModelLoadError: the scaling is unknown, lacks a value it needs, or has one that it does not know.
     """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    size = head_dim if rotated is None else rotated
+    exponent = np.arange(0, size, 2, dtype=np.float32) / size
     inverse = (1.0 / theta**exponent).astype(np.float32)
     if scaling is None:
-        return Rotary(_plain(inverse), theta)
-    kind = scaling.get("rope_type", scaling.get("type"))
-    need = _Needed(kind, scaling)
-    if need("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelLoadError(
-            f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not supported"
-        )
-    match kind:
+        found = Rotary(_plain(inverse), theta)
+    else:
+        need = _Needed(scaling.get("rope_type", scaling.get("type", "default")), scaling)
+        found = _scaled(inverse, theta, max_positions, need)
+        need.refuse_unread()
+    return dataclasses.replace(found, still=(head_dim - size) // 2)
+
+
+def _scaled(inverse: Frequencies, theta: float, max_positions: int, need: _Needed) -> Rotary:
+    match need.kind:
+        case "default":
+            return Rotary(_plain(inverse), theta)
         case "linear":
             return Rotary(_plain(inverse / need("factor")), theta)
         case "dynamic":
@@ -84,7 +105,7 @@ def rotary(head_dim: int, theta: float, max_positions: int, scaling: Mapping[str
         case "longrope" | "su":
             return _longrope(inverse, theta, max_positions, need)
     raise ModelLoadError(
-        f"config.json: rope_type={kind!r} is not supported (default, linear, dynamic, llama3, yarn and longrope are)"
+        f"config.json: rope_type={need.kind!r} is not supported (default, linear, dynamic, llama3, yarn and longrope are)"
     )
 
 
@@ -99,21 +120,42 @@ def _plain(frequencies: Frequencies) -> tuple[float, ...]:
     return tuple(np.asarray(frequencies, np.float32).tolist())
 
 
+_NOT_NEEDED = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "finetuned"}
+"""Read before, or by those kinds alone whose frequencies depend on it; or said of the weights."""
+_ONE_IS_NONE = ("partial_rotary_factor", "attention_factor")
+
+
 class _Needed:
     """The numbers of a scaling entry; a missing or malformed one is named."""
 
     def __init__(self, kind: object, values: Mapping[str, Any]) -> None:
         self.kind, self.values = kind, values
+        self._unread = set(values) - _NOT_NEEDED
+
+    def get(self, key: str) -> Any:  # JSON
+        """A value as it stands, or None."""
+        self._unread.discard(key)
+        return self.values.get(key)
+
+    def refuse_unread(self) -> None:
+        """Raise if there is a value that this kind does not use, and that could change something."""
+        for key in sorted(self._unread):
+            value = self.values[key]
+            if value is not None and not (key in _ONE_IS_NONE and value == 1):
+                raise ModelLoadError(
+                    f"config.json: {key}={value!r} is not supported beside rope_type={self.kind!r}: take another checkpoint, or "
+                    "remove the key if it changes nothing about what the model computes"
+                )
 
     def __call__(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key)
+        value = self.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ModelLoadError(f"config.json: rope_type={self.kind!r} needs a number {key} above 0, got {value!r}")
         return float(value)
 
     def vector(self, key: str, size: int) -> Frequencies:
-        value = self.values.get(key)
+        value = self.get(key)
         if (
             not isinstance(value, list)
             or len(value) != size
@@ -141,7 +183,7 @@ def _yarn(inverse: Frequencies, theta: float, need: _Needed) -> Frequencies:
         return size * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = correction(need("beta_fast", 32)), correction(need("beta_slow", 1))
-    if need.values.get("truncate", True):
+    if need.get("truncate") is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     high = high + 0.001 if low == high else high
@@ -154,9 +196,9 @@ def _yarn_amplitude(need: _Needed) -> float:
         factor = need("factor")
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    if need.values.get("attention_factor") is not None:
+    one, all_dims = need.get("mscale"), need.get("mscale_all_dim")
+    if need.get("attention_factor") is not None:
         return need("attention_factor")
-    one, all_dims = need.values.get("mscale"), need.values.get("mscale_all_dim")
     if one and all_dims:
         return mscale(need("mscale")) / mscale(need("mscale_all_dim"))
     return mscale(1.0)

@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "phi3": ("Phi3", dict(sliding_window=9)),
     "phi3-longrope": ("Phi3", dict(max_position_embeddings=64, original_max_position_embeddings=128, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)]))),
+    "phi3-partial": ("Phi3", dict(head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.75))),
+    "phi3-partial-longrope": ("Phi3", dict(hidden_size=64, original_max_position_embeddings=128, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, partial_rotary_factor=0.75, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)]))),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
     "qwen3": ("Qwen3", dict(head_dim=20)),
