@@ -52,7 +52,7 @@ class SamplingParams:
         allowed_token_ids: the only tokens that may be drawn; end tokens only if they are among them.
         bad_words: texts that are never generated, including those that span several tokens.
         logits_processors: those of the engine's to apply, by name, each with its argument.
-        seed: the same seed draws the same tokens, whatever else is in the batch; None: a random one.
+        seed: the same seed draws the same tokens, whatever else is in the batch (to the rounding of plain JAX, where no kernels run); None: a random one.
         logprobs: report the logprob of each token, and of this many of the likeliest tokens in its place.
         prompt_logprobs: the same for the tokens of the prompt.
         truncate_prompt_tokens: keep only this many tokens at the end of the prompt; -1: as many as the context holds.
