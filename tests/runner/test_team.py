@@ -286,17 +286,14 @@ import asyncio, os, sys
 from asurge import Engine
 
 def niceness():
-    threads = {}
-    for task in os.listdir("/proc/self/task"):
-        name = open(f"/proc/self/task/{task}/comm").read().strip()
-        threads[name.rstrip("0123456789")] = os.getpriority(os.PRIO_PROCESS, int(task))
-    return threads
+    names = {int(task): open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")}
+    return {name: os.getpriority(os.PRIO_PROCESS, task) for task, name in names.items()}
 
 async def main():
     async with Engine(sys.argv[1], kernel_threads=2, kernel_nice=7, max_model_len=64, silent_mode=True) as engine:
         await engine.generate("a")
         found = niceness()
-        assert found["asurge-"] == 7 and found["python"] == 0, found
+        assert found.pop("asurge-1") == 7 and set(found.values()) == {0}, found
 
 asyncio.run(main())
 """
