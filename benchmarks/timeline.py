@@ -61,9 +61,13 @@ def draw(recordings: Sequence[tuple[str, Sequence[Turn]]], span_s: float, path: 
         for turn in turns:
             if turn.end_s > from_s and turn.begin_s < from_s + span_s:
                 begin_ms, width_ms = 1e3 * (turn.begin_s - from_s), 1e3 * (turn.end_s - turn.begin_s)
-                axes.broken_barh([(begin_ms, width_ms)], (turn.processor - 0.4, 0.8), color=COLORS[turn.kind], linewidth=0)
+                axes.broken_barh(
+                    [(begin_ms, width_ms)], (turn.processor - 0.4, 0.8), color=COLORS[turn.kind], linewidth=0
+                )
         processors = sorted({turn.processor for turn in turns})
-        axes.set(title=title, xlim=(0, 1e3 * span_s), yticks=processors, yticklabels=[f"CPU {one}" for one in processors])
+        axes.set(
+            title=title, xlim=(0, 1e3 * span_s), yticks=processors, yticklabels=[f"CPU {one}" for one in processors]
+        )
     panels[-1, 0].set_xlabel("ms")
     for kind, color in COLORS.items():
         panels[-1, 0].broken_barh([(0, 0)], (0, 0), color=color, label=kind)
@@ -81,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     recordings = []
     for given in options.recordings:
         title, _, name = given.rpartition("=")
-        lines = (sys.stdin if name == "-" else Path(name).open()).readlines()
+        lines = (sys.stdin.read() if name == "-" else Path(name).read_text()).splitlines()
         turns = list(parse_turns(lines, options.neighbour))
         if not turns:
             parser.error(f"{name} holds no turns: is it the output of perf sched timehist?")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from asurge.ops import native
 from asurge.processors import ProcessorProbe, ThreadBudget
 
-
 _log = logging.getLogger(__name__)
 
 

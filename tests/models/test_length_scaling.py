@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_logits_equal_a_cached_decode_across_the_threshold(kind: str, tmp_path: 
     model.save_pretrained(tmp_path)
     ids, cache = torch.randint(0, 96, (TOKENS,)), DynamicCache()
     with torch.no_grad():
-        rows = [model(one[None, None], past_key_values=cache, use_cache=True).logits[0, -1].numpy() for one in ids]
+        # Named `cache` from transformers 5.24 on.
+        kept = {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
+        rows = [model(one[None, None], **kept, use_cache=True).logits[0, -1].numpy() for one in ids]
     theirs = np.stack(rows)
 
     ours = load_model(tmp_path, dtype="float32", progress=False)

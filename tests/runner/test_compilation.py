@@ -53,7 +53,7 @@ def test_only_the_pools_own_threads_have_large_stacks(monkeypatch: pytest.Monkey
 
     def start() -> None:
         both.wait(30)
-        compile_all(programs, silent=True)
+        compile_all(programs, threads=2, silent=True)
 
     engines = [threading.Thread(target=start) for _ in range(2)]
     for engine in engines:
@@ -70,7 +70,7 @@ def test_the_hosts_own_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads(monkeypatch)
     threads.size = 1 << 20
     programs: Any = {"a": lambda: Program(lambda: 1)}
-    assert compile_all(programs, silent=True) == {"a": 1}
+    assert compile_all(programs, threads=2, silent=True) == {"a": 1}
     assert threads.size == 1 << 20
 
 
@@ -87,7 +87,7 @@ def test_a_system_without_threads_is_an_error_and_no_hang(monkeypatch: pytest.Mo
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     programs: Any = {"a": lambda: Program(lambda: 1)}
     with pytest.raises(RuntimeError, match="new thread"):
-        compile_all(programs, silent=True)
+        compile_all(programs, threads=2, silent=True)
     assert threads.size == 0
 
 
@@ -117,7 +117,7 @@ def test_who_gives_up_compiles_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut)
     programs: Any = {at: lambda at=at: lower(at) for at in range(10)}
     with pytest.raises(KeyError, match="given up"):
-        compile_all(programs, check, silent=True)
+        compile_all(programs, check, threads=2, silent=True)
     assert len(lowered) == 5
     assert compiled in ([], [0])  # the one that had begun
 
@@ -128,4 +128,4 @@ def test_what_does_not_compile_is_named() -> None:
 
     programs: Any = {"decode 4": lambda: Program(fail)}
     with pytest.raises(CompilationError, match="decode 4 does not compile: too deep"):
-        compile_all(programs, silent=True)
+        compile_all(programs, threads=2, silent=True)
