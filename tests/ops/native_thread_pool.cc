@@ -364,6 +364,9 @@ int main(int count, char** arguments) {
     try_schedules(std::atoi(arguments[2]), std::atoi(arguments[3]));
     try_sizes();
   } else {
-    for (const int pause : {0, 3, 40}) try_interleavings(Shape{2, 1, 2, 2, false, pause}, 10);
+    // Helpers that begin, that look for work, and that sleep.
+    for (const auto [pause, soon] : {std::pair(0, 10), std::pair(3, 10), std::pair(40, 4)}) {
+      try_interleavings(Shape{2, 1, 2, 2, false, pause}, soon);
+    }
   }
 }
