@@ -255,3 +255,23 @@ def test_a_process_of_its_own_has_a_team_of_its_own(tmp_path: os.PathLike[str]) 
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "equal"
+
+
+NICED = """
+import os
+from asurge.ops import native
+
+os.nice(5)
+assert native.unavailable() is None
+native.set_threads(2)
+names = {}
+while "asurge-1" not in names:
+    for task in os.listdir("/proc/self/task"):
+        names[open(f"/proc/self/task/{task}/comm").read().strip()] = int(task)
+print(os.getpriority(os.PRIO_PROCESS, names["asurge-1"]))
+"""
+
+
+def test_threads_are_as_nice_as_their_process() -> None:
+    """Also where it might make them less so."""
+    assert check(sys.executable, "-c", NICED).strip() == "5"

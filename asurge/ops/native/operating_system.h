@@ -38,8 +38,8 @@ class OperatingSystem {
   int64_t now_ns() const { return nanoseconds(CLOCK_MONOTONIC); }
 
   ThreadId self() const {
-    thread_local const pid_t id = gettid();
-    return id;
+    if (id_ == 0) id_ = gettid();
+    return id_;
   }
 
   int processor() const { return sched_getcpu(); }
@@ -49,7 +49,7 @@ class OperatingSystem {
   void start(int helper, Body body) {
     std::thread([this, helper, body] {
       pthread_setname_np(pthread_self(), ("asurge-" + std::to_string(helper + 1)).c_str());
-      be_nice(self());
+      if (niceness_.load() != kAsProcess) be_nice(self());
       take_long_turns();
       body();
     }).detach();
@@ -128,7 +128,10 @@ class OperatingSystem {
   void push(int helper, ThreadId thread) { affinity_.push(helper, thread, processor()); }
 
   // In a forked child.
-  void forget_threads() { Affinity::forget_moves(); }
+  void forget_threads() {
+    id_ = 0;  // this thread has another one there
+    Affinity::forget_moves();
+  }
 
   static constexpr int kNoHelper = -1, kNowhere = Affinity::kNowhere;
 
@@ -141,7 +144,9 @@ class OperatingSystem {
   }
 
   Affinity affinity_;
-  std::atomic<int> niceness_{0};
+  static constexpr int kAsProcess = INT_MIN;
+  static inline thread_local pid_t id_ = 0;
+  std::atomic<int> niceness_{kAsProcess};
 };
 
 }  // namespace asurge
