@@ -68,6 +68,9 @@ class _Engines:
         def counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
             return _filled(CounterMetricFamily(_OWN + name, text, labels=LABELS), values)
 
+        def total(name: str) -> dict[str, float]:
+            return {engine: summary[name] for engine, summary in totals.items()}
+
         yield gauge("num_requests_running", "Sequences that hold a slot.", {n: s.running for n, s in now.items()})
         yield gauge("num_requests_waiting", "Sequences that wait for one.", {n: s.waiting for n, s in now.items()})
         usage = {n: 1 - s.pages_available / max(s.pages_total, 1) for n, s in now.items()}
@@ -89,32 +92,32 @@ class _Engines:
         yield counter(
             "compilations",
             "Compilations while serving; should stay 0.",
-            {n: t["compilations"] for n, t in totals.items()},
+            total("compilations"),
         )
         yield gauge(
             "fallbacks",
             "What runs slower than it could; see Engine.fallbacks.",
-            {n: t["fallbacks"] for n, t in totals.items()},
+            total("fallbacks"),
         )
         yield gauge(
             "kernel_threads",
             "Threads of the CPU kernels; 0 where they do not serve the model.",
-            {n: t["kernel_threads"] for n, t in totals.items()},
+            total("kernel_threads"),
         )
         yield gauge(
             "kernel_threads_active",
             "Threads of the CPU kernels that take part at present: as many as pay beside the machine's other work.",
-            {n: t["kernel_threads_active"] for n, t in totals.items()},
+            total("kernel_threads_active"),
         )
         yield counter(
             "kernel_threads_put_aside",
             "Kernel threads that were moved to another processor because the system had put them aside.",
-            {n: t["kernel_threads_put_aside"] for n, t in totals.items()},
+            total("kernel_threads_put_aside"),
         )
         yield counter(
             "kernel_wait_seconds",
             "Time that the CPU kernels waited for threads of their own.",
-            {n: t["kernel_wait_seconds"] for n, t in totals.items()},
+            total("kernel_wait_seconds"),
         )
 
     def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:
