@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from asurge.config import CacheConfig, EngineConfig, SchedulerConfig
     from asurge.engine import Engine
-    from asurge.guided import GuidedDecodingParams
+    from asurge.engine.stream import TokenStream
     from asurge.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput
     from asurge.params import SamplingParams
-    from asurge.stream import TokenStream
+    from asurge.structured import GuidedDecodingParams
 
 _HOMES = {
     "CacheConfig": "asurge.config",
@@ -21,12 +21,12 @@ _HOMES = {
     "EmbeddingOutput": "asurge.outputs",
     "Engine": "asurge.engine",
     "EngineConfig": "asurge.config",
-    "GuidedDecodingParams": "asurge.guided",
+    "GuidedDecodingParams": "asurge.structured",
     "Logprob": "asurge.outputs",
     "RequestOutput": "asurge.outputs",
     "SamplingParams": "asurge.params",
     "SchedulerConfig": "asurge.config",
-    "TokenStream": "asurge.stream",
+    "TokenStream": "asurge.engine.stream",
 }
 
 __all__ = [

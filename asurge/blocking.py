@@ -28,11 +28,11 @@ from anyio.from_thread import BlockingPortal
 
 from asurge import engine as asynchronous
 from asurge.config import EngineConfig
+from asurge.engine.prompts import Prompt
+from asurge.engine.stream import TokenStream
 from asurge.errors import EngineNotRunningError, EngineStateError
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import RequestOptions, SamplingParams
-from asurge.prompts import Prompt
-from asurge.stream import TokenStream
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from asurge.errors import InvalidRequestError
-from asurge.guided import GuidedDecodingParams, check_unicode, shown
 from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, Pooling
+from asurge.structured import GuidedDecodingParams, check_unicode, shown
 
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64

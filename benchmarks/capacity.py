@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from asurge.plan import RowSampling, RunnerLimits, StepResult
-from asurge.runner.layout import PageLayout, layout_for
+from asurge.runner.page_layout import PageLayout, layout_for
 from asurge.scheduler import Request, Scheduler
 
 LENGTHS, OUTPUT = (512, 2048, 8192, 32768), 1024

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from asurge.models import family_for
-from asurge.models.checkpoint import checkpoint_table
+from asurge.models.weights.checkpoint import checkpoint_table
 
 TRAINED_TOKENS = 2048
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"

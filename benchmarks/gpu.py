@@ -36,10 +36,10 @@ from asurge.ops.attention import AttentionBackend, AttentionShape, GpuAttention,
 from asurge.ops.attention.gpu import default_decode
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
 from asurge.plan import PageTable, PlanRow, RowSampling, StepPlan
-from asurge.runner.lattice import LONG_ROW, StepShape
-from asurge.runner.layout import choose_layout
-from asurge.runner.packing import TableShape, pack
+from asurge.runner.buckets import LONG_ROW, StepShape
+from asurge.runner.page_layout import choose_layout
 from asurge.runner.step import StepSpec, make_step, split_model
+from asurge.runner.step_inputs import TableShape, pack
 
 Document = dict[str, Any]
 

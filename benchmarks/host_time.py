@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.runner.lattice import Lattice
-from asurge.runner.packing import TableShape, pack
+from asurge.runner.buckets import Lattice
+from asurge.runner.step_inputs import TableShape, pack
 from asurge.scheduler import Request, Scheduler
 
 T = TypeVar("T")

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from asurge.demo import CHECKPOINT, QUESTIONS
-from asurge.demo.samples import END
 from asurge.models import Decoder, DenseAttend, convert, load_model
 from asurge.models.decoder import Layer
 from asurge.ops.attention import Heads
 from asurge.ops.linear import quantize_int8
 from asurge.text import load_tokenizer
+from tools.demo_model.samples import END
 
 RANDOM_TEXTS, RANDOM_LENGTH = 4, 128
 FORMS = {"demo, as learnt": f"\n{{}}{END}", "demo, another form": " {}"}

@@ -24,7 +24,7 @@ from asurge.models.config import DecoderConfig
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, Rows
 from asurge.ops.native import sampling as kernel
-from asurge.ops.native.memory import zeros
+from asurge.ops.native.huge_pages import zeros
 from asurge.ops.packed import pack, packed_argmax, packed_linear
 from asurge.ops.sampling import Sampler, sample
 from benchmarks.checkpoints import CONFIGS

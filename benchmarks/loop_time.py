@@ -19,12 +19,12 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
+from asurge.engine.stream import TokenStream, finish_all
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Scheduler
-from asurge.stream import TokenStream, finish_all
 from asurge.text import IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 PROMPT, OUTPUT = 128, 128

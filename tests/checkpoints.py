@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from asurge.models import family_for
-from asurge.models.checkpoint import checkpoint_table
+from asurge.models.weights.checkpoint import checkpoint_table
 from tests.text.families import FAMILIES
 
 CONFIG: dict[str, Any] = dict(

@@ -19,9 +19,9 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 from asurge import SamplingParams
-from asurge.assembly import Parts, assemble
 from asurge.blocking import Engine
 from asurge.config import EngineConfig
+from asurge.engine.assembly import Parts, assemble
 from asurge.errors import EngineNotRunningError, EngineStateError, InvalidRequestError
 from asurge.params import OutputKind
 from asurge.plan import StepHandle, StepPlan
@@ -203,7 +203,7 @@ def test_a_start_that_is_interrupted_twice_can_be_terminated_later(
         go_on.wait(30)
         return assemble(config, check)
 
-    monkeypatch.setattr("asurge.engine.assemble", interrupting)
+    monkeypatch.setattr("asurge.engine.engine.assemble", interrupting)
     engine = Engine(str(tiny_folder), **TINY)
     with pytest.raises(KeyboardInterrupt):
         engine.initiate()
@@ -224,7 +224,7 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(tiny_folder: Path, m
         time.sleep(0.1)
         return assemble(config, check)
 
-    monkeypatch.setattr("asurge.engine.assemble", interrupting)
+    monkeypatch.setattr("asurge.engine.engine.assemble", interrupting)
     before, engine = set(threading.enumerate()), Engine(str(tiny_folder), **TINY)
     with pytest.raises(KeyboardInterrupt):
         engine.initiate()

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 
 from asurge import Engine, SamplingParams
 from asurge.errors import RequestFailedError
-from asurge.guided import GuidedDecodingParams
+from asurge.structured import GuidedDecodingParams
 from asurge.text import Tokenizer
 from asurge.threads import run_in_thread
 from tests.fakes import Panic

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 
 from asurge import Engine
 from asurge.demo import CHECKPOINT
-from asurge.demo.corpus import collect_facts, first_sentence
-from asurge.demo.evaluate import called_tool, evaluate, is_right, load_questions
-from asurge.demo.samples import THINK_HINT, TOOL_HINT, chat, epoch
-from asurge.demo.train import CONFIG, export
 from asurge.models import load_model
 from asurge.models.decoder import Decoder
+from tools.demo_model.corpus import collect_facts, first_sentence
+from tools.demo_model.evaluate import called_tool, evaluate, is_right, load_questions
+from tools.demo_model.samples import THINK_HINT, TOOL_HINT, chat, epoch
+from tools.demo_model.train import CONFIG, export
 
 
 def test_it_meets_its_size() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from asurge import Engine, SamplingParams, blocking
-from asurge.assembly import Parts, assemble
 from asurge.config import EngineConfig
+from asurge.engine.assembly import Parts, assemble
 from asurge.errors import EngineStateError
 from asurge.plan import StepHandle, StepPlan
 from tests.conftest import TINY
@@ -127,7 +127,7 @@ async def test_a_start_that_is_cancelled_ends_soon(tiny_folder: Path, monkeypatc
         finally:
             ended.set()
 
-    monkeypatch.setattr("asurge.engine.assemble", endless)
+    monkeypatch.setattr("asurge.engine.engine.assemble", endless)
     engine = Engine(str(tiny_folder), **TINY)
     starting = asyncio.get_running_loop().create_task(engine.initiate())
     while not begun.is_set():
@@ -231,7 +231,7 @@ def test_a_start_that_is_interrupted_twice_does_not_keep_the_process(tiny_folder
                 check()
                 time.sleep(0.01)
 
-        asurge.engine.assemble = interrupting
+        asurge.engine.engine.assemble = interrupting
         with engine:
             pass
     """)  # fmt: skip

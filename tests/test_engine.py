@@ -544,7 +544,7 @@ async def test_threads_are_limited_however_requests_are_cancelled(
         return "hello"
 
     with monkeypatch.context() as patched:
-        patched.setattr("asurge.prompts.render_chat", wait)
+        patched.setattr("asurge.engine.prompts.render_chat", wait)
         tasks = [loop.create_task(tiny.chat([{"role": "user", "content": "Hi"}], GREEDY)) for _ in range(3 * most)]
         while begun < most:
             await asyncio.sleep(0)

@@ -115,7 +115,7 @@ def test_where_they_cannot_be_built_a_wheel_is_pure_unless_they_are_wanted(
 def test_a_compiler_that_fails_leaves_a_pure_wheel_unless_they_are_wanted(
     compiler: str, version: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (root / hatch_build.FOLDER / "module.cc").touch()
+    (root / hatch_build.FOLDER / "ffi_bindings.cc").touch()
     pretend_to_fit(monkeypatch)
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.delenv("ASURGE_NATIVE", raising=False)

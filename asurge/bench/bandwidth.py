@@ -32,7 +32,7 @@ def measure_bandwidth() -> float:
     """
     command = [sys.executable, "-m", "asurge.bench.bandwidth"]
     try:
-        # On huge pages, as weights lie (`asurge.ops.native.memory`): some machines read them a quarter faster.
+        # On huge pages, as weights lie (`asurge.ops.native.huge_pages`): some machines read them a quarter faster.
         environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S, env=environment)
         return float(json.loads(done.stdout)["bytes_per_s"])

@@ -9,8 +9,8 @@ from pathlib import Path
 from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
 from asurge.models import family_for, read_config
-from asurge.models.checkpoint import checkpoint_table
 from asurge.models.config import DecoderConfig
+from asurge.models.weights.checkpoint import checkpoint_table
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _SCALE_BYTES = 4

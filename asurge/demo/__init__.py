@@ -1,8 +1,4 @@
-"""The small trained model that ships with asurge, and how it was made.
-
-`corpus` takes facts from Python's standard library, `samples` writes them as text, `tokenizer` and `train`
-make the checkpoint, `evaluate` holds it to its bar.
-"""
+"""The small trained model that ships with asurge; ``tools/demo_model`` makes it."""
 
 from __future__ import annotations
 

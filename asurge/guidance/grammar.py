@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asurge.errors import GuidanceError, InvalidRequestError
-from asurge.guidance.marks import token_ranges, with_tokens
 from asurge.guidance.rules import Mask
+from asurge.guidance.special_tokens import token_ranges, with_tokens
 from asurge.guidance.vocabulary import grammar_tokenizer
-from asurge.guided import JSON_WHITESPACE, GuidedDecodingParams
 from asurge.json_schema import PLACE, Relaxed
 from asurge.plan import mask_words
+from asurge.structured import JSON_WHITESPACE, GuidedDecodingParams
 from asurge.text import Tokenizer
 
 if TYPE_CHECKING:

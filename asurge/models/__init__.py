@@ -1,12 +1,12 @@
 """Model families, and how their checkpoints are found and read."""
 
 from asurge.models.config import DecoderConfig
-from asurge.models.conversion import convert
 from asurge.models.decoder import Decoder
 from asurge.models.dense import DenseAttend
-from asurge.models.loading import load_model, open_model
-from asurge.models.registry import Family, family_for
-from asurge.models.source import read_config, resolve_checkpoint
+from asurge.models.families.registry import Family, family_for
+from asurge.models.weights.conversion import convert
+from asurge.models.weights.loading import load_model, open_model
+from asurge.models.weights.source import read_config, resolve_checkpoint
 
 __all__ = [
     "Decoder",

@@ -11,7 +11,7 @@ from asurge.errors import ModelLoadError
 from asurge.models.keys import passed_over
 from asurge.ops.attention import Window
 from asurge.ops.norm import Activation
-from asurge.ops.sharpening import Sharpening
+from asurge.ops.temperature_tuning import Sharpening
 
 RopeScaling = Mapping[str, Any]  # JSON from the checkpoint; `asurge.ops.rotary` validates it
 Rope = tuple[float, RopeScaling | None]

@@ -20,11 +20,11 @@ from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm, matr
 from asurge.ops.attention import Heads
 from asurge.ops.experts import mix, route
 from asurge.ops.linear import linear
+from asurge.ops.logits import allow
 from asurge.ops.norm import soft_cap
 from asurge.ops.packed import take_rows
 from asurge.ops.rotary import Rotary, rotary
 from asurge.ops.sampling import argmax
-from asurge.ops.shaping import allow
 
 
 class Layer(NamedTuple):
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
     """A decoder-only language model.
 
     ``layers`` has a block for each layer; or a single one, whose parameters are ``[layers, ...]``, for all of them
-    (`asurge.models.packing`). Then neighbours that are alike run in a loop, which is traced and compiled once: kernels are told the
+    (`asurge.models.weights.packing`). Then neighbours that are alike run in a loop, which is traced and compiled once: kernels are told the
     number of a layer. Blocks of plain JAX are unrolled: what a loop over them slices out of its arrays is copied, and on CPU
     `lax.scan` is 1.6x (jax 0.12) to 15x slower.
     """
@@ -331,7 +331,7 @@ class Decoder(nnx.Module):
         """The most likely tokens, int32 ``[rows]``; of equal ones the first.
 
         Args:
-            allowed: uint32 ``[rows, vocab / 32]``, rounded up: the tokens to choose from (`asurge.ops.shaping.allow`).
+            allowed: uint32 ``[rows, vocab / 32]``, rounded up: the tokens to choose from (`asurge.ops.logits.allow`).
         """
         vocab = self.config.vocab_size
         if isinstance(self.head, PackedLinear):

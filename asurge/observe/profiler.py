@@ -8,9 +8,9 @@ import anyio
 import jax
 from anyio import to_thread
 
+from asurge.engine.status import EngineStatus
 from asurge.errors import ConfigError, EngineStateError
 from asurge.pipeline import Stage
-from asurge.status import EngineStatus
 
 _busy = anyio.Lock()  # JAX has one profiler in a process
 

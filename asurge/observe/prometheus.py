@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from asurge.engine.status import EngineStatus
 from asurge.observe.requests import LABELS, Histograms, RequestFigures
 from asurge.scheduler import SchedulerStatistics
-from asurge.status import EngineStatus
 
 _OWN, _VLLM = "asurge_", "vllm:"
 _KERNELS = ("kernel_threads", "kernel_threads_active", "kernel_threads_put_aside", "kernel_wait_seconds")

@@ -134,7 +134,7 @@ def packed_argmax(
 
     Args:
         allowed: uint32 ``[rows, candidates / 32]``, rounded up: only columns whose bits are set compete (see
-            `asurge.ops.shaping.allow`). If none are, the result is 0.
+            `asurge.ops.logits.allow`). If none are, the result is 0.
     """
     out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
     return _call(out, x, weight, scale, norm, epsilon, None, None, live, allowed, candidates=candidates)

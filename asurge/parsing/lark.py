@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from asurge.errors import InvalidRequestError
-from asurge.guided import JSON_WHITESPACE, MAX_GRAMMAR_BYTES
 from asurge.json_schema import Relaxed
+from asurge.structured import JSON_WHITESPACE, MAX_GRAMMAR_BYTES
 
 NEWLINES = r"/[\n ]{0,4}/"
 """Between marks."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from asurge.parsing.delimiters import marks_of
 from asurge.parsing.json_stream import MAX_DEPTH
-from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import MalformedError, Reader, Wait
 from asurge.parsing.schemas import quoted
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asurge.parsing.delimiters import marks_of
 from asurge.parsing.events import Event, Output
 from asurge.parsing.formats.base import SPECIAL_TOKENS, ToolFormat
 from asurge.parsing.formats.harmony import GptOss
-from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import Reader, Wait
 from asurge.parsing.reasoning import ReasoningFormat
 

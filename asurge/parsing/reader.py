@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from asurge.parsing.marks import Marks
+from asurge.parsing.delimiters import Marks
 
 T = TypeVar("T")
 Wait = Generator[None, None, T]

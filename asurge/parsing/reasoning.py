@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from asurge.parsing.delimiters import marks_of
 from asurge.parsing.events import Output
-from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import Reader, Wait
 
 

@@ -1,6 +1,6 @@
 """The coroutines between a request and its tokens, and the channels that join them."""
 
-from asurge.pipeline.choice import Choice
+from asurge.pipeline.completion import Choice
 from asurge.pipeline.generation import Generation, PromptFacts
 from asurge.pipeline.logprobs import LogprobTeller, PromptLogprobs
 from asurge.pipeline.observer import STAGES, RequestObserver, Stage, StepObserver

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from asurge.errors import DeadlineExceededError
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
-from asurge.pipeline.choice import Choice
+from asurge.pipeline.completion import Choice
 from asurge.pipeline.logprobs import PromptLogprobs
 
 

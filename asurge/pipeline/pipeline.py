@@ -24,7 +24,7 @@ from asurge.containment import contained
 from asurge.errors import AsurgeError, EngineDeadError, EngineOverloadedError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
-from asurge.pipeline.choice import Choice
+from asurge.pipeline.completion import Choice
 from asurge.pipeline.device import DeviceThreads
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from jax import lax
 
 from asurge.plan import StepPlan
-from asurge.runner.fetch import begin_fetch
-from asurge.runner.lattice import StepShape, place
+from asurge.runner.buckets import StepShape, place
+from asurge.runner.compilation import begin_fetch
 from asurge.runner.step import Leaves, Rebuild
 
 _NOBODY = -1

@@ -17,20 +17,19 @@ from asurge.config import EngineConfig
 from asurge.errors import CompilationError
 from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, Pages, choose_attention
+from asurge.ops.logits import LogitsProcessor
 from asurge.ops.sampling import choose_sampler
-from asurge.ops.shaping import LogitsProcessor
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.processors import ThreadBudget
-from asurge.runner.compilation import compilation_counter, compile_all
-from asurge.runner.draw import Drawer, DrawSpec
-from asurge.runner.fetch import begin_fetch
-from asurge.runner.lattice import Lattice, StepShape
-from asurge.runner.layout import layout_for
+from asurge.runner.buckets import Lattice, StepShape
+from asurge.runner.compilation import begin_fetch, compilation_counter, compile_all
 from asurge.runner.memory import kv_budget_bytes, num_pages
-from asurge.runner.packing import TableShape, pack, packed_size
+from asurge.runner.page_layout import layout_for
 from asurge.runner.pooling import Pooler, Sums
-from asurge.runner.score import Scorer, Scores
+from asurge.runner.prompt_logprobs import Scorer, Scores
+from asurge.runner.sampling import Drawer, DrawSpec
 from asurge.runner.step import HiddenStates, Leaves, StepSpec, make_step, split_model
+from asurge.runner.step_inputs import TableShape, pack, packed_size
 from asurge.runner.team import KernelThreads
 
 CPU_TOKEN_BUDGET = 512

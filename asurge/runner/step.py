@@ -15,9 +15,9 @@ from asurge.models.decoder import Decoder, Layer
 from asurge.ops.attention import AttentionBackend, Heads, Pages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
 from asurge.ops.sampling import Sampler, sample
-from asurge.runner.lattice import StepShape
-from asurge.runner.layout import PageLayout
-from asurge.runner.packing import StepInputs, TableShape, unpack
+from asurge.runner.buckets import StepShape
+from asurge.runner.page_layout import PageLayout
+from asurge.runner.step_inputs import StepInputs, TableShape, unpack
 
 Leaves = tuple[jax.Array, ...]
 Rebuild = Callable[[Leaves], Decoder]

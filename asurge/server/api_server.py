@@ -18,9 +18,9 @@ from aiohttp import web
 from asurge.engine import Engine
 from asurge.errors import ConfigError
 from asurge.server.app import make_app
-from asurge.server.attending import only
 from asurge.server.config import ServerConfig
-from asurge.server.heads import Runner
+from asurge.server.http.connection import Runner
+from asurge.server.http.disconnect import only
 from asurge.server.keys import KeyRing
 from asurge.server.state import STATE, ServerState
 

@@ -9,14 +9,15 @@ from aiohttp import hdrs, web
 
 from asurge.engine import Engine
 from asurge.errors import ConfigError
-from asurge.server import admin, middleware
+from asurge.server import middleware
 from asurge.server.config import ServerConfig
 from asurge.server.keys import KeyRing
 from asurge.server.lifespan import drain, lifespan
+from asurge.server.openai.response_store import STORE, ResponseStore
 from asurge.server.openapi import OPENAPI
 from asurge.server.routes import ROUTES
 from asurge.server.state import STATE, ServerState
-from asurge.server.store import STORE, ResponseStore
+from asurge.server.system import admin
 
 
 def make_app(

@@ -12,8 +12,8 @@ from aiohttp import hdrs, web
 from asurge.errors import AsurgeError
 from asurge.server.errors import ApiError, Failure, failure_of
 from asurge.server.exchange import KEY, RELAXED, REQUEST_ID
+from asurge.server.http.sse import SENT
 from asurge.server.keys import ApiKey, Meter
-from asurge.server.sse import SENT
 from asurge.server.state import STATE, ServerState
 
 _log = logging.getLogger("asurge.server")

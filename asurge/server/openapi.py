@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 import asurge
-from asurge.server.exchange import reply
+from asurge.server.http.body import reply
 from asurge.server.routes import ROUTES, Route
 from asurge.server.schema.models import Error
 

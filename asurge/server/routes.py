@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
-from asurge.server import chat, completions, embeddings, figures, messages, models, probes, responses, site, tokens
+from asurge.server.anthropic import messages
 from asurge.server.keys import Meter
+from asurge.server.openai import chat, completions, embeddings, models, responses
 from asurge.server.schema.chat import ChatCompletion, ChatCompletionRequest
 from asurge.server.schema.completions import Completion, CompletionRequest
 from asurge.server.schema.embeddings import EmbeddingRequest, EmbeddingResponse
@@ -31,6 +32,7 @@ from asurge.server.schema.models import (
     TokenizeResponse,
 )
 from asurge.server.schema.responses import Response, ResponsesRequest
+from asurge.server.system import health, metrics, tokenize, web_ui
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -84,20 +86,20 @@ ROUTES = (
     counting("/v1/messages/count_tokens", messages.count_tokens, CountMessagesRequest, CountMessagesResponse),
     Route("GET", "/v1/models", models.list_all, answer=ModelList),
     Route("GET", "/v1/models/{model:.+}", models.retrieve, answer=Model),
-    counting("/tokenize", tokens.tokenize, TokenizeRequest, TokenizeResponse),
-    counting("/detokenize", tokens.detokenize, DetokenizeRequest, DetokenizeResponse),
-    Route("GET", "/tokenizer_info", tokens.tokenizer_info),
-    counting("/v1/count_tokens", tokens.count_tokens, CountTokensRequest, CountTokensResponse),
-    Route("GET", "/load", probes.load),
-    Route("GET", "/metrics", figures.metrics, answer="text/plain"),
-    Route("GET", "/dashboard/data", figures.dashboard_data),
-    Route("GET", "/health", probes.health, open=True),
-    Route("GET", "/liveness", probes.liveness, open=True),
-    Route("GET", "/readiness", probes.readiness, open=True),
-    Route("GET", "/ping", probes.liveness, open=True),
-    Route("POST", "/ping", probes.liveness, open=True),
-    Route("GET", "/version", probes.version, open=True),
-    Route("GET", "/", site.chat, answer="text/html", open=True),
-    Route("GET", "/dashboard", site.dashboard, answer="text/html", open=True),
-    Route("GET", "/assets/{name}", site.asset, answer="text/plain", open=True),
+    counting("/tokenize", tokenize.tokenize, TokenizeRequest, TokenizeResponse),
+    counting("/detokenize", tokenize.detokenize, DetokenizeRequest, DetokenizeResponse),
+    Route("GET", "/tokenizer_info", tokenize.tokenizer_info),
+    counting("/v1/count_tokens", tokenize.count_tokens, CountTokensRequest, CountTokensResponse),
+    Route("GET", "/load", health.load),
+    Route("GET", "/metrics", metrics.metrics, answer="text/plain"),
+    Route("GET", "/dashboard/data", metrics.dashboard_data),
+    Route("GET", "/health", health.health, open=True),
+    Route("GET", "/liveness", health.liveness, open=True),
+    Route("GET", "/readiness", health.readiness, open=True),
+    Route("GET", "/ping", health.liveness, open=True),
+    Route("POST", "/ping", health.liveness, open=True),
+    Route("GET", "/version", health.version, open=True),
+    Route("GET", "/", web_ui.chat, answer="text/html", open=True),
+    Route("GET", "/dashboard", web_ui.dashboard, answer="text/html", open=True),
+    Route("GET", "/assets/{name}", web_ui.asset, answer="text/plain", open=True),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from asurge.errors import ChatTemplateError
-from asurge.guided import shown
+from asurge.structured import shown
 from asurge.text.template import Allowance
 from asurge.text.tokenizer import Tokenizer
 

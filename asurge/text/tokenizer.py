@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asurge.errors import TokenizerError
-from asurge.guided import check_unicode
+from asurge.structured import check_unicode
 from asurge.text.template import Allowance, render_template
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asurge.runner.layout import layout_for
+from asurge.runner.page_layout import layout_for
 from benchmarks.capacity import MODELS, SHAPE, context_that_fits
 
 

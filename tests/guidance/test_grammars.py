@@ -14,7 +14,7 @@ import pytest
 from asurge.errors import InvalidRequestError
 from asurge.guidance import Grammars, SequenceConstraint, fill_masks
 from asurge.guidance import grammar as grammar_module
-from asurge.guided import GuidedDecodingParams
+from asurge.structured import GuidedDecodingParams
 from tests.fakes import Panic
 from tests.guidance.schemas import schema
 from tests.guidance.walks import VOCAB, grammars, mask_of, start, walk

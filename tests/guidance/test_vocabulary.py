@@ -11,9 +11,9 @@ import pytest
 from asurge import Engine, SamplingParams
 from asurge.errors import GuidanceError, InvalidRequestError, RequestFailedError
 from asurge.guidance import Grammars
-from asurge.guided import GuidedDecodingParams
 from asurge.plan import mask_words
 from asurge.server.errors import failure_of
+from asurge.structured import GuidedDecodingParams
 from tests.conftest import TINY
 from tests.guidance.walks import VOCAB, allowed, start
 from tests.text.families import tokenizer_with

@@ -8,8 +8,8 @@ import numpy as np
 
 from asurge.guidance import Grammars, SequenceConstraint, fill_masks
 from asurge.guidance.grammar import GrammarState
-from asurge.guided import GuidedDecodingParams
 from asurge.plan import mask_words
+from asurge.structured import GuidedDecodingParams
 from tests.text.families import tokenizer
 
 VOCAB = 512

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from asurge.models import convert, family_for, load_model, open_model, read_config
-from asurge.models.checkpoint import checkpoint_table
+from asurge.models.weights.checkpoint import checkpoint_table
 
 
 def write_weights(folder: Path) -> None:

@@ -11,8 +11,8 @@ from asurge.errors import ModelLoadError
 from asurge.models import family_for
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import _rotary
+from asurge.models.families.registry import FAMILIES
 from asurge.models.keys import HARMLESS, NEUTRAL
-from asurge.models.registry import FAMILIES
 
 CLASSES = {
     **{name: f"{name.removesuffix('ForCausalLM')}Config" for name in FAMILIES},

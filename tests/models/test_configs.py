@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
 from asurge.models import Decoder, family_for, load_model, read_config, resolve_checkpoint
-from asurge.models.checkpoint import checkpoint_table
 from asurge.models.config import DecoderConfig
+from asurge.models.weights.checkpoint import checkpoint_table
 from asurge.ops.attention import Window
 from asurge.ops.rotary import rotary
-from asurge.ops.sharpening import Sharpening
+from asurge.ops.temperature_tuning import Sharpening
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
 SMALL: dict[str, Any] = dict(

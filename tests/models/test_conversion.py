@@ -17,8 +17,8 @@ from flax import nnx
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, DenseAttend, load_model, open_model
-from asurge.models.conversion import convert
 from asurge.models.layers import Int8Linear, Linear, PackedLinear
+from asurge.models.weights.conversion import convert
 from asurge.ops import native
 from asurge.ops.packed import LIVE_ROWS
 from asurge.runner import DeviceRunner

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
 from asurge.models import family_for, load_model, open_model, read_config, resolve_checkpoint
-from asurge.models.loading import value_of
+from asurge.models.weights.loading import value_of
 from tests.kernels import needs_kernels
 from tests.models.cases import GOLDEN
 

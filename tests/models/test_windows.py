@@ -11,7 +11,7 @@ import pytest
 from asurge import Engine, SamplingParams
 from asurge.plan import RunnerLimits
 from asurge.runner import runner
-from asurge.runner.layout import PageLayout, layout_for
+from asurge.runner.page_layout import PageLayout, layout_for
 from tests.checkpoints import write_tiny
 from tests.kernels import SIZES, needs_kernels
 

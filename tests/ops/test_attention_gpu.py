@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from asurge.errors import ConfigError
-from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, choice, choose_attention, gpu
+from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, choose_attention, gpu, selection
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
 from tests.ops import reference
 from tests.ops.reference import Layout, Paged
@@ -90,7 +90,7 @@ def test_which_devices_it_is_for(capability: str, reason: str | None, monkeypatc
 
 
 def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    choice._warn.cache_clear()
+    selection._warn.cache_clear()
     odd = AttentionShape(8, 2, 96, 64, jnp.dtype(jnp.bfloat16))
     with caplog.at_level(logging.WARNING, "asurge"):
         assert isinstance(choose_attention(SHAPE, "auto", "gpu")[0], GpuAttention)
@@ -114,6 +114,6 @@ def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
         ("pallas", "abacus", "no kernel for abacus"),
     ],
 )
-def test_kernels_asked_for_by_name(kernels: choice.Kernels, platform: str, reason: str) -> None:
+def test_kernels_asked_for_by_name(kernels: selection.Kernels, platform: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         choose_attention(SHAPE, kernels, platform)

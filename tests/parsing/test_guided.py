@@ -12,9 +12,9 @@ import pytest
 from asurge.errors import InvalidRequestError
 from asurge.guidance import Grammars
 from asurge.guidance.grammar import GrammarState
-from asurge.guided import GuidedDecodingParams
 from asurge.parsing import TOOL_FORMATS
 from asurge.parsing.formats.base import SPECIAL_TOKENS
+from asurge.structured import GuidedDecodingParams
 from asurge.text import Tokenizer
 from tests.guidance.schemas import schema
 from tests.guidance.walks import VOCAB, allowed

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
-from asurge.pipeline.choice import Detokenizer
+from asurge.pipeline.completion import Detokenizer
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request, Scheduler
 from asurge.text import StopMatcher

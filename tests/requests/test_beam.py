@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asurge import Engine, RequestOutput, SamplingParams
-from asurge.beam import search
+from asurge.engine.beam import search
 from asurge.errors import DeadlineExceededError, InvalidRequestError, RequestAbortedError
 from asurge.outputs import CompletionOutput, FinishReason, Logprob
 from tests.checkpoints import random_tokens

@@ -12,8 +12,9 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from asurge import GuidedDecodingParams, SamplingParams, constraints
-from asurge.constraints import COMPILING_THREADS, Constraints
+from asurge import GuidedDecodingParams, SamplingParams
+from asurge.engine import constraints
+from asurge.engine.constraints import COMPILING_THREADS, Constraints
 from asurge.errors import EngineOverloadedError, InvalidRequestError
 from asurge.guidance import Grammars
 from tests.guidance.walks import VOCAB

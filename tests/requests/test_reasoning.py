@@ -11,7 +11,7 @@ import pytest
 
 import asurge.demo
 from asurge import Engine, GuidedDecodingParams, SamplingParams
-from asurge.constraints import Constraints
+from asurge.engine.constraints import Constraints
 from asurge.guidance import SequenceConstraint, fill_masks
 from asurge.plan import mask_words
 from asurge.text import Tokenizer, load_tokenizer

@@ -164,7 +164,7 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
             def begin_fetch(array: jax.Array) -> None:
                 raise MemoryError("no room")
 
-            broken.setattr("asurge.runner.draw.begin_fetch", begin_fetch)
+            broken.setattr("asurge.runner.sampling.begin_fetch", begin_fetch)
         else:
 
             def draw(*given: object) -> None:

@@ -13,8 +13,8 @@ from asurge.config import SchedulerConfig
 from asurge.plan import RowSampling
 from asurge.scheduler import Request, Scheduler
 from asurge.scheduler.heap import LazyHeap
-from asurge.scheduler.queue import Tenants, WaitingQueue
 from asurge.scheduler.request import Sequence
+from asurge.scheduler.waiting import Tenants, WaitingQueue
 from tests.fakes import limits
 
 NAMES = st.integers(0, 9).map(str)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-PAGES = Path(__file__).parents[2] / "asurge" / "server" / "pages"
+PAGES = Path(__file__).parents[2] / "asurge" / "server" / "web_ui"
 POLICY = (
     "default-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

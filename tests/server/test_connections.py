@@ -15,8 +15,9 @@ from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
 from asurge.errors import RequestFailedError
-from asurge.server import ApiServer, ServerConfig, attending, make_app
-from asurge.server.sse import EventStream
+from asurge.server import ApiServer, ServerConfig, make_app
+from asurge.server.http import disconnect
+from asurge.server.http.sse import EventStream
 from tests.idle import settle
 from tests.server.clients import CHAT, LONG, TEXT, connect, free_port, post
 from tests.server.conftest import Running
@@ -74,7 +75,7 @@ async def test_clients_that_leave_are_counted_and_charged(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cancels: bool
 ) -> None:
     """Quietly: one line in the log of accesses, no traceback."""
-    monkeypatch.setattr(attending, "_WATCH_S", 0.02)
+    monkeypatch.setattr(disconnect, "_WATCH_S", 0.02)
     server = ApiServer(demo)
     url = await running.start(server.app, handler_cancellation=cancels)
     with caplog.at_level("INFO", "asurge.access"):
@@ -108,7 +109,7 @@ async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running
         return "hello"
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("asurge.prompts.render_chat", wait)
+        patched.setattr("asurge.engine.prompts.render_chat", wait)
         asked = post(CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
         for _ in range(2 * most):
             _, writer = await connect(url)

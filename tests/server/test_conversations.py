@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from asurge import Engine, SamplingParams
-from asurge.guided import GuidedDecodingParams
 from asurge.server import ApiServer, make_app
-from asurge.server.conversation import template_messages
+from asurge.server.chat.request import template_messages
 from asurge.server.schema.chat import Message
+from asurge.structured import GuidedDecodingParams
 from tests.server.chat import ASK, WEATHER
 from tests.server.clients import CHAT
 from tests.server.conftest import Running

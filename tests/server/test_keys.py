@@ -18,7 +18,7 @@ from asurge.scheduler import Request
 from asurge.server import ApiServer, KeyRing, ServerConfig, make_app
 from asurge.server import keys as keys_module
 from asurge.server.errors import ApiError, RateLimitError
-from asurge.server.store import ResponseStore
+from asurge.server.openai.response_store import ResponseStore
 from tests.server.conftest import Running
 
 KEY, OTHER = "sk-first-key", "sk-other-key"

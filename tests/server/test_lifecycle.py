@@ -26,7 +26,8 @@ from anyio import to_thread
 from asurge import Engine
 from asurge.cli.main import main
 from asurge.errors import ConfigError, RequestFailedError
-from asurge.server import ApiServer, ServerConfig, api_server, attending, make_app
+from asurge.server import ApiServer, ServerConfig, api_server, make_app
+from asurge.server.http import disconnect
 from asurge.server.state import STATE
 from tests.conftest import TINY
 from tests.idle import settle
@@ -90,7 +91,7 @@ async def test_engines_of_others_are_left_running(demo: Engine, running: Running
 async def test_a_client_that_leaves_ends_its_request(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, stream: bool, cancels: bool
 ) -> None:
-    monkeypatch.setattr(attending, "_WATCH_S", 0.02)
+    monkeypatch.setattr(disconnect, "_WATCH_S", 0.02)
     url = await running.start(make_app(demo), handler_cancellation=cancels)
     reader, writer = await connect(url)
     writer.write(post(TEXT, {**LONG, "stream": stream}))
@@ -254,7 +255,7 @@ async def test_streams_tell_of_failures_and_not_of_success(
 
 
 async def test_silent_streams_are_kept_alive(demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attending, "_WATCH_S", 0.01)
+    monkeypatch.setattr(disconnect, "_WATCH_S", 0.01)
     monkeypatch.setattr(demo, "stream", lambda *_, **__: Scripted("one", 0.2, "two"))
     url = await running.start(make_app(demo, keep_alive_s=0.05))
     async with aiohttp.ClientSession(url) as http, http.post(TEXT, json={"prompt": "a", "stream": True}) as response:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from asurge import Engine
 from asurge.server import make_app
-from asurge.server.heads import Runner
+from asurge.server.http.connection import Runner
 from asurge.text import Tokenizer
 from tests.server.clients import CHAT, TEXT
 from tests.server.conftest import Running

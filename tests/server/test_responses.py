@@ -12,10 +12,10 @@ import pytest
 from asurge import Engine
 from asurge.errors import DeadlineExceededError
 from asurge.server import ApiServer
-from asurge.server import store as store_module
 from asurge.server.keys import ApiKey, KeyRing
+from asurge.server.openai import response_store as store_module
+from asurge.server.openai.response_store import ResponseStore
 from asurge.server.schema.chat import Message
-from asurge.server.store import ResponseStore
 from tests.server.chat import WEATHER
 from tests.server.conftest import Running
 from tests.server.scripted import Scripted

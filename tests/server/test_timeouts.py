@@ -13,9 +13,10 @@ from aiohttp.test_utils import make_mocked_request
 
 from asurge import Engine
 from asurge.errors import ConfigError
-from asurge.server import ApiServer, ServerConfig, attending, make_app
+from asurge.server import ApiServer, ServerConfig, make_app
 from asurge.server.api_server import _bound
-from asurge.server.progress import Progress
+from asurge.server.http import disconnect
+from asurge.server.http.progress import Progress
 from asurge.server.state import STATE
 from tests.idle import settle
 from tests.server.clients import LONG, TEXT, connect, free_port, head, port_of, post
@@ -66,7 +67,7 @@ def stalled(url: str, body: dict[str, Any]) -> socket.socket:
 async def test_a_reader_that_stalls_is_ended(
     demo: Engine, running: Running, monkeypatch: pytest.MonkeyPatch, cancels: bool
 ) -> None:
-    monkeypatch.setattr(attending, "_WATCH_S", 0.02)
+    monkeypatch.setattr(disconnect, "_WATCH_S", 0.02)
     app = make_app(demo, write_timeout_s=0.1)
     url = await running.start(app)
     before = demo.get_metrics_summary()["total_completed"]

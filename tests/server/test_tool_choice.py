@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from asurge import Engine
-from asurge.guided import GuidedDecodingParams
 from asurge.parsing import TOOL_FORMATS
 from asurge.server import make_app
+from asurge.server.chat.tools import bound_form, tool_use
 from asurge.server.schema.chat import ChatCompletionRequest
-from asurge.server.tools import bound_form, tool_use
+from asurge.structured import GuidedDecodingParams
 from tests.server.chat import ASK, WEATHER
 from tests.server.clients import CHAT
 from tests.server.conftest import Running

@@ -11,7 +11,8 @@ import aiohttp
 import anyio
 import pytest
 
-from asurge import Engine, SamplingParams, assembly
+from asurge import Engine, SamplingParams
+from asurge.engine import assembly
 from asurge.errors import ConfigError, EngineStateError, ModelLoadError
 from asurge.runner import runner, step
 from asurge.server import make_app

@@ -11,7 +11,7 @@ import numpy as np
 from asurge.ops import native
 from asurge.ops.attention.interface import AttentionShape, Heads, Pages, Rows, Window
 from asurge.ops.attention.xla import storage_dtype
-from asurge.ops.native.memory import zeros
+from asurge.ops.native.huge_pages import zeros
 
 _TILE = 32
 _SCALE_BYTES = 4

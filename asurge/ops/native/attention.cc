@@ -5,10 +5,10 @@
 #include <limits>
 #include <vector>
 
-#include "codes.h"
-#include "pages.h"
+#include "int8_codes.h"
+#include "kv_pages.h"
 #include "thread_pool.h"
-#include "units.h"
+#include "attention_tasks.h"
 
 namespace asurge {
 namespace {

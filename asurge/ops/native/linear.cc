@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "multiply.h"
+#include "gemm.h"
 #include "thread_pool.h"
 
 namespace asurge {

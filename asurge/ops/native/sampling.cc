@@ -10,7 +10,7 @@
 #include <numeric>
 #include <vector>
 
-#include "noise.h"
+#include "threefry.h"
 #include "thread_pool.h"
 #include "tiles.h"
 

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <limits>
 
-#include "lanes.h"
+#include "simd.h"
 
 namespace asurge {
 

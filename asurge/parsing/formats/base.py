@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from asurge.parsing.delimiters import marks_of
 from asurge.parsing.events import Output
-from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import MalformedError, Reader, Wait
 
 Tools = Sequence[Mapping[str, Any]]

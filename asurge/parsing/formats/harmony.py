@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from asurge.parsing.delimiters import Marks, marks_of
 from asurge.parsing.events import Output
 from asurge.parsing.formats.base import ToolFormat, Tools, functions
 from asurge.parsing.lark import Lark
-from asurge.parsing.marks import Marks, marks_of
 from asurge.parsing.reader import Reader, Wait
 from asurge.parsing.schemas import text_value
 

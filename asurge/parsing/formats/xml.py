@@ -6,10 +6,10 @@ import abc
 import re
 from typing import Any, ClassVar
 
+from asurge.parsing.delimiters import marks_of
 from asurge.parsing.events import Output
 from asurge.parsing.formats.base import MarkedFormat, Tools, functions
 from asurge.parsing.lark import NEWLINES, Lark
-from asurge.parsing.marks import marks_of
 from asurge.parsing.reader import MalformedError, Reader, Wait
 from asurge.parsing.schemas import Parameter, as_json, kinds_of, parameters, quoted, text_value
 

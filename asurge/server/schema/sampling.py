@@ -8,9 +8,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from asurge.guided import GuidedDecodingParams
 from asurge.params import MAX_SEED, OutputKind, RequestOptions, SamplingParams
 from asurge.server.errors import ApiError
+from asurge.structured import GuidedDecodingParams
 
 _PLAIN = (
     "n", "temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "presence_penalty", "frequency_penalty",

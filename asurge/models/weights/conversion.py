@@ -1,0 +1,93 @@
+"""From the weights of a checkpoint to the layout and precision that a platform multiplies fastest."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from asurge.errors import ConfigError
+from asurge.models.decoder import LINEARS, Decoder
+from asurge.models.layers import Int8Linear, Linear
+from asurge.models.weights.loading import read_all, value_of
+from asurge.models.weights.packing import pack_model
+from asurge.ops import native
+from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
+
+_log = logging.getLogger("asurge")
+
+
+def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | None:
+    """Replace the linear layers of a model in place, one after another, so that memory peaks at one extra layer. What is still in a
+    checkpoint (`open_model`) is read.
+
+    Returns:
+        Why the products run in plain XLA although kernels were wanted, or None.
+
+    Raises:
+        ConfigError: the kernels asked for by name cannot serve the model.
+    """
+    int8 = quantization == "int8"
+    if int8 and model.config.experts is not None:
+        raise ConfigError("quantization='int8' does not cover mixtures of experts: leave it out")
+    # On accelerators, XLA's own products are wanted.
+    wanted = kernels == "native" or (kernels == "auto" and jax.default_backend() == "cpu")
+    reason = unable(model, int8=int8) if wanted else None
+    if reason is not None:
+        if kernels == "native":
+            raise ConfigError(f"kernels='native' cannot serve this model: {reason}; use kernels='auto' or 'xla'")
+        _log.warning("matrix products run in plain XLA: %s", reason)
+    if wanted and reason is None:
+        pack_model(model, int8=int8)
+    elif int8:
+        _quantize(model)
+    read_all(model)
+    return reason
+
+
+def unable(model: Decoder, *, int8: bool) -> str | None:
+    """Why the CPU kernels cannot multiply this model's weights, or None."""
+    config, depth = model.config, INT8_DEPTH if int8 else BF16_DEPTH
+    dtype = model.embedding.get_value().dtype
+    if dtype != jnp.bfloat16:
+        return f"dtype={dtype.name} is not bfloat16"
+    if config.experts is not None:
+        return "the model is a mixture of experts"
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads * head_dim": config.q_size,
+    }
+    for name, size in sizes.items():
+        if size % depth:
+            return f"{name}={size} is not a multiple of {depth}"
+    if (config.q_size + 2 * config.kv_size) % COLUMNS:
+        return f"the projection to {config.q_size + 2 * config.kv_size} is not a multiple of {COLUMNS}"
+    return native.unavailable()
+
+
+def _quantize(model: Decoder) -> None:
+    """In plain XLA."""
+    for block in model.layers:
+        for owner, name in LINEARS:
+            module = getattr(block, owner)
+            setattr(module, name, _in_int8(getattr(module, name)))
+    table = value_of(model.output_table)
+    model.head = Int8Linear(table, None)
+    jax.block_until_ready(nnx.state(model.head))
+    if model.lm_head is None:
+        model.embedding.set_value(table)
+    else:
+        table.delete()
+        model.lm_head = None
+
+
+def _in_int8(layer: Linear) -> Int8Linear:
+    """The weight that it is made of is freed."""
+    weight = value_of(layer.weight)
+    new = Int8Linear(weight, layer.bias, gated=layer.gated, activation=layer.activation)
+    jax.block_until_ready(nnx.state(new))
+    weight.delete()
+    return new

@@ -1,0 +1,1 @@
+"""Conversations, whatever API they came in by: requests, tools, parsed output."""

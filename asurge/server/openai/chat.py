@@ -1,0 +1,236 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import orjson
+from aiohttp import web
+from msgspec import UNSET
+
+from asurge.engine.stream import TokenStream
+from asurge.outputs import CompletionOutput, Logprob, RequestOutput
+from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.server.chat.converse import converse
+from asurge.server.chat.output import ChoiceReaders
+from asurge.server.chat.request import Conversation, conversation_of
+from asurge.server.exchange import Exchange
+from asurge.server.http.body import read
+from asurge.server.http.sse import EventStream, openai_failure
+from asurge.server.openai.stop_reason import told_reason
+from asurge.server.schema.chat import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    OutFunction,
+    OutMessage,
+    OutToolCall,
+    TokenLogprob,
+    TopLogprob,
+)
+from asurge.server.schema.sampling import Usage
+from asurge.server.state import Served
+from asurge.text import Tokenizer
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """Continue a conversation."""
+    asked = await read(request, ChatCompletionRequest)
+    with Exchange(request) as exchange:
+        served = exchange.state.find(asked.model)
+        talk = await exchange.prepared(lambda: conversation_of(asked, served, exchange.state.config))
+        return await converse(exchange, asked, served, talk, ChatAnswer(asked, talk, served))
+
+
+class ChatAnswer:
+    """One answer on its way out, as it comes or as a whole: the same parser reads both."""
+
+    def __init__(self, asked: ChatCompletionRequest, talk: Conversation, served: Served) -> None:
+        self._asked, self._talk, self._served = asked, talk, served
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._model = asked.model or served.name
+        self._readers = ChoiceReaders(talk, served, reasons=asked.include_reasoning, legacy=asked.functions is not None)
+        self._tell_usage_always = asked.tells_usage_always
+        head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model}
+        # The frame of the chunks that most streams are made of; the rest goes through the schema.
+        self._head = b"data: " + orjson.dumps({**head, "system_fingerprint": None})[:-1] + b',"choices":[{"index":'
+        usage = b',"usage":null}\n\n' if asked.tells_usage else b"}\n\n"
+        self._tail = b'},"logprobs":null,"finish_reason":null}]' + usage
+
+    # ── as a whole ──────────────────────────────────────────────────────────────────────────────
+
+    def whole(self, output: RequestOutput) -> ChatCompletion:
+        choices = []
+        for one in output.outputs:
+            reader = self._readers.of(one, output)
+            events = reader.read(one)
+            message = self._message(events)
+            choices.append(
+                ChatChoice(
+                    index=one.index,
+                    message=message,
+                    logprobs=self._logprobs(one),
+                    finish_reason=reader.finish_reason(one),
+                    stop_reason=told_reason(one, self._asked),
+                )
+            )
+        prompt_logprobs = output.prompt_logprobs
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage_of(output, self._readers.reasoning_tokens()),
+            prompt_logprobs=UNSET
+            if prompt_logprobs is None
+            else prompt_logprobs_of(prompt_logprobs, self._served.engine.tokenizer),
+        )
+
+    def _message(self, events: Sequence[Event]) -> OutMessage:
+        message, content, reasoning = OutMessage(), "", ""
+        calls: list[OutToolCall] = []
+        for event in events:
+            match event:
+                case Content(text):
+                    content += text
+                case Reasoning(text):
+                    reasoning += text
+                case ToolCallStart():
+                    function = OutFunction(name=event.name, arguments="")
+                    calls.append(OutToolCall(id=self._readers.call_id(event), type="function", function=function))
+                case ToolCallArguments():
+                    calls[-1].function.arguments += event.text
+        if content or not calls:
+            message.content = content
+        if reasoning and self._asked.include_reasoning:
+            message.reasoning = message.reasoning_content = reasoning
+        if calls and self._asked.functions is not None:
+            message.function_call = calls[0].function
+        elif calls:
+            message.tool_calls = calls
+        return message
+
+    def failed(self, error: BaseException) -> bytes:
+        """An error as the last event."""
+        return openai_failure(error)
+
+    # ── as it comes ─────────────────────────────────────────────────────────────────────────────
+
+    async def stream(self, exchange: Exchange, tokens: TokenStream, events: EventStream) -> None:
+        """Role first, then what comes, each finish reason once, the usage if wanted, and the mark of success."""
+        last: RequestOutput | None = None
+        async for output in exchange.outputs(tokens):
+            chunks = b"".join(self._chunks(output))
+            if chunks:
+                await events.send(chunks)
+            last = output
+        if last is None:
+            return
+        end = b""
+        if self._asked.tells_usage:
+            reasoning = await exchange.written(self._readers.reasoning_tokens, much=self._readers.reasoned_much)
+            end = self._chunk([], usage=usage_of(last, reasoning))
+        await events.send(end + b"data: [DONE]\n\n")
+
+    def _chunks(self, output: RequestOutput) -> list[bytes]:
+        chunks = []
+        for one in output.outputs:
+            begun = self._readers.has_begun(one)
+            reader = self._readers.of(one, output)
+            if reader.finished:
+                continue
+            if not begun:
+                chunks.append(
+                    self._chunk([ChunkChoice(index=one.index, delta=Delta(role="assistant", content=""))], output)
+                )
+            events, logprobs = reader.read(one), self._logprobs(one) if one.token_ids else None
+            for event in events:
+                chunks.append(self._event(one.index, event, logprobs, output))
+                logprobs = None
+            if logprobs is not None:
+                choice = ChunkChoice(index=one.index, delta=Delta(content=""), logprobs=logprobs)
+                chunks.append(self._chunk([choice], output))
+            if one.finish_reason is not None:
+                reason = reader.finish_reason(one)
+                choice = ChunkChoice(
+                    index=one.index, delta=Delta(), finish_reason=reason, stop_reason=told_reason(one, self._asked)
+                )
+                chunks.append(self._chunk([choice], output))
+        return chunks
+
+    def _event(self, index: int, event: Event, logprobs: ChoiceLogprobs | None, output: RequestOutput) -> bytes:
+        if isinstance(event, Content) and logprobs is None and not self._tell_usage_always:
+            text = orjson.dumps(event.text)
+            return self._head + b'%d,"delta":{"content":' % index + text + self._tail
+        delta = self._delta(event)
+        return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=logprobs)], output)
+
+    def _delta(self, event: Event) -> Delta:
+        match event:
+            case Content(text):
+                return Delta(content=text)
+            case Reasoning(text):
+                return Delta(reasoning=text, reasoning_content=text)
+            case ToolCallStart():
+                function = OutFunction(name=event.name, arguments="")
+                call = OutToolCall(
+                    index=event.index, id=self._readers.call_id(event), type="function", function=function
+                )
+            case ToolCallArguments():
+                function = OutFunction(arguments=event.text)
+                call = OutToolCall(index=event.index, function=function)
+        return Delta(function_call=function) if self._asked.functions is not None else Delta(tool_calls=[call])
+
+    def _chunk(
+        self, choices: list[ChunkChoice], output: RequestOutput | None = None, usage: Usage | None = None
+    ) -> bytes:
+        if usage is None and output is not None and self._tell_usage_always:
+            usage = usage_of(output)
+        told = usage if usage is not None else None if self._asked.tells_usage else UNSET
+        chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model, choices=choices, usage=told)
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    def _logprobs(self, one: CompletionOutput) -> ChoiceLogprobs | None:
+        tokenizer = self._served.engine.tokenizer
+        return _logprobs(one, self._asked.top_logprobs or 0, tokenizer) if self._asked.logprobs else None
+
+
+def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
+    """The tokens of a request so far."""
+    return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens, reasoning)
+
+
+def prompt_logprobs_of(logprobs: Sequence[Any], tokenizer: Tokenizer) -> list[dict[int, Any] | None]:
+    """As vLLM's API has them."""
+    return [
+        None
+        if one is None
+        else {
+            token: msgspec.structs.asdict(_top(token, at, tokenizer)) | {"rank": at.rank} for token, at in one.items()
+        }
+        for one in logprobs
+    ]
+
+
+def _logprobs(one: CompletionOutput, most: int, tokenizer: Tokenizer) -> ChoiceLogprobs:
+    content = []
+    for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
+        drawn = _top(token, logprobs[token], tokenizer)
+        likeliest = [_top(other, at, tokenizer) for other, at in logprobs.items() if at.rank <= most]
+        content.append(
+            TokenLogprob(token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=likeliest)
+        )
+    return ChoiceLogprobs(content=content)
+
+
+def _top(token: int, at: Logprob, tokenizer: Tokenizer) -> TopLogprob:
+    data = tokenizer.token_bytes(token)
+    return TopLogprob(token=data.decode("utf-8", "replace"), logprob=at.logprob, bytes=list(data))

@@ -1,0 +1,1 @@
+"""Health, metrics, tokenization, administration and the web UI."""

@@ -1,0 +1,5 @@
+"""How the demo model that ships with asurge was made.
+
+`corpus` takes facts from Python's standard library, `samples` writes them as text, `tokenizer` and `train`
+make the checkpoint, `evaluate` holds it to its bar.
+"""
