@@ -21,7 +21,7 @@ MAX_BAD_WORD_CHARACTERS = 1000
 """In one word; each is tokenised twice."""
 
 MAX_REPETITIONS = 1 << 20
-MAX_CHOICES = 64
+MAX_N = 64
 MAX_TOKEN_IDS = 1 << 20
 MAX_SEED = 2**63 - 1
 
@@ -120,8 +120,8 @@ class SamplingParams:
             check_optional_integer(field, getattr(self, field), low, high)
         if self.truncate_prompt_tokens != -1:
             check_optional_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None)
-        check_integer("n", self.n, 1, MAX_CHOICES)
-        check_optional_integer("best_of", self.best_of, self.n, MAX_CHOICES)
+        check_integer("n", self.n, 1, MAX_N)
+        check_optional_integer("best_of", self.best_of, self.n, MAX_N)
         for field in ("echo", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
                 raise InvalidRequestError(f"{field}={shown(getattr(self, field))} must be True or False", param=field)

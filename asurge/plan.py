@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asurge.record import record
+from asurge.record import hot_dataclass
 
 NULL_PAGE = 0
 """The page that padding writes to; never allocated."""
@@ -102,7 +102,7 @@ class PageTable(NamedTuple):
     pages: npt.NDArray[np.int32]
 
 
-@record
+@hot_dataclass
 class PlanRow:
     """The share of one sequence in a step.
 
@@ -207,8 +207,8 @@ class StepResult:
         token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
             token.
         error: why the step failed, or None. Then no token is valid.
-        generation: of the pages and slots it ran on: whenever they are lost and made anew, empty, it is the next one.
-        state_lost: that generation is gone (the failure hit donated buffers): recompute everything.
+        state_epoch: of the pages and slots it ran on: whenever they are lost and made anew, empty, it is the next one.
+        state_lost: that epoch is gone (the failure hit donated buffers): recompute everything.
         device_time_s: what the device took: from dispatch, or from the previous result if that came later, to this one.
         logprobs: for a step that draws apart and has a row that asks, ``[rows]``.
         prompt_logprobs: by row, those of the prompt tokens it scored.
@@ -218,7 +218,7 @@ class StepResult:
     plan: StepPlan
     token_ids: npt.NDArray[np.int32]
     error: BaseException | None = None
-    generation: int = 0
+    state_epoch: int = 0
     state_lost: bool = False
     device_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
@@ -227,8 +227,8 @@ class StepResult:
 
     @property
     def intact(self) -> int:
-        """The first generation that may still be there, as far as this result tells."""
-        return self.generation + self.state_lost
+        """The first epoch that may still be there, as far as this result tells."""
+        return self.state_epoch + self.state_lost
 
 
 class StepHandle(Protocol):

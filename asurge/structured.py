@@ -12,7 +12,7 @@ from asurge.errors import InvalidRequestError
 from asurge.json_schema import MAX_JSON_DEPTH
 
 MAX_GRAMMAR_BYTES = 256 << 10
-MAX_CHOICES = 4096
+MAX_CHOICE_OPTIONS = 4096
 JSON_WHITESPACE = r"(\x20|\n{1,2}[\x20\t]{0,20})?"
 """Between the tokens of JSON: enough for what models write, and no endless blanks (llama.cpp's rule)."""
 
@@ -138,8 +138,10 @@ def _choices(given: Any) -> tuple[str, ...]:
     name = "guided_decoding.choice"
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise InvalidRequestError(f"{name}={shown(given)} must be a non-empty list of strings", param=name)
-    if len(given) > MAX_CHOICES:
-        raise InvalidRequestError(f"{name} has {len(given)} entries: at most {MAX_CHOICES} are allowed", param=name)
+    if len(given) > MAX_CHOICE_OPTIONS:
+        raise InvalidRequestError(
+            f"{name} has {len(given)} entries: at most {MAX_CHOICE_OPTIONS} are allowed", param=name
+        )
     for index, one in enumerate(given):
         _text(f"{name}[{index}]", one)
     _check_size(name, sum(len(one) for one in given))

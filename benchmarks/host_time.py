@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.runner.buckets import Lattice
+from asurge.runner.buckets import ShapeBuckets
 from asurge.runner.step_inputs import TableShape, pack
 from asurge.scheduler import Request, Scheduler
 
@@ -40,7 +40,7 @@ def measure(running: int, windows: int = 0) -> dict[str, float]:
         QUANTUM,
         windows=(None, *[WINDOW] * windows),
     )
-    lattice = Lattice(running, 1024, QUANTUM, skips_padding=True)
+    buckets = ShapeBuckets(running, 1024, QUANTUM, skips_padding=True)
     scheduler = Scheduler(limits)
     rng = np.random.default_rng(0)
     for index in range(running):
@@ -55,7 +55,7 @@ def measure(running: int, windows: int = 0) -> dict[str, float]:
         return result
 
     def step(plan: StepPlan) -> None:
-        timed("pack", lambda: pack(plan, lattice.pick(plan), tables, running))
+        timed("pack", lambda: pack(plan, buckets.pick(plan), tables, running))
         tokens = np.full((len(plan.rows), 1), 7, np.int32)
         timed("apply", lambda: scheduler.apply(StepResult(plan, tokens)))
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from asurge.engine.stream import TokenStream, finish_all
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
-from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline import Completion, Generation, Pipeline, PromptInfo
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
 from asurge.scheduler import Request, Scheduler
 from asurge.text import IncrementalDetokenizer, Tokenizer, load_tokenizer
@@ -66,9 +66,9 @@ async def measure(tokenizer: Tokenizer, streams: int, kind: OutputKind, rounds: 
         name, prompt = str(next(serial)), rng.choices(range(300, size), k=PROMPT)
         now = pipeline.clock()
         request = Request(name, prompt, OUTPUT, RowSampling(), arrival_s=now, streamed=kind != "final")
-        choice = Choice(name, detokenizer=IncrementalDetokenizer(tokenizer, prompt))
-        facts = PromptFacts(None, prompt)
-        generation = Generation(name, facts, [choice], output_kind=kind, arrival_s=now, clock=pipeline.clock)
+        completion = Completion(name, detokenizer=IncrementalDetokenizer(tokenizer, prompt))
+        facts = PromptInfo(None, prompt)
+        generation = Generation(name, facts, [completion], output_kind=kind, arrival_s=now, clock=pipeline.clock)
         pipeline.submit(generation, [request])
         return generation
 

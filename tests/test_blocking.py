@@ -21,7 +21,7 @@ from anyio.from_thread import BlockingPortal
 from asurge import SamplingParams
 from asurge.blocking import Engine
 from asurge.config import EngineConfig
-from asurge.engine.assembly import Parts, assemble
+from asurge.engine.assembly import EngineParts, assemble
 from asurge.errors import EngineNotRunningError, EngineStateError, InvalidRequestError
 from asurge.params import OutputKind
 from asurge.plan import StepHandle, StepPlan
@@ -196,7 +196,7 @@ def test_a_start_that_is_interrupted_twice_can_be_terminated_later(
     assert main is not None
     go_on = threading.Event()
 
-    def interrupting(config: EngineConfig, check: Callable[[], None]) -> Parts:
+    def interrupting(config: EngineConfig, check: Callable[[], None]) -> EngineParts:
         for _ in range(2):
             signal.pthread_kill(main, signal.SIGINT)
             time.sleep(0.2)
@@ -219,7 +219,7 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(tiny_folder: Path, m
     main = threading.main_thread().ident
     assert main is not None
 
-    def interrupting(config: EngineConfig, check: Callable[[], None]) -> Parts:
+    def interrupting(config: EngineConfig, check: Callable[[], None]) -> EngineParts:
         signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.1)
         return assemble(config, check)

@@ -16,7 +16,7 @@ import pytest
 
 from asurge import Engine, SamplingParams, blocking
 from asurge.config import EngineConfig
-from asurge.engine.assembly import Parts, assemble
+from asurge.engine.assembly import EngineParts, assemble
 from asurge.errors import EngineStateError
 from asurge.plan import StepHandle, StepPlan
 from tests.conftest import TINY
@@ -118,7 +118,7 @@ async def test_what_stops_by_a_time_limit_has_stopped(tiny_folder: Path, monkeyp
 async def test_a_start_that_is_cancelled_ends_soon(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(config: EngineConfig, check: Callable[[], None]) -> Parts:
+    def endless(config: EngineConfig, check: Callable[[], None]) -> EngineParts:
         begun.set()
         try:
             while True:

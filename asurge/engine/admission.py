@@ -15,13 +15,13 @@ from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from asurge.config import EngineConfig
 from asurge.containment import contained
-from asurge.engine.assembly import Parts
+from asurge.engine.assembly import EngineParts
 from asurge.engine.constraints import Constraints
 from asurge.engine.prompts import Prompt, Prompts, RenderedChat, check_prompt, check_tokens
 from asurge.errors import InvalidRequestError, RequestFailedError
 from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
-from asurge.pipeline import Choice, Generation, LogprobTeller, Pipeline, PromptFacts, PromptLogprobs
+from asurge.pipeline import Completion, Generation, LogprobFormatter, Pipeline, PromptInfo, PromptLogprobs
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
 from asurge.text import (
@@ -68,7 +68,7 @@ class Intake:
         started_s: when the engine started, on the monotonic clock.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts) -> None:
+    def __init__(self, config: EngineConfig, parts: EngineParts) -> None:
         self._config, self._tokenizer, self._vocab_size = config, parts.tokenizer, parts.vocab_size
         limits = parts.runner.limits
         self._hidden_size = limits.hidden_size
@@ -189,7 +189,7 @@ class Intake:
             **_request_options(options, arrival_s),
         )
         facts = self.facts(prompt, SamplingParams(), fitted)
-        generation = Generation(request_id, facts, [Choice(request.sequence_id)], arrival_s=arrival_s, clock=clock)
+        generation = Generation(request_id, facts, [Completion(request.sequence_id)], arrival_s=arrival_s, clock=clock)
         return Admission(generation, [request])
 
     def _sequence_id(self, request_id: str) -> str:
@@ -223,7 +223,7 @@ class Intake:
         )
         return None if shaping == Shaping() else shaping
 
-    def facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptFacts:
+    def facts(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptInfo:
         """What outputs report about a prompt; the text is that of the tokens that are left, unless the settings say
         otherwise."""
         ids = list(fitted.token_ids)
@@ -236,8 +236,8 @@ class Intake:
             text = self._tokenizer.decode(ids, skip_special_tokens=False)
         logprobs = None
         if params.prompt_logprobs is not None:
-            logprobs = PromptLogprobs(ids, LogprobTeller(params.prompt_logprobs, self._decode_token))
-        return PromptFacts(
+            logprobs = PromptLogprobs(ids, LogprobFormatter(params.prompt_logprobs, self._decode_token))
+        return PromptInfo(
             text,
             ids,
             num_truncated_tokens=truncated,
@@ -259,7 +259,7 @@ class Intake:
         return Generation(
             request_id,
             self.facts(prompt, params, fitted),
-            [self._choice(index, request, params) for index, request in enumerate(requests)],
+            [self._completion(index, request, params) for index, request in enumerate(requests)],
             kept=params.n,
             output_kind=kind,
             max_tokens=fitted.max_tokens,
@@ -267,7 +267,7 @@ class Intake:
             clock=clock,
         )
 
-    def _choice(self, index: int, request: Request, params: SamplingParams) -> Choice:
+    def _completion(self, index: int, request: Request, params: SamplingParams) -> Completion:
         detokenizer = None
         if params.detokenize:
             detokenizer = IncrementalDetokenizer(
@@ -277,13 +277,13 @@ class Intake:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
         stops, told = params.stop_strings, _told(params)
-        return Choice(
+        return Completion(
             request.sequence_id,
             index,
             detokenizer=detokenizer,
             stops=StopMatcher(stops, params.include_stop_str_in_output) if stops else None,
             repetition=None if params.repetition_stop is None else RepetitionStop(params.repetition_stop),
-            teller=None if told is None else LogprobTeller(told, self._decode_token),
+            teller=None if told is None else LogprobFormatter(told, self._decode_token),
             silent_token_ids=request.stop_token_ids,
             echoed=self.decode(request.prompt_token_ids, params) if params.echo and params.detokenize else "",
         )

@@ -21,7 +21,7 @@ DEFAULT_MAX_MODEL_LEN = 8192
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
+class EngineParts:
     """The pieces of a started engine.
 
     Attributes:
@@ -43,7 +43,7 @@ class Parts:
     fallbacks: tuple[str, ...] = ()
 
 
-def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Parts:
+def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> EngineParts:
     """Load and compile everything a config asks for.
 
     Args:
@@ -67,7 +67,7 @@ def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> 
 
 def _assemble(
     config: EngineConfig, folder: Path, text: Path, threads: KernelThreads, check: Callable[[], None]
-) -> Parts:
+) -> EngineParts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
         tokenizer = pool.submit(load_tokenizer, text)
@@ -86,7 +86,7 @@ def _assemble(
         scheduler = Scheduler(runner.limits, config.scheduler, cache, max_queued_requests=config.max_queued_requests)
         reasons = {"matrix products": reason, "attention": runner.fallback}
         fallbacks = tuple(f"{what}: {why}" for what, why in reasons.items() if why is not None)
-        return Parts(
+        return EngineParts(
             tokenizer.result(),
             scheduler,
             runner,

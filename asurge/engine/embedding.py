@@ -58,15 +58,15 @@ async def _embed(
 
 
 def _output(generation: Generation, params: EmbeddingParams) -> EmbeddingOutput:
-    prompt, (choice,) = generation.prompt, generation.choices
-    if choice.embedding is None:
+    prompt, (completion,) = generation.prompt, generation.completions
+    if completion.embedding is None:
         raise RequestAbortedError(f"request {generation.request_id!r} was aborted before its prompt was embedded")
     return EmbeddingOutput(
         generation.request_id,
         prompt.text,
         prompt.token_ids,
-        shaped(choice.embedding, params),
-        num_cached_tokens=choice.num_cached_tokens,
+        shaped(completion.embedding, params),
+        num_cached_tokens=completion.num_cached_tokens,
         num_truncated_tokens=prompt.num_truncated_tokens,
         num_dropped_messages=prompt.num_dropped_messages,
         processing_time=generation.last_token_s - generation.arrival_s,

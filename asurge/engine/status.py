@@ -9,7 +9,7 @@ from typing import Literal
 
 from asurge.config import EngineConfig
 from asurge.engine.admission import Intake
-from asurge.engine.assembly import Parts
+from asurge.engine.assembly import EngineParts
 from asurge.engine.constraints import thinking_tokens
 from asurge.errors import EngineDeadError, EngineNotRunningError, EngineStateError
 from asurge.pipeline import Pipeline, RequestObserver, StepObserver
@@ -30,7 +30,7 @@ class EngineStatus:
         self.config = config
         self._name = config.name or _folder_name(config.model) or config.model
         self._state: EngineState = "new"
-        self._parts: Parts | None = None
+        self._parts: EngineParts | None = None
         self._pipeline: Pipeline | None = None
         self._intake: Intake | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -137,7 +137,7 @@ class EngineStatus:
         pipeline, _ = self._running()
         pipeline.step_observers.set(observer)
 
-    def _started(self) -> Parts:
+    def _started(self) -> EngineParts:
         if self._parts is None:
             raise EngineNotRunningError("the engine has not started: use `async with engine`, or await initiate()")
         return self._parts
@@ -189,7 +189,7 @@ def _folder_name(model: str) -> str | None:
     return folder.resolve().name if folder.is_dir() else None
 
 
-def summarize(parts: Parts, pipeline: Pipeline, started_s: float) -> dict[str, float]:
+def summarize(parts: EngineParts, pipeline: Pipeline, started_s: float) -> dict[str, float]:
     """Totals and averages since ``started_s`` on the pipeline's clock; latencies in seconds, throughput in tokens a second."""
     totals, waiting, running = pipeline.statistics(), parts.scheduler.num_waiting, parts.scheduler.num_running
     team = parts.threads.statistics()

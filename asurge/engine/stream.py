@@ -36,7 +36,7 @@ class TokenStream:
         """Tokens of the prompt, and tokens generated so far, of all completions; nothing before admission."""
         if self._generation is None:
             return 0, 0
-        drawn = sum(len(choice.token_ids) for choice in self._generation.choices)
+        drawn = sum(len(completion.token_ids) for completion in self._generation.completions)
         return len(self._generation.prompt.token_ids), drawn
 
     def __aiter__(self) -> Self:

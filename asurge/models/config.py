@@ -11,7 +11,7 @@ from asurge.errors import ModelLoadError
 from asurge.models.keys import passed_over
 from asurge.ops.attention import Window
 from asurge.ops.norm import Activation
-from asurge.ops.temperature_tuning import Sharpening
+from asurge.ops.temperature_tuning import TemperatureTuning
 
 RopeScaling = Mapping[str, Any]  # JSON from the checkpoint; `asurge.ops.rotary` validates it
 Rope = tuple[float, RopeScaling | None]
@@ -93,7 +93,7 @@ class DecoderConfig:
     """Per layer: what a query sees of the tokens before it; None: all."""
     local_rope: Rope | None = None
     """Of layers with a window, if they have one of their own."""
-    unrotated: tuple[bool, ...] = ()
+    no_rope: tuple[bool, ...] = ()
     """Per layer: whether positions are left out (NoPE)."""
     activation: Activation = "silu"
     pre_norm: bool = True
@@ -105,7 +105,7 @@ class DecoderConfig:
     """With ``qk_norm``: over all heads at once."""
     qk_unit_norm: bool = False
     """Whether heads are normalised without weights, in layers that rotate."""
-    sharpening: Sharpening | None = None
+    temperature_tuning: TemperatureTuning | None = None
     """Of the queries of layers that do not rotate."""
     embedding_scale: float = 1.0
     attention_scale: float | None = None
@@ -128,7 +128,7 @@ class DecoderConfig:
                 f"config.json: partial_rotary_factor leaves {self.rotary_dim} of the {self.head_dim} numbers in a head to be "
                 "rotated: they must be pairs"
             )
-        for name, values in (("layer_types", self.windows), ("no_rope_layers", self.unrotated)):
+        for name, values in (("layer_types", self.windows), ("no_rope_layers", self.no_rope)):
             if values and len(values) != self.num_layers:
                 raise ModelLoadError(
                     f"{len(values)} {name} for {self.num_layers} layers: {name} and num_hidden_layers disagree in config.json"
@@ -169,7 +169,7 @@ class DecoderConfig:
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer knows positions."""
-        return not (self.unrotated and self.unrotated[layer])
+        return not (self.no_rope and self.no_rope[layer])
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer's feed-forward is a mixture of experts."""
@@ -232,7 +232,7 @@ class ConfigReader:
             raise ModelLoadError(f"config.json: layer_types={kinds!r} must be a list of {' and '.join(known)}")
         return kinds
 
-    def unrotated(self) -> tuple[bool, ...]:
+    def no_rope(self) -> tuple[bool, ...]:
         """Per layer: whether it leaves positions out, from ``no_rope_layers`` (where 0 says so) or its interval."""
         rotated, interval = self.raw.get("no_rope_layers"), self.integer("no_rope_layer_interval", 4)
         if rotated is None or rotated == []:

@@ -304,7 +304,7 @@ class Decoder(nnx.Module):
         config, (cos, sin) = self.config, self.rotary.tables(positions)
         own = Positions(cos, sin, None)
         local = own if self.local_rotary is None else Positions(*self.local_rotary.tables(positions), None)
-        sharpness = None if config.sharpening is None else config.sharpening.factor(positions)
+        sharpness = None if config.temperature_tuning is None else config.temperature_tuning.factor(positions)
         still = Positions(jnp.ones_like(cos), jnp.zeros_like(sin), sharpness)
         kinds = [own if config.window(layer) is None else local for layer in range(config.num_layers)]
         return [kind if config.rotates(layer) else still for layer, kind in enumerate(kinds)]

@@ -48,7 +48,7 @@ class RequestFigures:
         self._ttft, self._e2el = histograms.ttft.labels(*labels), histograms.e2el.labels(*labels)
         self._tpot = histograms.tpot.labels(*labels)
         self._prompt, self._generated = histograms.prompt.labels(*labels), histograms.generated.labels(*labels)
-        self._choices, self._longest = histograms.choices.labels(*labels), histograms.longest.labels(*labels)
+        self._choices, self._longest = histograms.completions.labels(*labels), histograms.longest.labels(*labels)
         self._max_tokens, self._step = histograms.max_tokens.labels(*labels), histograms.step.labels(*labels)
         self._queue, self._prefill = histograms.queue.labels(*labels), histograms.prefill.labels(*labels)
         self._decode, self._inference = histograms.decode.labels(*labels), histograms.inference.labels(*labels)
@@ -67,9 +67,9 @@ class RequestFigures:
     def ended(self, generation: Generation, reason: FinishReason) -> None:
         self._ended[reason].inc()
         self._prompt.observe(len(generation.prompt.token_ids))
-        counts = [len(choice.token_ids) for choice in generation.choices]
+        counts = [len(completion.token_ids) for completion in generation.completions]
         self._generated.observe(sum(counts))
-        self._choices.observe(len(generation.choices))
+        self._choices.observe(len(generation.completions))
         if generation.max_tokens:
             self._max_tokens.observe(generation.max_tokens)
             self._longest.observe(max(counts))
@@ -120,7 +120,7 @@ class Histograms:
         self.e2el = histogram("e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE)
         self.prompt = histogram("request_prompt_tokens", "Tokens of a prompt.", lengths)
         self.generated = histogram("request_generation_tokens", "Tokens a request generated.", lengths)
-        self.choices = histogram("request_params_n", "Completions of a request.", _CHOICES)
+        self.completions = histogram("request_params_n", "Completions of a request.", _CHOICES)
         self.max_tokens = histogram("request_params_max_tokens", "Tokens a completion may have.", lengths)
         self.longest = histogram("request_max_num_generation_tokens", "Tokens of the longest completion.", lengths)
         self.queue = histogram("request_queue_time_seconds", "From arrival to the first step.", _WHOLE)

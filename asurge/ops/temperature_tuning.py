@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sharpening:
+class TemperatureTuning:
     """A factor on queries that rises in steps, with the logarithm of the length (Scalable-Softmax; Nakanishi, 2025).
 
     Attributes:

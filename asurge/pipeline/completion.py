@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.outputs import CompletionOutput, FinishReason, Logprob
-from asurge.pipeline.logprobs import LogprobTeller
-from asurge.scheduler import Update
+from asurge.pipeline.logprobs import LogprobFormatter
+from asurge.scheduler import SequenceUpdate
 
 
 class Detokenizer(Protocol):
@@ -49,7 +49,7 @@ REPETITION = "repetition"
 """The stop reason of a text that `RepetitionStop` ended."""
 
 
-class Choice:
+class Completion:
     """One completion as it grows. The engine writes with `extend` and `finish`; after `finish`, writes are ignored.
 
     Attributes:
@@ -67,7 +67,7 @@ class Choice:
         detokenizer: Detokenizer | None = None,
         stops: StopMatcher | None = None,
         repetition: RepetitionStop | None = None,
-        teller: LogprobTeller | None = None,
+        teller: LogprobFormatter | None = None,
         silent_token_ids: frozenset[int] = frozenset(),
         echoed: str = "",
     ) -> None:
@@ -98,7 +98,7 @@ class Choice:
         """The sum over all tokens; None if logprobs were not asked for."""
         return None if self._teller is None else self._cumulative
 
-    def extend(self, update: Update, now: float) -> str | None:
+    def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Append sampled tokens, or take the embedding. Returns what ends the text, a stop string or `REPETITION`, if anything
         does; the caller then finishes."""
         if self.finished:

@@ -11,7 +11,7 @@ from asurge.plan import TokenLogprobs
 DecodeToken = Callable[[int], str]
 
 
-class LogprobTeller:
+class LogprobFormatter:
     """Makes the mappings of one request: the ``number`` likeliest tokens in order, then the token itself if it is not
     among them."""
 
@@ -35,13 +35,13 @@ class LogprobTeller:
 
 
 class PromptLogprobs(Sequence[dict[int, Logprob] | None]):
-    """For each prompt token, what `LogprobTeller` tells about it; None for the first, which nothing precedes.
+    """For each prompt token, what `LogprobFormatter` tells about it; None for the first, which nothing precedes.
 
     Mappings are made when they are looked at: the arrays behind them are small, and thousands of mappings at once would
     stall the event loop.
     """
 
-    def __init__(self, prompt_token_ids: Sequence[int], teller: LogprobTeller) -> None:
+    def __init__(self, prompt_token_ids: Sequence[int], teller: LogprobFormatter) -> None:
         self._prompt, self._teller = prompt_token_ids, teller
         self._at: list[tuple[TokenLogprobs, int]] = []
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from asurge.containment import contained
 from asurge.guidance import SequenceConstraint, fill_masks
 from asurge.plan import StepPlan, mask_words
-from asurge.scheduler import Update
+from asurge.scheduler import SequenceUpdate
 
 
 class Masks:
@@ -40,7 +40,7 @@ class Masks:
         """Whether any row of a plan draws under a mask."""
         return any(row.samples and row.sequence_id in self._constraints for row in plan.rows)
 
-    def accept(self, updates: Iterable[Update]) -> dict[str, BaseException]:
+    def accept(self, updates: Iterable[SequenceUpdate]) -> dict[str, BaseException]:
         """Take in what requests drew; returns the failures by sequence."""
         failed: dict[str, BaseException] = {}
         for update in updates:

@@ -24,20 +24,20 @@ from asurge.containment import contained
 from asurge.errors import AsurgeError, EngineDeadError, EngineOverloadedError, RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.outputs import FinishReason
-from asurge.pipeline.completion import Choice
+from asurge.pipeline.completion import Completion
 from asurge.pipeline.device import DeviceThreads
 from asurge.pipeline.generation import Generation
 from asurge.pipeline.masks import Masks
 from asurge.pipeline.observer import RequestObservers, Stage, StepObservers
 from asurge.pipeline.pacer import Pacer
 from asurge.plan import Runner, StepHandle, StepPlan
-from asurge.scheduler import Request, Scheduler, Update, duplicate
+from asurge.scheduler import Request, Scheduler, SequenceUpdate, duplicate
 
 DELIVERIES_A_TURN = 32
 """Requests that get their text before the loop's other tasks have a turn: about a millisecond."""
 
 
-_News = tuple[StepPlan, list[Update]]
+_News = tuple[StepPlan, list[SequenceUpdate]]
 """A step, and what it brought to which requests."""
 
 
@@ -93,7 +93,7 @@ class Pipeline:
         self._scheduler, self._runner = scheduler, runner
         self._depth, self._pacer = depth, pacer or Pacer()
         self._generations: dict[str, Generation] = {}
-        self._choices: dict[str, tuple[Choice, Generation]] = {}  # by sequence, those that have not ended
+        self._completions: dict[str, tuple[Completion, Generation]] = {}  # by sequence, those that have not ended
         self._masks = Masks(runner.limits.vocab_size, threads)
         self._applied, self._newly_applied = -1, anyio.Event()
         self._new_deadline, self._wake = anyio.Event(), anyio.Event()
@@ -103,7 +103,7 @@ class Pipeline:
     def submit(
         self, generation: Generation, requests: Sequence[Request], constraints: Sequence[SequenceConstraint | None] = ()
     ) -> None:
-        """Admit a request: a sequence for each of its choices, and what constrains each (with ``shaping.masked``).
+        """Admit a request: a sequence for each of its completions, and what constrains each (with ``shaping.masked``).
 
         Raises:
             DuplicateRequestError, EngineOverloadedError, InvalidRequestError: nothing was queued.
@@ -123,8 +123,8 @@ class Pipeline:
                     self._scheduler.finish(added.sequence_id)
                 raise
         self._generations[generation.request_id] = generation
-        for choice in generation.choices:
-            self._choices[choice.sequence_id] = choice, generation
+        for completion in generation.completions:
+            self._completions[completion.sequence_id] = completion, generation
         for request, constraint in zip(requests, constraints, strict=False):
             if constraint is not None:
                 self._masks.add(request.sequence_id, constraint)
@@ -142,10 +142,10 @@ class Pipeline:
         """Like `abort`, for this request only: another may have its id by now."""
         if self._generations.get(generation.request_id) is not generation:
             return False
-        for choice in generation.choices:
-            if not choice.finished:
-                self._scheduler.finish(choice.sequence_id)
-                self._end(choice, generation, "abort")
+        for completion in generation.completions:
+            if not completion.finished:
+                self._scheduler.finish(completion.sequence_id)
+                self._end(completion, generation, "abort")
         self._wake.set()
         return True
 
@@ -206,8 +206,8 @@ class Pipeline:
             with anyio.move_on_after(inf if deadline is None else deadline - self.clock()):
                 await changed.wait()
             for sequence_id in self._scheduler.expire(self.clock()):
-                if sequence_id in self._choices:
-                    generation = self._choices[sequence_id][1]
+                if sequence_id in self._completions:
+                    generation = self._completions[sequence_id][1]
                     self._drop(generation, generation.late())
 
     async def _schedule(self, plans: MemoryObjectSendStream[StepPlan]) -> None:
@@ -231,9 +231,9 @@ class Pipeline:
     def _note_started(self, plan: StepPlan) -> None:
         now = self.clock()
         for row in plan.prefill:
-            choice, _ = self._choices.get(row.sequence_id, (None, None))
-            if choice is not None and choice.started_s is None:
-                choice.started_s = now
+            completion, _ = self._completions.get(row.sequence_id, (None, None))
+            if completion is not None and completion.started_s is None:
+                completion.started_s = now
 
     async def _model_step(
         self, plans: MemoryObjectReceiveStream[StepPlan], handles: MemoryObjectSendStream[StepHandle]
@@ -301,66 +301,66 @@ class Pipeline:
                         await checkpoint()
                 self._saw("deliver", plan, begin_s)
 
-    def _deliver(self, update: Update) -> None:
-        choice, generation = self._choices.get(update.sequence_id, (None, None))
-        if choice is None or generation is None:  # aborted since
+    def _deliver(self, update: SequenceUpdate) -> None:
+        completion, generation = self._completions.get(update.sequence_id, (None, None))
+        if completion is None or generation is None:  # aborted since
             return
         self._totals.generated_tokens += len(update.token_ids)
-        if update.prompt_logprobs is not None and choice.index == 0 and generation.prompt.logprobs is not None:
+        if update.prompt_logprobs is not None and completion.index == 0 and generation.prompt.logprobs is not None:
             generation.prompt.logprobs.extend(update.prompt_logprobs)
         now = self.clock()
         if update.token_ids:
-            since_s = None if choice.last_token_s is None else now - choice.last_token_s
+            since_s = None if completion.last_token_s is None else now - completion.last_token_s
             self.request_observers.gained(len(update.token_ids), since_s)
         try:
-            matched = choice.extend(update, now)
+            matched = completion.extend(update, now)
         except BaseException as error:  # a tokenizer that cannot decode, or panics, must fail this request only
             self._fail(generation, contained(error))
             return
         if update.finish_reason == "error":
             self._fail(generation, update.error)
         elif matched is not None:
-            self._stop(choice, generation, matched)
+            self._stop(completion, generation, matched)
         elif update.finish_reason is not None:
-            self._end(choice, generation, update.finish_reason, update.stop_reason)
+            self._end(completion, generation, update.finish_reason, update.stop_reason)
         elif self._masks.finished(update.sequence_id):
-            self._stop(choice, generation)
+            self._stop(completion, generation)
 
-    def _stop(self, choice: Choice, generation: Generation, stop_reason: str | None = None) -> None:
+    def _stop(self, completion: Completion, generation: Generation, stop_reason: str | None = None) -> None:
         """End a sequence whose end the scheduler does not know of."""
-        self._scheduler.finish(choice.sequence_id)
+        self._scheduler.finish(completion.sequence_id)
         self._wake.set()
-        self._end(choice, generation, "stop", stop_reason)
+        self._end(completion, generation, "stop", stop_reason)
 
     def _fail_all(self, failed: Mapping[str, BaseException]) -> None:
         for sequence_id, error in failed.items():
-            if sequence_id in self._choices:
-                self._fail(self._choices[sequence_id][1], error)
+            if sequence_id in self._completions:
+                self._fail(self._completions[sequence_id][1], error)
 
     def _fail(self, generation: Generation, cause: BaseException | None) -> None:
-        """Fail a request with all its choices."""
+        """Fail a request with all its completions."""
         self._drop(generation, _failed(generation.request_id, cause))
 
     def _drop(self, generation: Generation, error: AsurgeError) -> None:
         generation.fail(error)
-        for choice in generation.choices:
-            self._scheduler.finish(choice.sequence_id)
-            self._forget(choice)
+        for completion in generation.completions:
+            self._scheduler.finish(completion.sequence_id)
+            self._forget(completion)
         self._wake.set()
         del self._generations[generation.request_id]
         self._totals.failed += 1
         self.request_observers.ended(generation, "error")
 
-    def _forget(self, choice: Choice) -> None:
-        self._choices.pop(choice.sequence_id, None)
-        self._masks.discard(choice.sequence_id)
+    def _forget(self, completion: Completion) -> None:
+        self._completions.pop(completion.sequence_id, None)
+        self._masks.discard(completion.sequence_id)
 
     def _end(
-        self, choice: Choice, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None
+        self, completion: Completion, generation: Generation, reason: FinishReason, stop_reason: str | int | None = None
     ) -> None:
-        self._forget(choice)
+        self._forget(completion)
         try:
-            choice.finish(reason, stop_reason)
+            completion.finish(reason, stop_reason)
         except BaseException as error:  # of a tokenizer, whose last text comes now
             self._fail(generation, contained(error))
             return

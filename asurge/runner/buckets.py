@@ -44,7 +44,7 @@ class StepShape:
         return sum(-(-chunk // self.prefill_len) for chunk in chunks) <= self.prefill_rows
 
 
-class Lattice:
+class ShapeBuckets:
     """All shapes of one engine, cheapest first.
 
     Where padding is computed, decode-only steps come in sizes that differ by factors of four; steps with prefill in two decode

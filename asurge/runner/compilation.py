@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the lattice, in parallel, through JAX's persistent cache."""
+"""Ahead-of-time compilation of the buckets, in parallel, through JAX's persistent cache."""
 
 from __future__ import annotations
 

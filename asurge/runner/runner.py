@@ -21,7 +21,7 @@ from asurge.ops.logits import LogitsProcessor
 from asurge.ops.sampling import choose_sampler
 from asurge.plan import RunnerLimits, StepPlan, StepResult
 from asurge.processors import ThreadBudget
-from asurge.runner.buckets import Lattice, StepShape
+from asurge.runner.buckets import ShapeBuckets, StepShape
 from asurge.runner.compilation import begin_fetch, compilation_counter, compile_all
 from asurge.runner.memory import kv_budget_bytes, num_pages
 from asurge.runner.page_layout import layout_for
@@ -56,7 +56,7 @@ class _Dispatched:
         self._runner, self._plan, self._drawn, self._drawn_at = runner, plan, drawn, drawn_at
         self._hidden, self._scores, self._sums = hidden, scores, sums
         self._failed: StepResult | None = None
-        self._generation, self._began_s = runner.generation, time.monotonic()
+        self._state_epoch, self._began_s = runner.state_epoch, time.monotonic()
 
     def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
         try:
@@ -76,13 +76,13 @@ class _Dispatched:
             scores = {} if self._scores is None else self._scores.read()
             pooled = {} if self._sums is None else self._sums.read()
         except Exception as error:  # the device reports a failed step when its result is read
-            runner.spoil(self._generation)
-            return _failed(plan, error, self._generation, state_lost=True)
+            runner.spoil(self._state_epoch)
+            return _failed(plan, error, self._state_epoch, state_lost=True)
         took_s = runner.took(self._began_s)
         return StepResult(
             plan,
             tokens,
-            generation=self._generation,
+            state_epoch=self._state_epoch,
             device_time_s=took_s,
             logprobs=logprobs,
             prompt_logprobs=scores,
@@ -103,8 +103,8 @@ class _Failed:
         return self._result
 
 
-def _failed(plan: StepPlan, error: Exception, generation: int, *, state_lost: bool) -> StepResult:
-    return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, generation, state_lost)
+def _failed(plan: StepPlan, error: Exception, state_epoch: int, *, state_lost: bool) -> StepResult:
+    return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, state_epoch, state_lost)
 
 
 def _delete(arrays: Leaves) -> None:
@@ -178,11 +178,11 @@ class DeviceRunner:
         self._limits = dataclasses.replace(limits, num_pages=pages)
         self._allocate = partial(attention.allocate, pages, layout.depth)
         self._leaves, rebuild = split_model(model)
-        self._lattice = Lattice(
+        self._buckets = ShapeBuckets(
             config.max_num_seqs, self._limits.max_num_batched_tokens, quantum, skips_padding=skips_padding
         )
-        most_rows = max(one.rows for one in self._lattice.shapes)
-        most_tokens = max(one.tokens for one in self._lattice.shapes)
+        most_rows = max(one.rows for one in self._buckets.shapes)
+        most_tokens = max(one.tokens for one in self._buckets.shapes)
         tables = TableShape(len(layout.windows), limits.columns(max_model_len))
         sample = choose_sampler(config.kernels, self._device.platform)
         self._spec = StepSpec(rebuild, attention, layout, tables, most_rows, most_tokens, max_draws, sample)
@@ -191,7 +191,7 @@ class DeviceRunner:
         self._scorer = Scorer(rebuild, shape.vocab_size)
         chunks = self._limits.max_num_batched_tokens // quantum
         self._pooler = Pooler(rebuild, most_tokens, min(config.max_num_seqs, chunks))
-        self.generation, self._spoilt = 0, -1
+        self.state_epoch, self._spoilt = 0, -1
         self._done_s = 0.0
         # The system takes seconds to hand out memory for the pages, tracing keeps one core busy: both at once.
         with ThreadPoolExecutor(1, thread_name_prefix="asurge-pages") as pool:
@@ -213,7 +213,7 @@ class DeviceRunner:
     @property
     def shapes(self) -> tuple[StepShape, ...]:
         """All shapes a step can have, cheapest first."""
-        return self._lattice.shapes
+        return self._buckets.shapes
 
     def dispatch(self, plan: StepPlan) -> _Dispatched | _Failed:
         """Send a step to the device; its result is read by the handle. Never raises for a failing step."""
@@ -222,8 +222,8 @@ class DeviceRunner:
             if self.is_state_lost():
                 self._free_state()  # first: accelerators have no room for both
                 self._pages, self._last_token = self._fresh_state()
-                self.generation += 1
-            shape = self._lattice.pick(plan)
+                self.state_epoch += 1
+            shape = self._buckets.pick(plan)
             packed, drawn_at = pack(plan, shape, self._spec.tables, self._limits.max_num_seqs)
             drawn, hidden = self._run(shape, packed)
             scores = self._scorer.dispatch(plan, shape, self._leaves, hidden.flat)
@@ -262,18 +262,18 @@ class DeviceRunner:
 
     def failed(self, plan: StepPlan, error: Exception) -> StepResult:
         """What becomes of a step that fails while it is sent to the device."""
-        return _failed(plan, error, self.generation, state_lost=self.is_state_lost())
+        return _failed(plan, error, self.state_epoch, state_lost=self.is_state_lost())
 
-    def spoil(self, generation: int) -> None:
+    def spoil(self, state_epoch: int) -> None:
         """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in flight after
         it report the same loss; by then there may be fresh state, which they must not discard."""
-        self._spoilt = max(self._spoilt, generation)
+        self._spoilt = max(self._spoilt, state_epoch)
 
     def is_state_lost(self) -> bool:
         """Whether pages and slots have to be made again. All pages are donated together, so one stands for all: to ask each
         of them would take a tenth of a dispatch."""
         lost = self._last_token.is_deleted() or self._pages[-1][-1].is_deleted() or self.drawer.is_lost
-        return lost or self._spoilt == self.generation
+        return lost or self._spoilt == self.state_epoch
 
     def took(self, began_s: float) -> float:
         """Seconds the device spent on a step that has just finished: steps run one after another."""
@@ -293,7 +293,7 @@ class DeviceRunner:
         last = jax.ShapeDtypeStruct((self._spec.most_rows, hidden_size), dtype)
         flat = jax.ShapeDtypeStruct((self._spec.most_tokens, hidden_size), dtype)
         state = jax.eval_shape(self._fresh_state)
-        steps = {shape: partial(self._lower, shape, *state) for shape in self._lattice.shapes}
+        steps = {shape: partial(self._lower, shape, *state) for shape in self._buckets.shapes}
         draws = self.drawer.programs(self._leaves, last, state[1])
         scores, sums = self._scorer.programs(self._leaves, flat), self._pooler.programs(self._leaves, flat)
         compiled = compile_all(
@@ -319,7 +319,7 @@ class DeviceRunner:
 
     def _warm_up(self) -> None:
         """Run each step once on padding alone: first calls allocate and bind what later ones reuse."""
-        for shape in self._lattice.shapes:
+        for shape in self._buckets.shapes:
             packed, _ = pack(StepPlan(0, (), ()), shape, self._spec.tables, self._limits.max_num_seqs)
             drawn, hidden = self._run(shape, packed)
             drawn.block_until_ready()

@@ -1,7 +1,7 @@
 """Which requests run in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
 
-from asurge.scheduler.reports import SchedulerStatistics, Update
+from asurge.scheduler.reports import SchedulerStatistics, SequenceUpdate
 from asurge.scheduler.request import Pace, Request
 from asurge.scheduler.scheduler import Scheduler, duplicate
 
-__all__ = ["Pace", "Request", "Scheduler", "SchedulerStatistics", "Update", "duplicate"]
+__all__ = ["Pace", "Request", "Scheduler", "SchedulerStatistics", "SequenceUpdate", "duplicate"]

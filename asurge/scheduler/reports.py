@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from asurge.outputs import FinishReason
 from asurge.plan import TokenLogprobs
-from asurge.record import record
+from asurge.record import hot_dataclass
 
 
-@record
-class Update:
+@hot_dataclass
+class SequenceUpdate:
     """What one applied step brought one request. A stop token that ends it is part of ``token_ids``.
 
     ``logprobs`` are those of a step that draws apart, of ``token_ids``; ``prompt_logprobs`` continue those before.

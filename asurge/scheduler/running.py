@@ -13,7 +13,7 @@ from asurge.scheduler.request import NO_PAGES, Phase, Sequence
 from asurge.scheduler.waiting import WaitingQueue
 
 
-class Residents:
+class RunningSet:
     """The running sequences, by rank: the first is served first, the last gives way.
 
     Args:

@@ -14,9 +14,9 @@ from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult, TokenLogpro
 from asurge.scheduler.heap import LazyHeap
 from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
-from asurge.scheduler.reports import SchedulerStatistics, Totals, Update
+from asurge.scheduler.reports import SchedulerStatistics, SequenceUpdate, Totals
 from asurge.scheduler.request import ONE_STEP, Pace, Phase, Request, Sequence
-from asurge.scheduler.running import Residents
+from asurge.scheduler.running import RunningSet
 from asurge.scheduler.waiting import Tenants, WaitingQueue
 
 RETRY_AFTER_S = 1.0
@@ -57,12 +57,12 @@ class Scheduler:
         self._waiting = WaitingQueue(self.config, self._tenants, self._cache.matched)
         self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
         self._totals = Totals()
-        self._residents = Residents(
+        self._residents = RunningSet(
             limits, self._pool, self._cache, self._waiting, self._totals, by_priority=self.config.policy == "priority"
         )
         self._running = self._residents.running
         self._next_step, self._next_arrival = 0, 0
-        self._intact = 0  # the first generation of pages whose loss is not known
+        self._intact = 0  # the first epoch of pages whose loss is not known
         self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
 
     @property
@@ -228,7 +228,7 @@ class Scheduler:
         self._deadlines.discard(sequence)
         del self._sequences[sequence.sequence_id]
 
-    def apply(self, result: StepResult) -> list[Update]:
+    def apply(self, result: StepResult) -> list[SequenceUpdate]:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
         plan, sequences = self._in_flight.popleft()
         assert plan is result.plan, "results must be applied in the order of their plans"
@@ -250,17 +250,21 @@ class Scheduler:
                 logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
                 updates.append(self._append(sequence, tokens[: row.draws], logprobs, scores))
             elif scores is not None:
-                updates.append(Update(sequence.sequence_id, (), None, None, sequence.cached, prompt_logprobs=scores))
+                updates.append(
+                    SequenceUpdate(sequence.sequence_id, (), None, None, sequence.cached, prompt_logprobs=scores)
+                )
             elif sums is not None and row.epoch == sequence.epoch:
                 embedding = sequence.pool(row, sums)
                 if embedding is not None:
                     self._end(sequence)
-                    updates.append(Update(sequence.sequence_id, (), "stop", None, sequence.cached, embedding=embedding))
+                    updates.append(
+                        SequenceUpdate(sequence.sequence_id, (), "stop", None, sequence.cached, embedding=embedding)
+                    )
         return updates
 
     def _append(
         self, sequence: Sequence, tokens: list[int], drawn: TokenLogprobs | None, scored: TokenLogprobs | None
-    ) -> Update:
+    ) -> SequenceUpdate:
         """Take in what a row drew, up to where the sequence ends."""
         request, stops = sequence.request, sequence.request.stop_token_ids
         sequence.pending -= len(tokens)
@@ -281,9 +285,11 @@ class Scheduler:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
             self._cache.register(sequence)
-        return Update(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
+        return SequenceUpdate(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
 
-    def _apply_failure(self, result: StepResult, sequences: tuple[Sequence, ...], *, lost: bool) -> list[Update]:
+    def _apply_failure(
+        self, result: StepResult, sequences: tuple[Sequence, ...], *, lost: bool
+    ) -> list[SequenceUpdate]:
         """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.
         A sequence preempted since the step was planned does not fail: it starts over anyway; so do all in a void step.
 
@@ -294,7 +300,7 @@ class Scheduler:
         for sequence, row in zip(sequences, result.plan.rows, strict=True):
             if result.error is not None and sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
                 self._end(sequence)
-                updates.append(Update(sequence.sequence_id, (), "error", None, sequence.cached, result.error))
+                updates.append(SequenceUpdate(sequence.sequence_id, (), "error", None, sequence.cached, result.error))
         if lost:
             self._intact, self._first_valid_step = result.intact, self._next_step
             self._pool.forget_all()

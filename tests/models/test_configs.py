@@ -17,7 +17,7 @@ from asurge.models.config import DecoderConfig
 from asurge.models.weights.checkpoint import checkpoint_table
 from asurge.ops.attention import Window
 from asurge.ops.rotary import rotary
-from asurge.ops.temperature_tuning import Sharpening
+from asurge.ops.temperature_tuning import TemperatureTuning
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
 SMALL: dict[str, Any] = dict(
@@ -84,7 +84,7 @@ CHUNK, STILL = Window(8192, chunked=True), None
 
 
 @pytest.mark.parametrize(
-    ("changes", "windows", "unrotated"),
+    ("changes", "windows", "no_rope"),
     [
         ({}, (CHUNK, CHUNK, CHUNK, STILL), (False, False, False, True)),
         ({"no_rope_layers": []}, (CHUNK, CHUNK, CHUNK, STILL), (False, False, False, True)),
@@ -97,11 +97,9 @@ CHUNK, STILL = Window(8192, chunked=True), None
         ),
     ],
 )
-def test_llama4_layers(
-    changes: dict[str, Any], windows: tuple[Window | None, ...], unrotated: tuple[bool, ...]
-) -> None:
+def test_llama4_layers(changes: dict[str, Any], windows: tuple[Window | None, ...], no_rope: tuple[bool, ...]) -> None:
     found = configured("Llama4", num_hidden_layers=4, **changes)
-    assert (found.windows, found.unrotated) == (windows, unrotated)
+    assert (found.windows, found.no_rope) == (windows, no_rope)
 
 
 def test_llama4_experts_and_positions() -> None:
@@ -111,9 +109,9 @@ def test_llama4_experts_and_positions() -> None:
     assert found.intermediate_size == 16384
     assert found.experts is not None
     assert (found.experts.layers, found.experts.size, found.experts.shared) == ((False, True, False), 48, 48)
-    assert found.sharpening == Sharpening(8192, 0.1)
+    assert found.temperature_tuning == TemperatureTuning(8192, 0.1)
     dense = configured("Llama4", moe_layers=[], attn_temperature_tuning=False)
-    assert dense.experts is dense.sharpening is None
+    assert dense.experts is dense.temperature_tuning is None
     every = configured("Llama4", interleave_moe_layer_step=2).experts
     assert every is not None
     assert every.layers == (False, True, False)

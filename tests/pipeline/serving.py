@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
-from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline import Completion, Generation, Pipeline, PromptInfo
 from asurge.pipeline.completion import Detokenizer
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request, Scheduler
@@ -62,11 +62,11 @@ def submit(
 ) -> Generation:
     sampling = RowSampling(shaping=Shaping() if apart else None)
     request = Request(name, list(prompt), max_tokens, sampling, arrival_s=pipeline.clock())
-    choice = Choice(name, detokenizer=detokenizer or Spelling(), stops=StopMatcher(stop) if stop else None)
+    completion = Completion(name, detokenizer=detokenizer or Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(
         name,
-        PromptFacts(None, list(prompt)),
-        [choice],
+        PromptInfo(None, list(prompt)),
+        [completion],
         output_kind=output_kind,
         arrival_s=request.arrival_s,
         clock=pipeline.clock,

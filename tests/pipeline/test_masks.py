@@ -11,7 +11,7 @@ import pytest
 
 from asurge.errors import RequestFailedError
 from asurge.guidance import SequenceConstraint
-from asurge.pipeline import Choice, Generation, Pipeline, PromptFacts
+from asurge.pipeline import Completion, Generation, Pipeline, PromptInfo
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, Shaping
 from asurge.scheduler import Request
@@ -90,7 +90,7 @@ def constrained(pipeline: Pipeline, constraint: SequenceConstraint, name: str = 
     sampling = RowSampling(shaping=Shaping(masked=True))
     request = Request(name, list(PROMPT), STEPS, sampling, arrival_s=pipeline.clock())
     generation = Generation(
-        name, PromptFacts(None, list(PROMPT)), [Choice(name)], arrival_s=request.arrival_s, clock=pipeline.clock
+        name, PromptInfo(None, list(PROMPT)), [Completion(name)], arrival_s=request.arrival_s, clock=pipeline.clock
     )
     pipeline.submit(generation, [request], [constraint])
     return generation

@@ -14,10 +14,10 @@ import pytest
 from asurge.errors import DeadlineExceededError, EngineDeadError, EngineOverloadedError, RequestFailedError
 from asurge.outputs import FinishReason
 from asurge.params import OutputKind
-from asurge.pipeline import STAGES, Choice, Generation, PromptFacts, Stage
+from asurge.pipeline import STAGES, Completion, Generation, PromptInfo, Stage
 from asurge.pipeline import pipeline as pipeline_module
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Request, Update
+from asurge.scheduler import Request, SequenceUpdate
 from tests.fakes import FakeRunner, Panic, continuation
 from tests.pipeline.serving import LIMITS, PROMPT, Spelling, read, serving, spelled, submit
 
@@ -99,7 +99,7 @@ async def test_other_tasks_have_a_turn_among_many_deliveries(monkeypatch: pytest
     async with serving(runner) as (pipeline, _, _):
         deliver = pipeline._deliver
 
-        def delivering(update: Update) -> None:
+        def delivering(update: SequenceUpdate) -> None:
             turns.append("delivery")
             deliver(update)
 
@@ -406,7 +406,7 @@ async def test_a_deadline_passes_while_the_device_is_busy() -> None:
         await until(lambda: scheduler.num_in_flight == 1)
         request = Request("late", list(PROMPT), 6, RowSampling(), arrival_s=0.0, deadline_s=pipeline.clock())
         late = Generation(
-            "late", PromptFacts(None, list(PROMPT)), [Choice("late")], arrival_s=0.0, clock=pipeline.clock
+            "late", PromptInfo(None, list(PROMPT)), [Completion("late")], arrival_s=0.0, clock=pipeline.clock
         )
         pipeline.submit(late, [request])
         with pytest.raises(DeadlineExceededError, match="late"):

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asurge.plan import PlanRow, RowSampling, StepPlan
-from asurge.runner.buckets import Lattice, StepShape, place
+from asurge.runner.buckets import ShapeBuckets, StepShape, place
 from tests.fakes import one_table
 
 
@@ -31,15 +31,15 @@ def plan_of(decode: int, chunks: list[int]) -> StepPlan:
 def test_the_lattice_holds_whatever_fits_the_budget(
     seqs: int, budget: int, quantum: int, skips_padding: bool, data: st.DataObject
 ) -> None:
-    lattice = Lattice(seqs, max(budget, quantum), quantum, skips_padding=skips_padding)
+    buckets = ShapeBuckets(seqs, max(budget, quantum), quantum, skips_padding=skips_padding)
     decode = data.draw(st.integers(0, seqs))
     chunks, left = [], (budget - decode) // quantum * quantum
     while left > 0 and len(chunks) < seqs - decode and data.draw(st.booleans()):
         chunks.append(data.draw(st.integers(1, left)))
         left -= -(-chunks[-1] // quantum) * quantum
     plan = plan_of(decode, chunks)
-    shape = lattice.pick(plan)
-    assert shape in lattice.shapes
+    shape = buckets.pick(plan)
+    assert shape in buckets.shapes
     placed = place(plan, shape)
     assert len({part.at for part in placed}) == len(placed)
     assert max((part.at for part in placed), default=0) < shape.rows
@@ -60,14 +60,14 @@ def test_the_lattice_holds_whatever_fits_the_budget(
 def test_the_cheapest_shape_that_holds_a_plan_is_picked_or_none(
     decode: int, chunks: list[int], skips_padding: bool
 ) -> None:
-    lattice = Lattice(32, 256, 32, skips_padding=skips_padding)
-    fitting = [shape for shape in lattice.shapes if shape.holds(decode, chunks)]
+    buckets = ShapeBuckets(32, 256, 32, skips_padding=skips_padding)
+    fitting = [shape for shape in buckets.shapes if shape.holds(decode, chunks)]
     if fitting:
-        picked = lattice.pick(plan_of(decode, chunks))
+        picked = buckets.pick(plan_of(decode, chunks))
         assert picked.tokens == min(shape.tokens for shape in fitting)
     else:
         with pytest.raises(ValueError, match=f"no step shape holds {decode} decode rows"):
-            lattice.pick(plan_of(decode, chunks))
+            buckets.pick(plan_of(decode, chunks))
 
 
 def test_chunks_go_on_in_the_next_rows() -> None:
@@ -77,13 +77,13 @@ def test_chunks_go_on_in_the_next_rows() -> None:
 
 
 def test_the_lattice_is_small() -> None:
-    assert len(Lattice(64, 512, 16).shapes) <= 10
-    assert Lattice(64, 512, 16).shapes[0] == StepShape(2)
+    assert len(ShapeBuckets(64, 512, 16).shapes) <= 10
+    assert ShapeBuckets(64, 512, 16).shapes[0] == StepShape(2)
 
 
 @pytest.mark.parametrize("seqs", [1, 2, 3, 64])
 def test_where_padding_is_left_out_three_shapes_are_enough(seqs: int) -> None:
-    shapes = Lattice(seqs, 512, 32, skips_padding=True).shapes
+    shapes = ShapeBuckets(seqs, 512, 32, skips_padding=True).shapes
     most = max(seqs, 2)
     assert shapes == tuple(dict.fromkeys((StepShape(2), StepShape(most), StepShape(most, 16, 32))))
 
@@ -91,7 +91,7 @@ def test_where_padding_is_left_out_three_shapes_are_enough(seqs: int) -> None:
 @pytest.mark.parametrize("skips_padding", [False, True])
 @pytest.mark.parametrize(("seqs", "budget", "quantum"), [(1, 16, 16), (64, 512, 32), (256, 2048, 16)])
 def test_shapes_are_in_order_and_no_batch_is_of_one(seqs: int, budget: int, quantum: int, skips_padding: bool) -> None:
-    shapes = Lattice(seqs, budget, quantum, skips_padding=skips_padding).shapes
+    shapes = ShapeBuckets(seqs, budget, quantum, skips_padding=skips_padding).shapes
     assert [shape.tokens for shape in shapes] == sorted(shape.tokens for shape in shapes)
     assert len(set(shapes)) == len(shapes)
     assert all(shape.tokens >= 2 for shape in shapes)

@@ -141,11 +141,11 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     before = runner._last_token
     assert steps[0].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
-    generation = runner.generation
+    state_epoch = runner.state_epoch
     assert runner._last_token is not before
     assert steps[1].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
-    assert runner.generation == generation
+    assert runner.state_epoch == state_epoch
 
 
 @pytest.mark.parametrize("taken", ["last tokens", "counts"])
@@ -155,7 +155,7 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
     """Also when the next dispatch has made fresh state before the result is read."""
     prompt = PROMPT[:8]
     run(runner, [], [row(0, 0, prompt, True, range(1, 9))])
-    before = runner.generation
+    before = runner.state_epoch
     shaped = RowSampling(shaping=Shaping(logprobs=1))
     step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
     with monkeypatch.context() as broken:
@@ -177,20 +177,20 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
     result = step.wait()
     assert isinstance(result.error, MemoryError)
     assert result.state_lost
-    assert (result.generation, result.intact, after.generation) == (before, before + 1, before + 1)
+    assert (result.state_epoch, result.intact, after.state_epoch) == (before, before + 1, before + 1)
 
 
 def test_a_draw_that_fails_before_its_dispatch_loses_nothing(
     runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
-    before = runner.generation
+    before = runner.state_epoch
     shaped = RowSampling(shaping=Shaping(masked=True))
     step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
     step.draw(np.zeros((1, 2), np.uint32))  # masks of another vocabulary
     result = step.wait()
     assert (type(result.error), result.state_lost) == (ValueError, False)
-    assert run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))]).generation == before
+    assert run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))]).state_epoch == before
 
 
 def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model: Decoder) -> None:

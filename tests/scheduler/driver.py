@@ -7,7 +7,7 @@ from typing import Any
 
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.plan import RowSampling, RunnerLimits, StepPlan, StepResult
-from asurge.scheduler import Pace, Request, Scheduler, Update
+from asurge.scheduler import Pace, Request, Scheduler, SequenceUpdate
 from tests.fakes import limits
 from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
@@ -52,10 +52,10 @@ class Driver:
         """Plan a step and run it; its result is to be applied later."""
         return self.device.execute(self.plan())
 
-    def fail(self, plan: StepPlan, *, state_lost: bool = False, generation: int | None = None) -> StepResult:
-        return self.device.fail(plan, BOOM, state_lost=state_lost, generation=generation)
+    def fail(self, plan: StepPlan, *, state_lost: bool = False, state_epoch: int | None = None) -> StepResult:
+        return self.device.fail(plan, BOOM, state_lost=state_lost, state_epoch=state_epoch)
 
-    def apply(self, result: StepResult) -> list[Update]:
+    def apply(self, result: StepResult) -> list[SequenceUpdate]:
         updates = self.scheduler.apply(result)
         self.scheduler.check()
         if result.error is None:
@@ -63,7 +63,7 @@ class Driver:
             assert not counted & self.device.read_garbage[result.plan.step_id]
         return updates
 
-    def step(self, plan: StepPlan | None = None) -> list[Update]:
+    def step(self, plan: StepPlan | None = None) -> list[SequenceUpdate]:
         return self.apply(self.device.execute(plan or self.plan()))
 
     def run_out(self) -> dict[str, list[int]]:

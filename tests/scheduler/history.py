@@ -8,7 +8,7 @@ from typing import Any
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import EngineOverloadedError
 from asurge.plan import RowSampling, RunnerLimits, StepResult
-from asurge.scheduler import Pace, Request, Scheduler, Update
+from asurge.scheduler import Pace, Request, Scheduler, SequenceUpdate
 from tests.fakes import VOCAB, continuation, embedding
 from tests.idle import assert_idle
 from tests.scheduler.device import TracingDevice
@@ -102,10 +102,10 @@ class History:
         it cannot be read, and nobody knows what it left."""
         if not self.flying:
             return
-        first = self.flying[0].generation
+        first = self.flying[0].state_epoch
         for at, step in enumerate(self.flying):
-            if step.generation == first and (at == 0 or not alone):
-                lost = self.device.fail(step.plan, RuntimeError("device"), state_lost=True, generation=first)
+            if step.state_epoch == first and (at == 0 or not alone):
+                lost = self.device.fail(step.plan, RuntimeError("device"), state_lost=True, state_epoch=first)
                 self.flying[at] = lost
 
     def lose_state(self) -> None:
@@ -134,7 +134,7 @@ class History:
         self.scheduler.check()
         return True
 
-    def _check(self, request: Request, update: Update) -> None:
+    def _check(self, request: Request, update: SequenceUpdate) -> None:
         if request.pooling is None:
             self._check_text(request, update)
             return
@@ -144,7 +144,7 @@ class History:
         assert update.embedding is not None
         assert update.embedding.tolist() == embedding(request.prompt_token_ids, request.pooling).tolist()
 
-    def _check_text(self, request: Request, update: Update) -> None:
+    def _check_text(self, request: Request, update: SequenceUpdate) -> None:
         """A text is the reference's beginning, and all of it when it has ended."""
         text, prompt = self.texts[request.sequence_id], list(request.prompt_token_ids)
         count = min(request.max_tokens, self.limits.longest - len(prompt))

@@ -141,9 +141,9 @@ def test_a_second_loss_is_noticed_though_its_step_is_void() -> None:
     second = driver.execute()
     assert [update.sequence_id for update in driver.apply(driver.fail(first, state_lost=True))] == ["a"]
     third = driver.execute()
-    assert second.generation == 0
-    assert third.generation == 1
-    again = driver.fail(second.plan, state_lost=True, generation=third.generation)
+    assert second.state_epoch == 0
+    assert third.state_epoch == 1
+    again = driver.fail(second.plan, state_lost=True, state_epoch=third.state_epoch)
     assert driver.apply(again) == []
     assert driver.apply(third) == []
     assert driver.run_out() == {"b": continuation(range(50, 58), 4)}

@@ -193,7 +193,7 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
     reached["groups while others wait"] += history.groups_while_others_wait
     reached["embeddings"] += history.embeddings
     reached["spoiled"] += sum(map(len, history.device.read_garbage.values()))
-    reached["losses"] += history.device.generation
+    reached["losses"] += history.device.state_epoch
     reached["losses in a row"] += history.losses_in_a_row
 
 

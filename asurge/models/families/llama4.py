@@ -21,7 +21,7 @@ from asurge.models.config import (
 )
 from asurge.models.keys import WatchedConfig
 from asurge.ops.attention import Window
-from asurge.ops.temperature_tuning import Sharpening
+from asurge.ops.temperature_tuning import TemperatureTuning
 
 _DEFAULTS = dict(
     rms_norm_eps=1e-5,
@@ -44,8 +44,8 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
     bias, unit_norm = read.flag("attention_bias"), read.flag("use_qk_norm", True)
     # A list longer than there are layers is cut.
-    unrotated = read.unrotated()
-    unrotated = unrotated[: read.integer("num_hidden_layers")]
+    no_rope = read.no_rope()
+    no_rope = no_rope[: read.integer("num_hidden_layers")]
     theta, scaling = read.rope()
     if unit_norm and scaling is not None:
         scaling = {**scaling, "attention_factor": 1.0}  # heads are normalised after the rotation, which undoes it
@@ -57,9 +57,9 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
         qk_unit_norm=unit_norm,
-        windows=_windows(read, unrotated),
-        unrotated=unrotated,
-        sharpening=_sharpening(read),
+        windows=_windows(read, no_rope),
+        no_rope=no_rope,
+        temperature_tuning=_sharpening(read),
         experts=_experts(read),
         layout=CheckpointLayout(feed_forward="feed_forward", adjacent_pairs=True),
     )
@@ -79,19 +79,19 @@ def conditional(raw: Mapping[str, Any]) -> DecoderConfig:
     return dataclasses.replace(inner, layout=layout)
 
 
-def _windows(read: ConfigReader, unrotated: tuple[bool, ...]) -> tuple[Window | None, ...]:
-    kinds = read.layer_kinds(CHUNKED) or [FULL if still else CHUNKED for still in unrotated]
+def _windows(read: ConfigReader, no_rope: tuple[bool, ...]) -> tuple[Window | None, ...]:
+    kinds = read.layer_kinds(CHUNKED) or [FULL if still else CHUNKED for still in no_rope]
     if read.raw["attention_chunk_size"] is None:
         return ()
     return windows(kinds, read.integer("attention_chunk_size"))
 
 
-def _sharpening(read: ConfigReader) -> Sharpening | None:
+def _sharpening(read: ConfigReader) -> TemperatureTuning | None:
     tuned = read.raw.get("attn_temperature_tuning", True)
     if not isinstance(tuned, int):  # the first checkpoints have a number here, which means yes
         raise ModelLoadError(f"config.json: attn_temperature_tuning={tuned!r} must be true or false")
-    sharpening = Sharpening(read.number("floor_scale", 8192), read.number("attn_scale", 0.1))
-    return sharpening if tuned else None
+    temperature_tuning = TemperatureTuning(read.number("floor_scale", 8192), read.number("attn_scale", 0.1))
+    return temperature_tuning if tuned else None
 
 
 def _experts(read: ConfigReader) -> Experts | None:

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: Llama with fused projections; a part of each head may be left unrotated."""
+"""Phi-3 and Phi-4-mini: Llama with fused projections; a part of each head may be left no_rope."""
 
 from __future__ import annotations
 

@@ -20,6 +20,6 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=read.flag("mlp_bias"),
-        unrotated=read.unrotated(),
+        no_rope=read.no_rope(),
         windows=sliding_windows(raw),
     )
