@@ -70,14 +70,14 @@ class PagedDevice:
     Tables with a window are read no further than it reaches; the first table has none. Each row reads its context through its page table, so a page given away too early, shared wrongly, or never
     written shows up as a wrong draw, compared with the tokens of the sequence by the test.
 
-    State that is lost is made anew, empty, when the next step executes, and counts as the next ``generation``.
+    State that is lost is made anew, empty, when the next step executes, and counts as the next ``state_epoch``.
     """
 
     def __init__(self, limits: RunnerLimits) -> None:
         self.limits = limits
         self.pages = np.full((limits.num_pages, limits.page_size), -1, np.int64)
         self.last_token = np.full(limits.max_num_seqs, -1, np.int64)
-        self.generation, self.is_state_lost = 0, False
+        self.state_epoch, self.is_state_lost = 0, False
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert plan.draws <= self.limits.max_draws
@@ -96,23 +96,23 @@ class PagedDevice:
             for at in going:
                 tokens[at, step] = self._draw(plan.rows[at], step)
         pooled = {at: self._pool(row) for at, row in enumerate(plan.rows) if row.pooled}
-        return StepResult(plan, tokens, generation=self.generation, pooled=pooled)
+        return StepResult(plan, tokens, state_epoch=self.state_epoch, pooled=pooled)
 
     def renew(self) -> None:
         """Make lost state anew, which is what a dispatch does first."""
         if self.is_state_lost:
-            self.generation, self.is_state_lost = self.generation + 1, False
+            self.state_epoch, self.is_state_lost = self.state_epoch + 1, False
 
-    def fail(self, plan: StepPlan, error: Exception, *, state_lost: bool, generation: int | None = None) -> StepResult:
+    def fail(self, plan: StepPlan, error: Exception, *, state_lost: bool, state_epoch: int | None = None) -> StepResult:
         """The result of a step that fails without touching a page; or, with the state lost, after it took all of them along.
 
         Args:
-            generation: of a step that had executed; by now there may be a later one, which is not lost with it.
+            state_epoch: of a step that had executed; by now there may be a later one, which is not lost with it.
         """
-        generation = self.generation if generation is None else generation
-        if state_lost and generation == self.generation:
+        state_epoch = self.state_epoch if state_epoch is None else state_epoch
+        if state_lost and state_epoch == self.state_epoch:
             self.lose_state()
-        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, generation, state_lost)
+        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, state_epoch, state_lost)
 
     def lose_state(self) -> None:
         self.pages[:] = -2

@@ -48,7 +48,7 @@ class RequestFigures:
         self._ttft, self._e2el = histograms.ttft.labels(*labels), histograms.e2el.labels(*labels)
         self._tpot = histograms.tpot.labels(*labels)
         self._prompt, self._generated = histograms.prompt.labels(*labels), histograms.generated.labels(*labels)
-        self._choices, self._longest = histograms.completions.labels(*labels), histograms.longest.labels(*labels)
+        self._completions, self._longest = histograms.completions.labels(*labels), histograms.longest.labels(*labels)
         self._max_tokens, self._step = histograms.max_tokens.labels(*labels), histograms.step.labels(*labels)
         self._queue, self._prefill = histograms.queue.labels(*labels), histograms.prefill.labels(*labels)
         self._decode, self._inference = histograms.decode.labels(*labels), histograms.inference.labels(*labels)
@@ -69,7 +69,7 @@ class RequestFigures:
         self._prompt.observe(len(generation.prompt.token_ids))
         counts = [len(completion.token_ids) for completion in generation.completions]
         self._generated.observe(sum(counts))
-        self._choices.observe(len(generation.completions))
+        self._completions.observe(len(generation.completions))
         if generation.max_tokens:
             self._max_tokens.observe(generation.max_tokens)
             self._longest.observe(max(counts))
