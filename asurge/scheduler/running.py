@@ -53,7 +53,7 @@ class RunningSet:
     def make_room(self) -> None:
         """Preempt running requests for a waiting one of higher priority, if that is what it needs to run."""
         while self._by_priority and (first := self._waiting.first()) is not None and self.running:
-            last = next(reversed(self.running))
+            last = self._last()
             if last.rank.priority <= first.rank.priority or first.pending or not self._would_fit(first):
                 return
             if self.free_slots and self._pages_needed(first, self._shared(first)) <= self._pool.num_available:
@@ -88,12 +88,27 @@ class RunningSet:
         if columns <= 0:
             return True
         while columns * self._width > self._pool.num_available:
-            victim = next(reversed(self.running))
+            victim = self.victim_for(sequence)
             self.preempt(victim)
             if victim is sequence:
                 return False
         tables.extend(columns, self._pool)
         return True
+
+    def victim_for(self, sequence: Sequence) -> Sequence:
+        """Choose who is preempted so that ``sequence`` gets pages: the last by rank, which may be itself.
+
+        The rule "a victim has no row in the plan": rows that are planned already write to the pages of their sequences, so another
+        sequence must not get these pages in the same step. Rows are planned by rank, so whoever comes before ``sequence`` may have
+        one, and nobody else has.
+        """
+        victim = self._last()
+        assert victim.rank >= sequence.rank, "a victim has no row in the plan: choose among those that come after"
+        return victim
+
+    def _last(self) -> Sequence:
+        """The running sequence with the lowest rank."""
+        return next(reversed(self.running))
 
     def admit(self, sequence: Sequence) -> bool:
         """Move a waiting sequence to a slot, sharing the pages of its prefix, if there are pages for the rest of what is

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
-from collections.abc import Iterable
-from math import inf
 
 from asurge.config import CacheConfig, SchedulerConfig
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.outputs import FinishReason
-from asurge.plan import PlanRow, RunnerLimits, StepPlan, StepResult, TokenLogprobs
-from asurge.scheduler.heap import LazyHeap
+from asurge.plan import RunnerLimits, StepPlan, StepResult, TokenLogprobs
+from asurge.scheduler.deadlines import Deadlines
+from asurge.scheduler.in_flight import LandedStep, SequenceRow, StepsInFlight
 from asurge.scheduler.pages import PagePool
 from asurge.scheduler.prefix_cache import PrefixCache, damaged_pages
 from asurge.scheduler.reports import SchedulerStatistics, SequenceUpdate, Totals
@@ -52,18 +50,16 @@ class Scheduler:
         self._pool = PagePool(limits.num_pages, max_cached=cache.prefix_cache_capacity)
         self._cache = PrefixCache(self._pool, limits.page_size, limits.windows, enabled=cache.enable_prefix_caching)
         self._sequences: dict[str, Sequence] = {}
-        self._deadlines: LazyHeap[Sequence] = LazyHeap(_deadline)
+        self._deadlines = Deadlines()
         self._tenants = Tenants(dict(self.config.tenant_weights))
         self._waiting = WaitingQueue(self.config, self._tenants, self._cache.matched)
-        self._in_flight: deque[tuple[StepPlan, tuple[Sequence, ...]]] = deque()
+        self._in_flight = StepsInFlight()
         self._totals = Totals()
         self._residents = RunningSet(
             limits, self._pool, self._cache, self._waiting, self._totals, by_priority=self.config.policy == "priority"
         )
         self._running = self._residents.running
-        self._next_step, self._next_arrival = 0, 0
-        self._intact = 0  # the first epoch of pages whose loss is not known
-        self._first_valid_step = 0  # results of steps before this one are void: their pages were lost
+        self._next_arrival = 0
 
     @property
     def num_waiting(self) -> int:
@@ -119,8 +115,7 @@ class Scheduler:
         self._sequences[request.sequence_id] = sequence
         self._tenants.enter(request.tenant)
         self._waiting.add(sequence)
-        if request.deadline_s is not None:
-            self._deadlines.add(sequence)
+        self._deadlines.add(sequence)
 
     def finish(self, sequence_id: str) -> bool:
         """End a sequence in any state and free what it holds; False if it is unknown or has ended."""
@@ -133,15 +128,14 @@ class Scheduler:
     @property
     def next_deadline_s(self) -> float | None:
         """The earliest deadline of a request that has not ended."""
-        first = self._deadlines.first()
-        return None if first is None else first.request.deadline_s
+        return self._deadlines.next_s
 
     def expire(self, now: float) -> list[str]:
         """End every request whose deadline has passed, in any state, and free what it holds; returns their ids."""
         expired = []
-        while (first := self._deadlines.first()) is not None and _deadline(first) <= now:
-            self._end(first)
-            expired.append(first.sequence_id)
+        while (sequence := self._deadlines.missed(now)) is not None:
+            self._end(sequence)
+            expired.append(sequence.sequence_id)
         return expired
 
     def plan(self, pace: Pace = ONE_STEP) -> StepPlan | None:
@@ -155,8 +149,8 @@ class Scheduler:
         budget -= draws
         if pace.prompt_tokens is not None and any([drawing and one.request.streamed for one, drawing in running]):
             budget = min(budget, max(pace.prompt_tokens, self.limits.prefill_quantum))
-        decode: list[tuple[Sequence, PlanRow]] = []
-        prefill: list[tuple[Sequence, PlanRow]] = []
+        decode: list[SequenceRow] = []
+        prefill: list[SequenceRow] = []
         # By rank: a sequence preempted for another's pages comes later, and has no row in this step yet.
         for sequence, drawing in running:
             if sequence.phase is not Phase.RUNNING:
@@ -178,10 +172,7 @@ class Scheduler:
             budget = self._plan_chunk(sequence, budget, prefill)
         if not decode and not prefill:
             return None
-        plan = StepPlan(self._next_step, tuple(row for _, row in decode), tuple(row for _, row in prefill))
-        self._next_step += 1
-        self._in_flight.append((plan, tuple(sequence for sequence, _ in decode + prefill)))
-        return plan
+        return self._in_flight.launch(decode, prefill)
 
     def _group(self, pace: Pace) -> int:
         """How many steps decode rows may run in one go: one, unless nothing waits that could run before they end, and there
@@ -197,7 +188,7 @@ class Scheduler:
         columns = sum(self.limits.columns(one.scheduled + most) - one.tables.columns for one in self._running)
         return most if columns * len(self.limits.windows) <= self._pool.num_available else 1
 
-    def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[tuple[Sequence, PlanRow]]) -> int:
+    def _plan_chunk(self, sequence: Sequence, budget: int, prefill: list[SequenceRow]) -> int:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
         quantum = self.limits.prefill_quantum
         count = min(sequence.known - sequence.scheduled, budget // quantum * quantum, self._longest_chunk(sequence))
@@ -230,18 +221,14 @@ class Scheduler:
 
     def apply(self, result: StepResult) -> list[SequenceUpdate]:
         """Take in the oldest step in flight. Rows of requests that have ended since are dropped."""
-        plan, sequences = self._in_flight.popleft()
-        assert plan is result.plan, "results must be applied in the order of their plans"
-        # First, whatever else the result says: two losses may be told by steps in a row, the second of which is void, and one
-        # that nobody told of shows in the steps that ran after it.
-        lost = result.intact > self._intact
-        if lost or result.error is not None:
-            return self._apply_failure(result, sequences, lost=lost)
-        if plan.step_id < self._first_valid_step:
+        step = self._in_flight.land(result)
+        if step.lost or result.error is not None:
+            return self._apply_failure(result, step)
+        if step.void:
             return []
         updates = []
-        drawn = result.token_ids.tolist()
-        for index, (sequence, row, tokens) in enumerate(zip(sequences, plan.rows, drawn, strict=True)):
+        sampled = result.token_ids.tolist()
+        for index, (sequence, row, tokens) in enumerate(zip(step.sequences, result.plan.rows, sampled, strict=True)):
             if sequence.phase is Phase.ENDED or row.epoch < sequence.valid_epoch:
                 continue
             scores, sums = result.prompt_logprobs.get(index), result.pooled.get(index)
@@ -287,27 +274,19 @@ class Scheduler:
             self._cache.register(sequence)
         return SequenceUpdate(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
 
-    def _apply_failure(
-        self, result: StepResult, sequences: tuple[Sequence, ...], *, lost: bool
-    ) -> list[SequenceUpdate]:
+    def _apply_failure(self, result: StepResult, step: LandedStep) -> list[SequenceUpdate]:
         """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.
-        A sequence preempted since the step was planned does not fail: it starts over anyway; so do all in a void step.
-
-        Args:
-            lost: with all pages, which was not known before.
-        """
+        A sequence preempted since the step was planned does not fail: it starts over anyway; so do all in a void step."""
         updates = []
-        for sequence, row in zip(sequences, result.plan.rows, strict=True):
+        for sequence, row in zip(step.sequences, result.plan.rows, strict=True):
             if result.error is not None and sequence.phase is not Phase.ENDED and row.epoch == sequence.epoch:
                 self._end(sequence)
                 updates.append(SequenceUpdate(sequence.sequence_id, (), "error", None, sequence.cached, result.error))
-        if lost:
-            self._intact, self._first_valid_step = result.intact, self._next_step
+        if step.lost:
             self._pool.forget_all()
             self._recompute(list(self._running))
-        elif result.plan.step_id >= self._first_valid_step:
-            later = (plan for plan, _ in self._in_flight)
-            damaged = damaged_pages(result.plan, later, self.limits.page_size)
+        elif not step.void:
+            damaged = damaged_pages(result.plan, self._in_flight.plans(), self.limits.page_size)
             for page in damaged:
                 self._pool.forget(page)
             self._recompute([one for one in self._running if not damaged.isdisjoint(one.tables)])
@@ -331,21 +310,6 @@ class Scheduler:
         self._residents.check()
         assert all(one.phase is Phase.WAITING and not one.tables.held for one in self._waiting)
         assert {*self._running, *self._waiting} == set(self._sequences.values())
-        draws = _count_draws(self._in_flight)
         pending = {one: one.pending for one in self._sequences.values() if one.pending}
-        assert draws == pending, "a pending token is not on its way"
+        assert self._in_flight.pending() == pending, "a pending token is not on its way"
         assert len(self._waiting) == len(list(self._waiting)), "the queue has lost count"
-
-
-def _deadline(sequence: Sequence) -> float:
-    return inf if sequence.request.deadline_s is None else sequence.request.deadline_s
-
-
-def _count_draws(in_flight: Iterable[tuple[StepPlan, tuple[Sequence, ...]]]) -> dict[Sequence, int]:
-    """How many tokens that count are on their way to each sequence."""
-    draws = Counter[Sequence]()
-    for plan, sequences in in_flight:
-        for sequence, row in zip(sequences, plan.rows, strict=True):
-            if sequence.phase is not Phase.ENDED and row.samples and row.epoch >= sequence.valid_epoch:
-                draws[sequence] += row.draws
-    return draws

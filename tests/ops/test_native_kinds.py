@@ -12,6 +12,8 @@ from asurge.ops import native
 from tests.build_hook import COMPILER, REPOSITORY, hatch_build, needs_compiler
 from tests.kernels import needs_kernels
 
+pytestmark = pytest.mark.slow
+
 SUITE = """
 import pathlib, sys, pytest
 from asurge.ops import native
@@ -35,7 +37,7 @@ ALL = (*OF_PRODUCTS, "sampling")
 
 def run_suite(library: Path, names: tuple[str, ...]) -> None:
     tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
-    options = ["-q", "-p", "no:cacheprovider", "-k", "native or packed or kernel", *tests]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "-k", "native or packed or kernel", *tests]
     done = subprocess.run(
         [sys.executable, "-c", SUITE, str(library), *options],
         cwd=REPOSITORY,

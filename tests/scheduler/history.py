@@ -118,8 +118,8 @@ class History:
             return False
         result = self.flying.popleft()
         members = {row.sequence_id for row in result.plan.rows}
-        is_void = result.plan.step_id < self.scheduler._first_valid_step
-        self.losses_in_a_row += is_void and result.intact > self.scheduler._intact
+        steps = self.scheduler._in_flight
+        self.losses_in_a_row += steps.is_void(result.plan) and steps.is_loss(result)
         for update in self.scheduler.apply(result):
             name = update.sequence_id
             assert name in members

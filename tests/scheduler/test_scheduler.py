@@ -6,6 +6,7 @@ import pytest
 from asurge.errors import DuplicateRequestError, EngineOverloadedError, InvalidRequestError
 from asurge.plan import Pooling, StepResult
 from asurge.scheduler import Scheduler
+from asurge.scheduler.running import RunningSet
 from tests.fakes import continuation, embedding, limits
 from tests.scheduler.driver import BOOM, LIMITS, Driver, numbers, request
 
@@ -207,6 +208,16 @@ def test_the_latest_arrival_is_preempted_and_nobodys_text_changes() -> None:
     assert driver.scheduler.statistics().preemptions > 0
     for name in ("a", "b"):
         assert texts[name] == continuation(numbers(8, ord(name)), 12)
+
+
+def test_a_victim_has_no_row_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever chooses another victim than one that comes later is told by the name of the rule."""
+    monkeypatch.setattr(RunningSet, "_last", lambda self: next(iter(self.running)))
+    driver = Driver(limits(num_pages=8, max_num_seqs=2))
+    for name in ("a", "b"):
+        driver.add(name, numbers(8, ord(name)), 12)
+    with pytest.raises(AssertionError, match="a victim has no row in the plan"):
+        driver.run_out()
 
 
 @pytest.mark.parametrize("phase", ["queued", "prefilling", "decoding", "finishing"])
