@@ -17,8 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = Path("asurge/ops/native")
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
-# The same sources make a library for each of these kinds of processors, told by the first flag; but `module` is the same for all,
-# and `available` asks whether this processor is of a kind, before its instructions are used.
+# The same sources make a library for each of these kinds of processors, told by the first flag; but `ffi_bindings` is the same for all,
+# and `cpu_support` asks whether this processor is of a kind, before its instructions are used.
 VARIANTS = {
     "amx": ["-DASURGE_AMX", *AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     "avx512": ["-DASURGE_AVX512", *AVX512, "-mavx512vnni"],
@@ -67,7 +67,7 @@ def build(folder: Path, to: Path, compiler: str) -> None:
         made: dict[tuple[str, ...], str] = {}
         for variant, flags in VARIANTS.items():
             for source in sorted(folder.glob("*.cc")):
-                own = {"module": [], "available": flags[:1]}.get(source.stem, flags)
+                own = {"ffi_bindings": [], "cpu_support": flags[:1]}.get(source.stem, flags)
                 command = (*shlex.split(compiler), *COMMON, *own, include, "-c", str(source))
                 if command not in running:
                     made[command] = str(Path(scratch) / f"{source.stem}-{variant}.o")

@@ -228,6 +228,7 @@ class SimulatedSystem {
   void push(int, ThreadId) {}
   void forget_threads() {}
   void set_niceness(int) {}
+  void become_nice() {}
   bool be_nice(ThreadId) const { return true; }
 
  private:

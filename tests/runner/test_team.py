@@ -291,8 +291,11 @@ def niceness():
 
 async def main():
     async with Engine(sys.argv[1], kernel_threads=2, kernel_nice=7, max_model_len=64, silent_mode=True) as engine:
-        await engine.generate("a")
-        found = niceness()
+        for _ in range(100):  # it is as nice as it is told from when it first runs on
+            await engine.generate("a")
+            found = niceness()
+            if found.get("asurge-1"):
+                break
         assert found.pop("asurge-1") == 7 and set(found.values()) == {0}, found
 
 asyncio.run(main())

@@ -24,7 +24,7 @@ class NativeAttention:
     Flash attention (Dao et al., 2022) over ragged rows, in products of tiles. Pages are
     ``[levels, pages, kv_heads, page_size, head_dim]``, but hold keys as ``[page_size / 16, head_dim / 32, 16, 16 tokens, 2]`` and
     values as ``[page_size / 32, head_dim / 16, 16, 16 dims, 2]``, so that a tile is one contiguous KiB. In 8 bits they are bytes,
-    plus four for each token of a head: its scale (``native/pages.h``).
+    plus four for each token of a head: its scale (``native/kv_pages.h``).
     """
 
     name = "native"

@@ -23,7 +23,7 @@ struct Attention {
   int decode;
   // [rows, columns].
   const int32_t* page_table;
-  // [pages, kv_heads], each as in `pages.h`, written in place.
+  // [pages, kv_heads], each as in `kv_pages.h`, written in place.
   uint8_t* keys;
   uint8_t* values;
   // [tokens, heads, head_dim] bf16.

@@ -49,7 +49,6 @@ class OperatingSystem {
   void start(int helper, Body body) {
     std::thread([this, helper, body] {
       pthread_setname_np(pthread_self(), ("asurge-" + std::to_string(helper + 1)).c_str());
-      if (niceness_.load() != kAsProcess) be_nice(self());
       take_long_turns();
       body();
     }).detach();
@@ -69,6 +68,11 @@ class OperatingSystem {
     attributes.runtime_ns = kLongTurnNs;
     attributes.nice = getpriority(PRIO_PROCESS, static_cast<id_t>(self()));
     syscall(SYS_sched_setattr, 0, &attributes, 0);
+  }
+
+  // Makes the calling thread as nice as the pool's are to be.
+  void become_nice() const {
+    if (niceness_.load() != kAsProcess) be_nice(self());
   }
 
   // Of threads that are to come.

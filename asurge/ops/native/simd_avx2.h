@@ -1,4 +1,4 @@
-// See `lanes.h`; what has no comment is as in `lanes_avx512.h`.
+// See `simd.h`; what has no comment is as in `simd_avx512.h`.
 #pragma once
 
 namespace asurge {

@@ -1,4 +1,4 @@
-// See `lanes.h`.
+// See `simd.h`.
 #pragma once
 
 namespace asurge {

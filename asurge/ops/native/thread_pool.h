@@ -127,7 +127,7 @@ class BasicThreadPool {
     system_.set_niceness(niceness);
     bool done = true;
     for (int helper = 0; helper < helpers_; ++helper) {
-      const ThreadId id = workers_[helper].id.load(std::memory_order_relaxed);
+      const ThreadId id = workers_[helper].id.load();
       if (id) done &= system_.be_nice(id);
     }
     return done;
@@ -325,7 +325,8 @@ class BasicThreadPool {
 
   void serve(int helper) {
     Worker& self = workers_[helper];
-    self.id.store(system_.self(), std::memory_order_relaxed);
+    self.id.store(system_.self());  // first: `set_niceness` either finds it, or has said how nice it is to be
+    system_.become_nice();
     Turns turns;
     for (uint32_t seen = opened_.load(std::memory_order_acquire); !system_.over();) {
       if (!takes_part(helper)) await_growth(helper);
