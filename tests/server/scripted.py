@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import anyio
 
 from asurge.outputs import CompletionOutput, RequestOutput
@@ -49,3 +51,9 @@ class Scripted:
         assert last is not None
         last.outputs[0].text = text
         return last
+
+
+def pieces(text: str, seed: int) -> list[str]:
+    """A text cut at random."""
+    cuts = sorted(random.Random(seed).sample(range(1, len(text)), min(12, len(text) - 1)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from typing import Any
 
@@ -17,7 +16,7 @@ from asurge.server import make_app
 from asurge.server.state import STATE
 from tests.server.chat import ASK, WEATHER, merged, whole
 from tests.server.conftest import Running
-from tests.server.scripted import Scripted
+from tests.server.scripted import Scripted, pieces
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln \\"am\\" Rhein", "days": 2}}\n</tool_call>'
 MISTRAL = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Rom", "days": 1}}]'
@@ -31,12 +30,6 @@ TEXTS: dict[str, tuple[dict[str, str], str, dict[str, Any]]] = {
     "the beginning of a call": ({"tool_format": "hermes"}, "An answer <tool", {"content": "An answer <tool", "names": []}),
     "no call": ({"tool_format": "hermes"}, "<tool_call>nonsense</tool_call>", {"names": []}),
 }  # fmt: skip
-
-
-def pieces(text: str, seed: int) -> list[str]:
-    """A text cut at random."""
-    cuts = sorted(random.Random(seed).sample(range(1, len(text)), min(12, len(text) - 1)))
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 @pytest.mark.parametrize("case", TEXTS)

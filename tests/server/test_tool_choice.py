@@ -23,7 +23,7 @@ from tests.server.conftest import Running
 STOP = {"type": "function", "function": {"name": "stop"}}
 STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
 OTHERS: list[Any] = [
-    {"type": "custom", "custom": {"name": "patch"}},
+    {"type": "custom"},
     {"type": "web_search"},
     {"type": "namespace", "name": "mcp", "tools": []},
     {"type": "local_shell"},

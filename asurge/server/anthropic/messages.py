@@ -12,9 +12,9 @@ from aiohttp import web
 
 from asurge.engine.stream import TokenStream
 from asurge.outputs import RequestOutput
-from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.parsing import Content, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.chat.converse import converse
-from asurge.server.chat.output import ChoiceReaders
+from asurge.server.chat.output import ChoiceReaders, OutputEvent
 from asurge.server.chat.request import (
     Conversation,
     conversation_of,
@@ -260,7 +260,7 @@ class MessagesAnswer:
         """An error as the last event."""
         return _event("error", failure_of(error).anthropic(self._request_id))
 
-    def _blocks(self, events: Sequence[Event]) -> list[bytes]:
+    def _blocks(self, events: Sequence[OutputEvent]) -> list[bytes]:
         data = []
         for event in events:
             match event:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Set
+
 from asurge.outputs import CompletionOutput, RequestOutput
 from asurge.parsing import Content, Event, OutputParser, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.parsing.custom import CustomInput
 from asurge.server.chat.request import Conversation
 from asurge.server.state import Served
 from asurge.text import BLOCKING_CHARACTERS
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CustomCallStart(ToolCallStart):
+    """A custom tool is called."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CustomCallInput:
+    """A piece of the text that a custom tool is called with."""
+
+    index: int
+    text: str
+
+
+OutputEvent = Event | CustomCallInput
 
 
 class ChoiceReaders:
@@ -52,6 +72,7 @@ class ChoiceReaders:
                 most_calls=1 if self._legacy or not talk.parallel else None,
                 called="function_call" if self._legacy else "tool_calls",
                 forced=talk.forced,
+                custom=talk.custom,
             )
         return reader
 
@@ -61,16 +82,25 @@ class ChoiceReader:
 
     Args:
         forced: all of it is calls: other text is what is left of one that was cut off.
+        custom: the names of tools that are called with a text.
 
     Attributes:
         reasoned: how many characters its reasoning has so far.
     """
 
     def __init__(
-        self, parser: OutputParser | None, *, reasons: bool, most_calls: int | None, called: str, forced: bool = False
+        self,
+        parser: OutputParser | None,
+        *,
+        reasons: bool,
+        most_calls: int | None,
+        called: str,
+        forced: bool = False,
+        custom: Set[str] = frozenset(),
     ) -> None:
         self._parser, self._reasons, self._most_calls, self._called = parser, reasons, most_calls, called
-        self._forced = forced
+        self._forced, self._custom = forced, custom
+        self._input: tuple[int, CustomInput] | None = None
         self.finished, self._calls = False, False
         self.reasoned, self._reasoning = 0, list[str]()
 
@@ -79,7 +109,7 @@ class ChoiceReader:
         """All of its reasoning so far."""
         return "".join(self._reasoning)
 
-    def read(self, one: CompletionOutput) -> list[Event]:
+    def read(self, one: CompletionOutput) -> list[OutputEvent]:
         """What is new in a completion, as far as it is reported."""
         self.finished = one.finish_reason is not None
         if self._parser is None:
@@ -93,7 +123,33 @@ class ChoiceReader:
                 self.reasoned += len(event.text)
         told = [event for event in events if self._is_told(event)]
         self._calls |= any(isinstance(event, ToolCallStart) for event in told)
-        return told
+        return self._with_inputs(told) if self._custom else list(told)
+
+    def _with_inputs(self, events: list[Event]) -> list[OutputEvent]:
+        """Events in which calls of custom tools have texts instead of arguments."""
+        found = list[OutputEvent]()
+        for event in events:
+            if isinstance(event, ToolCallArguments) and self._input is not None:
+                self._add_input(found, self._input[1].feed(event.text))
+                continue
+            self._end_input(found)
+            if isinstance(event, ToolCallStart) and event.name in self._custom:
+                self._input = event.index, CustomInput()
+                event = CustomCallStart(event.index, event.name, event.call_id)
+            found.append(event)
+        if self.finished:
+            self._end_input(found)
+        return found
+
+    def _end_input(self, found: list[OutputEvent]) -> None:
+        if self._input is not None:
+            self._add_input(found, self._input[1].finish())
+            self._input = None
+
+    def _add_input(self, found: list[OutputEvent], text: str) -> None:
+        assert self._input is not None
+        if text:
+            found.append(CustomCallInput(self._input[0], text))
 
     def _is_told(self, event: Event) -> bool:
         if isinstance(event, Reasoning):

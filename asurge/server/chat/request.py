@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from asurge.errors import InvalidRequestError
 from asurge.params import SamplingParams
 from asurge.parsing import TOOL_FORMATS, OutputParser, ReasoningFormat, ToolFormat
+from asurge.parsing.custom import INPUT
 from asurge.plan import MAX_LOGPROBS
 from asurge.server.chat.tools import bound_form, listed, relaxed, tool_use
 from asurge.server.config import ServerConfig
@@ -37,6 +38,7 @@ class Conversation:
         parallel: whether an answer may have several calls.
         forced: an answer consists of calls.
         relaxed: what schemas ask for beyond what is held.
+        custom: the names of tools that are called with a text.
     """
 
     messages: list[dict[str, Any]]
@@ -47,6 +49,7 @@ class Conversation:
     parallel: bool = True
     forced: bool = False
     relaxed: Sequence[str] = ()
+    custom: Set[str] = frozenset()
 
     @property
     def parses(self) -> bool:
@@ -118,6 +121,7 @@ def conversation_of(
         parallel=use.parallel,
         forced=bool(use.forced),
         relaxed=relaxed(asked.form(), use if tool_format is not None else None),
+        custom=use.custom,
     )
 
 
@@ -185,7 +189,7 @@ def _function_call(where: str, call: dict[str, Any]) -> dict[str, Any]:
     if function is None and custom is None:
         raise ApiError(f"{where} must have a function", param=f"{where}.function")
     if function is None:
-        function = {"name": custom["name"], "arguments": {"input": custom["input"]}}
+        function = {"name": custom["name"], "arguments": {INPUT: custom["input"]}}
     return {**call, "type": "function", "function": function}
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 import msgspec
 
 from asurge.json_schema import PLACE, Relaxed
 from asurge.parsing import ToolFormat
+from asurge.parsing.custom import INPUT
 from asurge.server.errors import ApiError
-from asurge.server.schema.chat import ChatCompletionRequest, Tool, ToolChoice
+from asurge.server.schema.chat import ChatCompletionRequest, CustomTool, Function, Tool, ToolChoice
 
 MAX_TOOLS = 128
 _FREE = {"type": "object"}
@@ -28,12 +29,16 @@ class ToolUse:
         forced: those of which one must be called.
         places: where the request has the schemas of its tools, by the tools' names.
         parallel: whether an answer may have several calls.
+        custom: the names of those that are called with a text.
+        relaxed: what formats of custom tools ask for, and grammars of calls cannot say.
     """
 
     tools: list[dict[str, Any]] | None = None
     forced: Sequence[dict[str, Any]] = ()
     parallel: bool = True
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    custom: Set[str] = frozenset()
+    relaxed: Sequence[str] = ()
 
     @property
     def bound(self) -> list[dict[str, Any]]:
@@ -43,7 +48,8 @@ class ToolUse:
 
 
 def tool_use(asked: ChatCompletionRequest) -> ToolUse:
-    """What a request says of its tools; functions are what they used to be called. Tools that are no functions are left out.
+    """What a request says of its tools; functions are what they used to be called. Tools that are neither functions
+    nor custom are left out.
 
     Raises:
         ApiError: there are too many, one has no schema, or the choice does not go together with them.
@@ -56,8 +62,14 @@ def tool_use(asked: ChatCompletionRequest) -> ToolUse:
     if len(tools or ()) > MAX_TOOLS:
         raise ApiError(f"tools has {len(tools or ())} entries: at most {MAX_TOOLS} are allowed", param="tools")
     places = dict[str, str]()
+    custom, notes = set[str](), list[str]()
     for at, tool in enumerate(tools or ()):
-        if tool.function is not None:
+        if tool.custom is not None:
+            custom.add(tool.custom.name)
+            places[tool.custom.name] = f"tools[{at}].custom.format"
+            if _grammar_of(tool.custom)[0] == "lark":
+                notes.append(f"lark grammar of {tool.custom.name}")
+        elif tool.function is not None:
             place = places[tool.function.name] = f"tools[{at}].function.parameters"
             _check_schema(tool.function.parameters or {}, place)
     mode, names = _choice(choice)
@@ -69,18 +81,55 @@ def tool_use(asked: ChatCompletionRequest) -> ToolUse:
     allowed = told if names is None else [tool for tool in told if tool["function"]["name"] in names]
     parallel = asked.parallel_tool_calls is not False
     if mode in ("required", "named") and not allowed:
-        raise ApiError("tool_choice needs functions among tools", param="tool_choice")
+        raise ApiError("tool_choice needs functions or custom tools among tools", param="tool_choice")
     if mode == "none" or not allowed:
         return ToolUse(parallel=parallel)
     if mode == "named":
-        return ToolUse(told, allowed, False, places)
-    return ToolUse(allowed, allowed if mode == "required" else (), parallel, places)
+        return ToolUse(told, allowed, False, places, custom, notes)
+    return ToolUse(allowed, allowed if mode == "required" else (), parallel, places, custom, notes)
 
 
 def listed(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
-    """Functions as templates and formats know them."""
-    functions = [one.function for one in tools or () if one.function is not None]
+    """Functions as templates and formats know them; a custom tool is one with a text as its argument."""
+    functions = [
+        one.function if one.custom is None else _function_for(one.custom)
+        for one in tools or ()
+        if one.function is not None or one.custom is not None
+    ]
     return [{"type": "function", "function": msgspec.to_builtins(one)} for one in functions] or None
+
+
+def _function_for(tool: CustomTool) -> Function:
+    """The function that stands for a custom tool. A regular expression binds the text; other grammars are only described."""
+    syntax, definition = _grammar_of(tool)
+    text: dict[str, Any] = {"type": "string"}
+    description = tool.description
+    if syntax == "regex":
+        text["pattern"] = f"^(?:{definition})$"
+    elif syntax is not None:
+        told = f"The input must follow this {syntax} grammar:\n{definition}"
+        description = f"{description}\n\n{told}" if description else told
+    schema = {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
+    return Function(name=tool.name, description=description, parameters=schema, strict=syntax == "regex" or None)
+
+
+def _grammar_of(tool: CustomTool) -> tuple[str | None, str]:
+    """The syntax and the definition of the grammar that a tool's input must follow, as chat and responses write them.
+
+    Raises:
+        ApiError: it has neither form.
+    """
+    given = tool.format or {}
+    if given.get("type", "text") == "text":
+        return None, ""
+    grammar = given.get("grammar", given)
+    match grammar:
+        case {"syntax": "lark" | "regex" as syntax, "definition": str(definition)} if given["type"] == "grammar":
+            return syntax, definition
+    raise ApiError(
+        f"the format of tool {tool.name[:100]!r} must be text, or a grammar with a syntax (lark or regex) and a definition",
+        param="tools",
+    )
 
 
 def _choice(
@@ -96,14 +145,17 @@ def _choice(
             return mode, None
         case ToolChoice(type="allowed_tools"):
             return _allowed(choice)
-        case ToolChoice(type="function") if (name := choice.named) is not None:
+        case ToolChoice(type="function" | "custom") if (name := choice.named) is not None:
             return "named", [name]
-    raise ApiError("tool_choice must be none, auto, required, allowed_tools, or name a function", param="tool_choice")
+    raise ApiError(
+        "tool_choice must be none, auto, required, allowed_tools, or name a function or custom tool",
+        param="tool_choice",
+    )
 
 
 def _allowed(choice: ToolChoice) -> tuple[Literal["auto", "required"], list[str]]:
     given = choice.allowed_tools or choice
-    names = [one.named for one in given.tools or () if one.type == "function"]
+    names = [one.named for one in given.tools or () if one.type in ("function", "custom")]
     return given.mode or "auto", [name for name in names if name is not None]
 
 
@@ -178,6 +230,8 @@ def relaxed(form: Mapping[str, Any], use: ToolUse | None = None) -> list[str]:
             schema = json.loads(schema)
     if isinstance(schema, Mapping) and not (use is not None and use.forced):
         notes += Relaxed(schema).notes
+    if use is not None:
+        notes += use.relaxed
     for function in use.bound if use is not None else ():
         notes += (f"{note} of {function['name']}" for note in Relaxed(function.get("parameters") or {}).notes)
     return notes

@@ -14,9 +14,9 @@ from msgspec import UNSET
 
 from asurge.engine.stream import TokenStream
 from asurge.outputs import CompletionOutput, Logprob, RequestOutput
-from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.parsing import Content, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.server.chat.converse import converse
-from asurge.server.chat.output import ChoiceReaders
+from asurge.server.chat.output import ChoiceReaders, CustomCallInput, CustomCallStart, OutputEvent
 from asurge.server.chat.request import Conversation, conversation_of
 from asurge.server.exchange import Exchange
 from asurge.server.http.body import read
@@ -30,6 +30,7 @@ from asurge.server.schema.chat import (
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    OutCustom,
     OutFunction,
     OutMessage,
     OutToolCall,
@@ -94,7 +95,7 @@ class ChatAnswer:
             else prompt_logprobs_of(prompt_logprobs, self._served.engine.tokenizer),
         )
 
-    def _message(self, events: Sequence[Event]) -> OutMessage:
+    def _message(self, events: Sequence[OutputEvent]) -> OutMessage:
         message, content, reasoning = OutMessage(), "", ""
         calls: list[OutToolCall] = []
         for event in events:
@@ -103,10 +104,17 @@ class ChatAnswer:
                     content += text
                 case Reasoning(text):
                     reasoning += text
+                case CustomCallStart():
+                    custom = OutCustom(name=event.name, input="")
+                    calls.append(OutToolCall(id=self._readers.call_id(event), type="custom", custom=custom))
+                case CustomCallInput():
+                    assert calls[-1].custom is not UNSET
+                    calls[-1].custom.input += event.text
                 case ToolCallStart():
                     function = OutFunction(name=event.name, arguments="")
                     calls.append(OutToolCall(id=self._readers.call_id(event), type="function", function=function))
                 case ToolCallArguments():
+                    assert calls[-1].function is not UNSET
                     calls[-1].function.arguments += event.text
         if content or not calls:
             message.content = content
@@ -166,19 +174,25 @@ class ChatAnswer:
                 chunks.append(self._chunk([choice], output))
         return chunks
 
-    def _event(self, index: int, event: Event, logprobs: ChoiceLogprobs | None, output: RequestOutput) -> bytes:
+    def _event(self, index: int, event: OutputEvent, logprobs: ChoiceLogprobs | None, output: RequestOutput) -> bytes:
         if isinstance(event, Content) and logprobs is None and not self._tell_usage_always:
             text = orjson.dumps(event.text)
             return self._head + b'%d,"delta":{"content":' % index + text + self._tail
         delta = self._delta(event)
         return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=logprobs)], output)
 
-    def _delta(self, event: Event) -> Delta:
+    def _delta(self, event: OutputEvent) -> Delta:
         match event:
             case Content(text):
                 return Delta(content=text)
             case Reasoning(text):
                 return Delta(reasoning=text, reasoning_content=text)
+            case CustomCallStart():
+                custom = OutCustom(name=event.name, input="")
+                call = OutToolCall(index=event.index, id=self._readers.call_id(event), type="custom", custom=custom)
+                return Delta(tool_calls=[call])
+            case CustomCallInput():
+                return Delta(tool_calls=[OutToolCall(index=event.index, custom=OutCustom(input=event.text))])
             case ToolCallStart():
                 function = OutFunction(name=event.name, arguments="")
                 call = OutToolCall(

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from asurge.parsing.custom import INPUT
 from asurge.server.errors import ApiError
 from asurge.server.schema.chat import FunctionCall, Message, ToolCall
 from asurge.server.schema.responses import Item
@@ -74,7 +75,7 @@ def _call(item: Item) -> ToolCall:
     name = item.name or item.type.removesuffix(_CALL)
     arguments = item.arguments
     if item.input is not None:
-        arguments = {"input": item.input}
+        arguments = {INPUT: item.input}
     elif item.action is not None or item.operation is not None:
         arguments = item.action or item.operation
     return ToolCall(id=item.call_id, function=FunctionCall(name=name, arguments=arguments))

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from asurge.parsing import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.parsing import Content, Reasoning, ToolCallArguments, ToolCallStart
+from asurge.server.chat.output import CustomCallInput, CustomCallStart, OutputEvent
 
 _PARTS = {
     "message": ("output_text", "response.output_text"),
@@ -30,7 +31,7 @@ class Items:
         self._key = ""
         self._number = 0
 
-    def take(self, events: Sequence[Event]) -> list[bytes]:
+    def take(self, events: Sequence[OutputEvent]) -> list[bytes]:
         """Take events in; returns those of the stream."""
         data: list[bytes] = []
         for event in events:
@@ -39,6 +40,13 @@ class Items:
                     data += self._text("message", text)
                 case Reasoning(text):
                     data += self._text("reasoning", text)
+                case CustomCallStart():
+                    item = {"type": "custom_tool_call", "id": _id("ctc"), "call_id": self._call_id(event), "name": event.name, "input": "", "status": "in_progress"}  # fmt: skip
+                    data += self._begin(f"call {event.index}", item)
+                case CustomCallInput(text=text):
+                    if self._open is not None:
+                        self._open["input"] += text
+                        data.append(self._at_item("response.custom_tool_call_input.delta", delta=text))
                 case ToolCallStart():
                     item = {"type": "function_call", "id": _id("fc"), "call_id": self._call_id(event), "name": event.name, "arguments": "", "status": "in_progress"}  # fmt: skip
                     data += self._begin(f"call {event.index}", item)
@@ -56,6 +64,8 @@ class Items:
         if item["type"] == "function_call":
             told = {"arguments": item["arguments"], "name": item["name"]}
             data.append(self._at_item("response.function_call_arguments.done", **told))
+        elif item["type"] == "custom_tool_call":
+            data.append(self._at_item("response.custom_tool_call_input.done", input=item["input"]))
         else:
             kind, name = _PARTS[item["type"]]
             part = item["content"][0]

@@ -24,6 +24,7 @@ from asurge.server.openai.response_items import Items
 from asurge.server.openai.response_store import STORE
 from asurge.server.schema.chat import (
     ChatCompletionRequest,
+    CustomTool,
     Function,
     Message,
     Tool,
@@ -126,15 +127,18 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def _tools(asked: ResponsesRequest) -> list[Tool] | None:
-    """The functions: tools of other types run elsewhere, or need a model that knows them."""
-    functions = [one for one in asked.tools or () if one.type == "function" and one.name is not None]
-    return [
-        Tool(
-            function=Function(name=one.name, description=one.description, parameters=one.parameters, strict=one.strict)
-        )
-        for one in functions
-        if one.name is not None
-    ] or None
+    """The functions and custom tools: tools of other types run elsewhere, or need a model that knows them."""
+    found = list[Tool]()
+    for one in asked.tools or ():
+        if one.name is not None and one.type == "function":
+            function = Function(
+                name=one.name, description=one.description, parameters=one.parameters, strict=one.strict
+            )
+            found.append(Tool(function=function))
+        elif one.name is not None and one.type == "custom":
+            custom = CustomTool(name=one.name, description=one.description, format=one.format or None)
+            found.append(Tool(type="custom", custom=custom))
+    return found or None
 
 
 def _format(asked: ResponsesRequest) -> ResponseFormat | None:

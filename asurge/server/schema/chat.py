@@ -65,11 +65,20 @@ class Function(msgspec.Struct, kw_only=True, omit_defaults=True):
     strict: bool | None = None
 
 
+class CustomTool(msgspec.Struct, kw_only=True):
+    """A tool that is called with a text instead of arguments; its format may say which texts it takes."""
+
+    name: str
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+
 class Tool(msgspec.Struct, kw_only=True):
-    """A tool: a function. Others are left out."""
+    """A tool: a function, or a custom one. Others are left out."""
 
     type: str = "function"
     function: Function | None = None
+    custom: CustomTool | None = None
 
 
 class NamedFunction(msgspec.Struct, kw_only=True):
@@ -83,12 +92,14 @@ class NamedTool(msgspec.Struct, kw_only=True):
 
     type: str = "function"
     function: NamedFunction | None = None
+    custom: NamedFunction | None = None
     name: str | None = None
 
     @property
     def named(self) -> str | None:
-        """The function that it names."""
-        return self.name if self.function is None else self.function.name
+        """The name of the function or custom tool."""
+        found = self.function or self.custom
+        return self.name if found is None else found.name
 
 
 class AllowedTools(msgspec.Struct, kw_only=True):
@@ -160,13 +171,21 @@ class OutFunction(msgspec.Struct, kw_only=True):
     name: str | UnsetType = UNSET
 
 
+class OutCustom(msgspec.Struct, kw_only=True):
+    """A call of a custom tool on its way out; in a stream, a piece of it."""
+
+    input: str
+    name: str | UnsetType = UNSET
+
+
 class OutToolCall(msgspec.Struct, kw_only=True):
     """A call on its way out."""
 
-    function: OutFunction
+    function: OutFunction | UnsetType = UNSET
+    custom: OutCustom | UnsetType = UNSET
     index: int | UnsetType = UNSET
     id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
+    type: Literal["function", "custom"] | UnsetType = UNSET
 
 
 class OutMessage(msgspec.Struct, kw_only=True):

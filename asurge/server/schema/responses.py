@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from asurge.server.schema.chat import Part, ToolChoice
 from asurge.server.schema.sampling import StreamOptions
@@ -44,13 +45,14 @@ class TextOptions(msgspec.Struct, kw_only=True):
 
 
 class ResponsesTool(msgspec.Struct, kw_only=True):
-    """A function that the model may call."""
+    """A function or a custom tool that the model may call."""
 
     type: str
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    format: dict[str, Any] | UnsetType | None = UNSET
 
 
 class ReasoningOptions(msgspec.Struct, kw_only=True):
