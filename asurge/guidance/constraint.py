@@ -94,7 +94,7 @@ class _Thinking:
 class SequenceConstraint:
     """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
 
-    A grammar holds for the answer: while the model reasons, it waits, and where the model may begin to reason, the mark that
+    A grammar holds for the answer: while the model reasons, it waits, but a text cannot end there unless its answer may be empty. Where the model may begin to reason, the mark that
     begins it is allowed. Where no token would be left, the end tokens are allowed: a sequence that cannot go on ends.
 
     Args:
@@ -180,6 +180,8 @@ class SequenceConstraint:
                 mask &= ~self._end_bits
             if self._thinking is not None:
                 self._thinking.widen(mask)
+        elif self._grammar is not None and not self._grammar.is_accepting:
+            mask &= ~self._end_bits
         for rule in self._rules:
             rule.narrow(mask)
         if self._thinking is not None:
