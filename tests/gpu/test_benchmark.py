@@ -11,6 +11,7 @@ import pytest
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_everything_in_small(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     gpu.main(["--tiny", "--kernels", "pallas", "--quantization", "int8", "--json", str(path)])

@@ -39,7 +39,8 @@ PROMPTS = [[5 + (7 * at + index) % 380 for at in range(60 + index)] for index in
     [
         pytest.param("native", "sliding", marks=needs_kernels),
         pytest.param("native", "some sliding", marks=needs_kernels),
-        *(("xla", model) for model in MODELS),
+        ("xla", "chunked"),
+        *(pytest.param("xla", model, marks=pytest.mark.slow) for model in ("sliding", "some sliding")),
     ],
 )
 async def test_tokens_do_not_depend_on_pages_behind_the_window(

@@ -26,6 +26,7 @@ LAYOUT = Layout(head_dim=16, columns=24)
 
 @pytest.mark.parametrize("window", [None, Window(1), Window(21), Window(16, chunked=True), Window(23, chunked=True)])
 @pytest.mark.parametrize("programs", [1, 24, 4096])
+@pytest.mark.slow
 def test_decode_split_over_the_context(programs: int, window: Window | None) -> None:
     """One part, two, and as many as there are blocks; sequences that end before, on and behind a block's boundary."""
     lengths = [1, 16, 17, 64, 96, 33]
@@ -35,6 +36,7 @@ def test_decode_split_over_the_context(programs: int, window: Window | None) -> 
 
 @pytest.mark.parametrize("window", [None, Window(5), Window(40), Window(5, chunked=True), Window(40, chunked=True)])
 @pytest.mark.parametrize(("lanes", "block_tokens"), [(16, 16), (64, 32), (256, 128)])
+@pytest.mark.slow
 def test_prefill_in_tiles(lanes: int, block_tokens: int, window: Window | None) -> None:
     """A tile holds part of a row, or more than all of it; three heads a group never fill one."""
     spans = [(0, 0, 32), (0, 32, 32), (0, 64, 25), (1, 3, 8), (1, 0, 0)]

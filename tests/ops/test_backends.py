@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from asurge.ops.attention import AttentionShape, Window, XlaAttention, choose_attention
 from tests.ops.backends import BACKENDS, Served
 
-everywhere = pytest.mark.parametrize("name", BACKENDS)
+ACCELERATORS = ("gpu", "tpu")
+"""Their kernels are interpreted here, which takes long."""
+
+everywhere = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ACCELERATORS else []) for name in BACKENDS]
+)
 
 
 def shape_for(
@@ -105,7 +110,7 @@ def test_soft_capped_scores(name: str, int8_pages: bool, softcap: float) -> None
     served.step([(0, 299, 1), (1, 19, 1)])
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("platform", ACCELERATORS)
 def test_kernels_without_pages_in_8_bits_leave_them_to_plain_xla(platform: str) -> None:
     backend, reason = choose_attention(shape_for("xla", int8_pages=True), "auto", platform)
     assert isinstance(backend, XlaAttention)
