@@ -49,7 +49,10 @@ def test_chat_reads_a_pipe() -> None:
     [
         (["generate", "x", "--temperature", "-1"], "temperature=-1.0 must be in"),
         (["generate", "x", "--max-tokens", "0"], "max_tokens=0"),
-        (["generate", "x", "--model", "./nowhere"], "there is no such folder"),
+        (["generate", "x", "--model", "./nowhere"], "there is no such folder or file"),
+        (["serve", "/nonexistent"], "there is no such folder or file"),
+        (["serve", "a=demo", "b=./nowhere"], "there is no such folder or file"),
+        (["chat", "--model", "tests"], "holds no config.json"),
         (["chat", "--top-p", "2"], "top_p=2.0"),
         (["generate", "x", "--set", "strict_context=maybe"], "strict_context='maybe' must be True or False"),
         (["generate", "x", "--set", "page_size=0", "--set", "strict_context=False"], "page_size=0"),
@@ -66,6 +69,55 @@ def test_errors_are_one_line(arguments: Sequence[str], message: str, capsys: pyt
     assert shown.startswith("asurge: error: ")
     assert message in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve", "/nonexistent"], ["generate", "x", "--model", "./nowhere"], ["--help"]]
+)
+def test_nothing_heavy_is_imported_before_arguments_are_checked(arguments: Sequence[str]) -> None:
+    script = "import sys; from asurge.cli import run; sys.argv[1:] = sys.argv[1:]\ntry: run()\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.stdout.endswith("False\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["serve", "--quantization", "int8"], "--set quantization=int8"),
+        (["serve", "--tensor-parallel-size", "2"], "an engine uses one device"),
+        (["serve", "--gpu-memory-utilization=0.9"], "--set hbm_utilization="),
+        (["chat", "--max-model-length", "9"], "use --max-model-len"),
+        (["generate", "x", "--temprature", "0"], "use --temperature"),
+        (["generate", "x", "--ctx-size", "9"], "use --max-model-len"),
+        (["serve", "--nothing-like-it"], "there is no option --nothing-like-it ("),
+    ],
+)
+def test_options_of_other_engines_and_typing_errors(
+    arguments: Sequence[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert meant in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_env_says_what_a_report_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASURGE_API_KEYS", "secret")
+    monkeypatch.setenv("ASURGE_THREADS", "1")
+    assert main(["env", "--json"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(shown)
+    assert found["versions"]["asurge"]
+    assert found["processors"]["kernel_threads"] == 1
+    assert found["environment"]["ASURGE_API_KEYS"] == "(set)"
+    assert "secret" not in shown
+    assert main(["env"]) == 0
+    assert "kernel_threads: 1" in capsys.readouterr().out
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "asurge", "--version"], capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("asurge ")
 
 
 async def test_a_session_keeps_its_history(tiny: Engine, tmp_path: Path) -> None:

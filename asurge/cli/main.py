@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from asurge import __version__
-from asurge.cli import bench, chat, generate, serve
+from asurge.cli import bench, chat, environment, generate, serve
 from asurge.cli.leaving import INTERRUPTED
+from asurge.cli.near_misses import refuse
 from asurge.errors import AsurgeError
 
 _FAILED = 2
@@ -21,7 +22,9 @@ _PIPE_CLOSED = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line on stderr, without a traceback."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        refuse(parser, unknown, given.command)
     if given.run is None:
         parser.print_help()
         return 0
@@ -50,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="asurge", description="LLM inference in your event loop. Without --model, commands use the demo model."
     )
     parser.add_argument("--version", action="version", version=f"asurge {__version__}")
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(metavar="COMMAND")
-    for command in (generate, chat, serve, bench):
+    parser.set_defaults(run=None, command=None)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    for command in (generate, chat, serve, bench, environment):
         command.add_to(commands)
     return parser
 

@@ -7,10 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from asurge.config import DTYPES, EngineConfig
-from asurge.errors import ConfigError
+from asurge.errors import ConfigError, ModelLoadError
 from asurge.params import SamplingParams
 from asurge.processors import THREADS_VARIABLE, ThreadBudget
 
@@ -54,8 +55,22 @@ def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
     names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kernel_threads")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     settings = {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
+    check_local(settings.get("model", "demo"))
     _size_pools(EngineConfig(kernel_threads=settings.get("kernel_threads")))
     return settings
+
+
+def check_local(model: str) -> None:
+    """Refuse a path at which there is no checkpoint, before the imports that an engine needs.
+
+    Raises:
+        ModelLoadError: there is nothing, or a folder without a checkpoint.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").exists() and not any(path.glob("*.gguf")):
+        raise ModelLoadError(f"model={model!r} holds no config.json: it is not a checkpoint folder")
+    if model.startswith((".", "/", "~")) and not path.exists():
+        raise ModelLoadError(f"model={model!r}: there is no such folder or file")
 
 
 def _size_pools(config: EngineConfig) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from asurge.cli.leaving import at_once, leave
-from asurge.cli.options import add_engine_options, engine_settings
+from asurge.cli.options import add_engine_options, check_local, engine_settings
 from asurge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def _add_key_options(group: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     settings, keys = _settings(given), _keys(given)
+    for text in given.models:  # before the imports, which take seconds
+        check_local(text.partition("=")[2] or text)
     logging.getLogger("asurge").setLevel(logging.WARNING)
     if not given.no_access_log:
         access = logging.getLogger("asurge.access")
