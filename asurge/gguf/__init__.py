@@ -1,6 +1,6 @@
 """GGUF files: llama.cpp's single-file checkpoints. What a file says, checked; nothing here needs JAX."""
 
-from asurge.gguf.checkpoint import GgufCheckpoint, open_gguf
-from asurge.gguf.file import GgufFile, GgufTensor
+from asurge.gguf.checkpoint import GgufCheckpoint, models_in, open_gguf
+from asurge.gguf.file import GgufTensor, is_gguf
 
-__all__ = ["GgufCheckpoint", "GgufFile", "GgufTensor", "open_gguf"]
+__all__ = ["GgufCheckpoint", "GgufTensor", "is_gguf", "models_in", "open_gguf"]

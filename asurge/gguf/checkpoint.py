@@ -122,10 +122,14 @@ def _parts(path: Path) -> list[Path]:
         return [path]
     count = int(split["count"])
     if not 1 <= int(split["part"]) <= count <= _MAX_PARTS:
-        raise ModelLoadError(f"{path} is named as part {split['part']} of {split['count']}: at most {_MAX_PARTS} are read")
+        raise ModelLoadError(
+            f"{path} is named as part {split['part']} of {split['count']}: at most {_MAX_PARTS} are read"
+        )
     parts = [path.with_name(f"{split['stem']}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
     if missing := [part.name for part in parts if not part.is_file()]:
-        raise ModelLoadError(f"{path} is one of {count} parts, and {', '.join(missing[:8])} is missing: fetch all parts")
+        raise ModelLoadError(
+            f"{path} is one of {count} parts, and {', '.join(missing[:8])} is missing: fetch all parts"
+        )
     return parts
 
 

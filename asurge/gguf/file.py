@@ -27,7 +27,19 @@ _MAX_KEY = 1 << 12
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT, _MAX_ALIGNMENT = 32, 1 << 16
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 """NumPy's names for the numbers of metadata, by GGUF's."""
 
 
@@ -122,7 +134,9 @@ class _Header:
 
     def read(self) -> GgufFile:
         if self._take(4, "the magic") != MAGIC:
-            raise ModelLoadError(f"{self._path} is not a GGUF file: it begins with {self._data[:4]!r}, not with b'GGUF'")
+            raise ModelLoadError(
+                f"{self._path} is not a GGUF file: it begins with {self._data[:4]!r}, not with b'GGUF'"
+            )
         version = self._unsigned(4, "the version")
         if version not in _VERSIONS:
             if version & 0xFFFF == 0:
@@ -162,7 +176,9 @@ class _Header:
         end, before = 0, ""
         for tensor in sorted(found.values(), key=lambda one: one.offset):
             if tensor.offset < end:
-                raise self._damaged(f"tensor {tensor.name!r} (offset {tensor.offset}) overlaps {before!r}, which ends at {end}")
+                raise self._damaged(
+                    f"tensor {tensor.name!r} (offset {tensor.offset}) overlaps {before!r}, which ends at {end}"
+                )
             end, before = tensor.offset + tensor.num_bytes, tensor.name
         return found
 

@@ -66,10 +66,22 @@ _RULES: Mapping[str, _Rules] = {
     for name in names.split()
 }
 
-_TURN_ENDS = (
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <turn|> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> <|END_OF_TURN_TOKEN|> "
-    "<|return|> <|call|> [EOT] <|eot|>"
-).split()
+_TURN_ENDS = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|return|>",
+    "<|call|>",
+    "[EOT]",
+    "<|eot|>",
+]
 """Control tokens that end a turn, whichever of them the file names as EOS."""
 
 
@@ -87,7 +99,10 @@ def gguf_tokenizer(checkpoint: GgufCheckpoint) -> tuple[PreTrainedTokenizerFast,
     _add_begin_and_end(tokenizer, vocabulary)
     roles = {role: text for role, name in _ROLES.items() if (text := vocabulary.text_of(name)) is not None}
     inner = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, chat_template=_chat_template(checkpoint), **roles
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        chat_template=_chat_template(checkpoint),
+        **roles,
     )
     return inner, vocabulary.ends()
 
@@ -106,7 +121,9 @@ class _Vocabulary:
             raise TokenizerError(f"{self._path}: tokenizer.ggml.model={self.model!r} is not supported; {wanted}")
         self.tokens: list[str] = self._get("tokens") or []
         if not isinstance(self.tokens, list) or not self.tokens:
-            raise TokenizerError(f"{self._path} holds no tokenizer.ggml.tokens: set tokenizer=... to a folder with the model's")
+            raise TokenizerError(
+                f"{self._path} holds no tokenizer.ggml.tokens: set tokenizer=... to a folder with the model's"
+            )
         self.types = self._numbers("token_type", [1] * len(self.tokens))
         self.ids = {text: number for number, text in enumerate(self.tokens)}
 
@@ -153,10 +170,12 @@ class _Vocabulary:
         """The tokens that end a text: EOS, the ends of turns and messages by key, and those known by their texts."""
         named = (self.id_of(name) for name in ("eos", "eot", "eom"))
         texts = (self.ids.get(text) for text in _TURN_ENDS)
-        return sorted({
-            *(number for number in named if number is not None),
-            *(number for number in texts if number is not None and self.types[number] == _CONTROL),
-        })
+        return sorted(
+            {
+                *(number for number in named if number is not None),
+                *(number for number in texts if number is not None and self.types[number] == _CONTROL),
+            }
+        )
 
     def _numbers(self, name: str, default: Sequence[Any] | None) -> list[Any]:
         values = self._get(name)

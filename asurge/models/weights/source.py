@@ -1,41 +1,106 @@
-"""Where checkpoints come from: the shipped demo, a local folder, or the Hugging Face hub."""
+"""Where checkpoints come from: the shipped demo, a local folder or file, a package, or the Hugging Face hub."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asurge.demo import CHECKPOINT
 from asurge.errors import ModelLoadError
+from asurge.gguf import is_gguf, models_in, open_gguf
 
 DEMO = "demo"
+_PACKAGE = "package:"
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _NOT_READ = ["consolidated*", *(f"*/{pattern}" for pattern in _PATTERNS if pattern != "*.jinja")]
 """Copies of the weights in other layouts, which would double the download; further chat templates are in a folder."""
 
 
 def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, fetched from the hub if need be (``HF_HUB_OFFLINE`` is honoured).
+    """The local folder or GGUF file of a checkpoint, fetched from the hub if need be (``HF_HUB_OFFLINE`` is honoured).
+
+    Args:
+        name: ``demo``, a folder, a GGUF file, a repository of the hub (``owner/name``), one GGUF file of a repository by its
+            quantization (``owner/name:Q4_K_M``), or an installed Python package that holds a checkpoint (``package:name``).
 
     Raises:
-        ModelLoadError: there is no such folder or repository, or it cannot be reached.
+        ModelLoadError: there is no such checkpoint, or it cannot be reached.
     """
     if not name:
-        raise ModelLoadError(f"model={name!r}: name the demo, a checkpoint folder or a repository")
+        raise ModelLoadError(f"model={name!r}: name the demo, a checkpoint folder, a GGUF file or a repository")
     if name == DEMO:
         return CHECKPOINT
-    if (folder := Path(name).expanduser()).is_dir():
-        return folder
-    if folder.is_file():
-        raise ModelLoadError(f"model={name!r} is a file: give the folder that holds config.json and the weights")
-    if name.startswith((".", "/", "~")):
-        raise ModelLoadError(f"model={name!r}: there is no such folder")
+    if (path := Path(name).expanduser()).exists():
+        return _local(path)
+    if name.startswith(_PACKAGE):
+        return _packaged(name.removeprefix(_PACKAGE))
+    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf"):
+        raise ModelLoadError(f"model={name!r}: there is no such {'file' if '.gguf' in name.lower() else 'folder'}")
+    repository, _, quantization = name.partition(":")
+    patterns = [f"*{quantization}*.gguf", f"*{quantization}*/*.gguf"] if quantization else _PATTERNS
+    folder = _fetched(repository, revision, patterns, _NOT_READ if not quantization else ())
+    return _quantized(folder, quantization, name) if quantization else _local(folder)
+
+
+def _local(path: Path) -> Path:
+    """A folder in Hugging Face's form as it is; else the GGUF model that is meant."""
+    if path.is_dir():
+        return open_gguf(path).path if not (path / "config.json").exists() and models_in(path) else path
+    if not is_gguf(path):
+        raise ModelLoadError(
+            f"model={str(path)!r} is a file, and not in GGUF: give a GGUF file, or the folder that holds config.json and the weights"
+        )
+    return open_gguf(path).path
+
+
+def _packaged(name: str) -> Path:
+    """The checkpoint that lies in an installed package, which is found and not run."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    if not folders:
+        raise ModelLoadError(f"model='package:{name}': there is no such package in this environment: install it")
+    found = sorted(
+        {
+            path.parent
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.suffix == ".gguf" or path.name == "config.json"
+        }
+    )
+    if len(found) != 1:
+        where = ", ".join(map(str, found)) or "none"
+        raise ModelLoadError(
+            f"model='package:{name}' must hold one checkpoint, and holds {len(found)} ({where}): give its path"
+        )
+    return _local(found[0])
+
+
+def _quantized(folder: Path, quantization: str, name: str) -> Path:
+    """The GGUF model of a repository whose file names a quantization."""
+    found = [path for part in (folder, *folder.glob("*/")) for path in models_in(part)]
+    named = [path for path in found if quantization.lower() in re.split(r"[.-]", path.name.lower())]
+    chosen = named or [path for path in found if quantization.lower() in path.name.lower()]
+    if len(chosen) != 1:
+        listed = ", ".join(path.name for path in chosen or found) or "no GGUF file"
+        raise ModelLoadError(
+            f"model={name!r}: {quantization!r} must name one GGUF model of the repository, which has {listed}"
+        )
+    return chosen[0]
+
+
+def _fetched(name: str, revision: str | None, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+    """A repository's snapshot in the hub's cache."""
     from huggingface_hub import snapshot_download  # half a second of imports that local folders do not need
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT_READ))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored))
+        )
     except GatedRepoError as error:
         raise ModelLoadError(
             f"model={name!r} is gated: accept its terms on its page, then log in with `hf auth login`"
@@ -43,7 +108,7 @@ def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelLoadError(
             f"model={name!r} is neither a folder nor a repository that can be fetched ({type(error).__name__}): check the "
-            "name and the network, or give the path of a checkpoint folder"
+            "name and the network, or give the path of a checkpoint folder or a GGUF file"
         ) from error
 
 
