@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
-from asurge.models import family_for, read_config
+from asurge.models import model_config
 from asurge.models.config import DecoderConfig
 from asurge.models.weights.checkpoint import checkpoint_table
 
@@ -52,10 +52,9 @@ class Roofline:
     ratio: float | None
 
 
-def read_footprint(folder: Path, config: EngineConfig) -> Footprint:
-    """Of the checkpoint in a folder, as an engine with these settings holds it."""
-    raw = read_config(folder)
-    shape = family_for(raw).config(raw)
+def read_footprint(path: Path, config: EngineConfig) -> Footprint:
+    """The footprint of a checkpoint as an engine with these settings holds it."""
+    shape = model_config(path)
     int8, int8_pages = config.quantization == "int8", config.kv_cache_dtype == "int8"
     return footprint_of(shape, ITEM_BYTES[config.dtype], in_int8=int8, int8_pages=int8_pages)
 

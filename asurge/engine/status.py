@@ -28,7 +28,7 @@ class EngineStatus:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self._name = config.name or _folder_name(config.model) or config.model
+        self._name = config.name or _local_name(config.model) or config.model
         self._state: EngineState = "new"
         self._parts: EngineParts | None = None
         self._pipeline: Pipeline | None = None
@@ -183,10 +183,13 @@ class EngineStatus:
             )
 
 
-def _folder_name(model: str) -> str | None:
-    """The name of a folder: the path to it is nobody's business but its owner's. None for the demo and for repositories."""
-    folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else None
+def _local_name(model: str) -> str | None:
+    """The name of a folder or a GGUF file: the path to it is nobody's business but its owner's. None for the demo and for
+    repositories."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() else None
 
 
 def summarize(parts: EngineParts, pipeline: Pipeline, started_s: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ from asurge.models.decoder import Decoder
 from asurge.models.dense import DenseAttend
 from asurge.models.families.registry import Family, family_for
 from asurge.models.weights.conversion import convert
-from asurge.models.weights.loading import load_model, open_model
+from asurge.models.weights.loading import load_model, model_config, open_model
 from asurge.models.weights.source import read_config, resolve_checkpoint
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "convert",
     "family_for",
     "load_model",
+    "model_config",
     "open_model",
     "read_config",
     "resolve_checkpoint",

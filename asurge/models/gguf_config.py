@@ -226,7 +226,8 @@ def _query_scalar(read: _Metadata, layers_of_27b: int) -> int:
 
 
 def _phi3(read: _Metadata) -> Values:
-    head = read.integer("embedding_length") // read.integer("attention.head_count")
+    plain = read.integer("embedding_length") // read.integer("attention.head_count")
+    head = read.integer("attention.key_length", plain)
     values: Values = {
         "sliding_window": read.integer("attention.sliding_window") if read.has("attention.sliding_window") else None,
         "partial_rotary_factor": read.integer("rope.dimension_count", head) / head,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asurge.errors import TokenizerError
+from asurge.gguf import open_gguf
 from asurge.structured import check_unicode
 from asurge.text.template import Allowance, render_template
 
@@ -176,12 +177,15 @@ def _fast_decode(inner: PreTrainedTokenizerBase) -> Callable[..., str] | None:
     return decode
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a local folder. Code that comes with a checkpoint is never run.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a local folder or GGUF file. Code that comes with a checkpoint is never run.
 
     Raises:
         TokenizerError: it is missing or cannot be read.
     """
+    if path.is_file():
+        return _from_gguf(path)
+    folder = path
     if not any((folder / name).is_file() for name in _FILES):
         raise TokenizerError(
             f"{folder} holds no tokenizer ({', '.join(_FILES)}): add the model's, or set tokenizer=... to a folder that does"
@@ -192,6 +196,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # transformers raises whatever its parsers raise
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({error}): fetch it again") from error
     return Tokenizer(inner, sorted(_declared_ends(folder)), _declared_sampling(folder))
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    from asurge.text.gguf_tokenizer import gguf_tokenizer
+
+    checkpoint = open_gguf(path)
+    with _importing:
+        inner, ends = gguf_tokenizer(checkpoint)
+    return Tokenizer(inner, ends)
 
 
 def _read(folder: Path) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Safetensors files into device arrays, one parameter at a time, through memory maps. Nothing is ever unpickled.
+"""Checkpoints into device arrays, one parameter at a time, through memory maps. Nothing is ever unpickled.
 
 A model is opened first, and its weights are read as they are asked for: the CPU kernels take them from the files straight to where
 products read them (`asurge.models.weights.packing`)."""
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,16 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from asurge.errors import WeightsError
+from asurge.gguf import GgufCheckpoint, open_gguf
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import Decoder
 from asurge.models.families.registry import family_for
+from asurge.models.gguf_config import gguf_config
 from asurge.models.weights.checkpoint import Source, checkpoint_table, is_ignored
+from asurge.models.weights.gguf_tensors import GgufTensors
 from asurge.models.weights.source import read_config
+
+_log = logging.getLogger("asurge")
 
 _INDEX = "model.safetensors.index.json"
 _NAMED_IN_ERRORS = 8
@@ -40,17 +46,18 @@ _STORED_DTYPES = {
 }
 
 
-def load_model(folder: Path, *, dtype: str, progress: bool = True) -> Decoder:
-    """The model of a checkpoint folder, with weights on the device in ``dtype``; raises what `open_model` does."""
-    model = open_model(folder, dtype=dtype, progress=progress)
+def load_model(path: Path, *, dtype: str, progress: bool = True) -> Decoder:
+    """The model of a checkpoint, with weights on the device in ``dtype``; raises what `open_model` does."""
+    model = open_model(path, dtype=dtype, progress=progress)
     read_all(model)
     return model
 
 
-def open_model(folder: Path, *, dtype: str, progress: bool = True, check: Callable[[], None] = lambda: None) -> Decoder:
-    """The model of a checkpoint folder, whose parameters are `Stored`: still in its files, and known to fit.
+def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable[[], None] = lambda: None) -> Decoder:
+    """The model of a checkpoint, whose parameters are `Stored`: still in its files, and known to fit.
 
     Args:
+        path: a folder in Hugging Face's form, or a GGUF file.
         dtype: what weights are read as.
         progress: draw a bar as they are read.
         check: called for each parameter that is read; ends that if it raises.
@@ -59,11 +66,11 @@ def open_model(folder: Path, *, dtype: str, progress: bool = True, check: Callab
         UnknownArchitectureError: no family for it.
         WeightsError: files are missing or damaged, or tensors are missing, unexpected or of the wrong shape.
     """
-    raw = read_config(folder)
-    config = family_for(raw).config(raw)
-    tensors = _Tensors(folder)
+    config, checkpoint = _opened(path)
     table = checkpoint_table(config)
-    _check_names(tensors, {source.name for sources in table.values() for source in sources}, config, folder)
+    wanted = {source.name for sources in table.values() for source in sources}
+    tensors = _Tensors(path) if checkpoint is None else GgufTensors(checkpoint, config, wanted)
+    _check_names(tensors, wanted, config, path)
     for sources in table.values():
         for source in sources:
             tensors.check(source)
@@ -83,6 +90,43 @@ def open_model(folder: Path, *, dtype: str, progress: bool = True, check: Callab
     return nnx.merge(graph, nnx.from_flat_state(stored))
 
 
+def model_config(path: Path) -> DecoderConfig:
+    """The shape of the model in a folder or a GGUF file; raises what `open_model` does."""
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:
+    """The shape of a model, and the GGUF checkpoint if it is one."""
+    if path.is_dir():
+        raw = read_config(path)
+        return family_for(raw).config(raw), None
+    checkpoint = open_gguf(path)
+    kinds = [kind for kind in checkpoint.types() if kind not in ("F32", "F16", "BF16")]
+    if kinds:
+        _log.warning("weights in %s are widened to the engine's dtype as they are read", ", ".join(kinds))
+    return gguf_config(checkpoint), checkpoint
+
+
+class TensorReader(Protocol):
+    """The tensors of a checkpoint by Hugging Face's names."""
+
+    def names(self) -> Iterator[str]:
+        """The names of all tensors."""
+        ...
+
+    def check(self, source: Source) -> None:
+        """Compare a tensor with what the model asks for, before anything is allocated.
+
+        Raises:
+            WeightsError: its shape or type does not fit.
+        """
+        ...
+
+    def read_into(self, host: np.ndarray, source: Source) -> None:
+        """Read a tensor, as the model has it, into ``host``: contiguous, and of its `Source.filled` shape."""
+        ...
+
+
 class Stored:
     """The value of a parameter that still lies in a checkpoint.
 
@@ -92,7 +136,7 @@ class Stored:
 
     def __init__(
         self,
-        tensors: _Tensors,
+        tensors: TensorReader,
         sources: tuple[Source, ...],
         shape: tuple[int, ...],
         dtype: jnp.dtype,
@@ -278,7 +322,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_names(tensors: _Tensors, wanted: set[str], config: DecoderConfig, folder: Path) -> None:
+def _check_names(tensors: TensorReader, wanted: set[str], config: DecoderConfig, folder: Path) -> None:
     present = set(tensors.names())
     missing = sorted(wanted - present)
     unexpected = sorted(name for name in present - wanted if not is_ignored(name, config))
