@@ -147,7 +147,7 @@ class _Vocabulary:
         pairs = [tuple(one.split(" ", 1)) for one in given] if isinstance(given, list) else []
         if not pairs or not all(len(pair) == 2 for pair in pairs):
             raise TokenizerError(f"{self._path}: tokenizer.ggml.merges is missing or damaged: fetch the file again")
-        return pairs  # type: ignore[return-value]  # all have two
+        return pairs
 
     def scores(self) -> list[float]:
         """By token; the highest is merged first."""
@@ -225,7 +225,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
 
 def _merges_by_score(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of tokens that make a token, those that make the likeliest first."""
-    found = []
+    found: list[tuple[float, int, int, int, str, str]] = []
     for whole, number in ids.items():
         pairs = [
             (ids[left], ids[right], left, right)
