@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 2, 130
 
 
 def leave(status: int, why: str) -> NoReturn:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 from asurge import __version__
 from asurge.cli import bench, chat, environment, generate, serve
-from asurge.cli.leaving import INTERRUPTED
+from asurge.cli.leaving import FAILED, INTERRUPTED
 from asurge.cli.near_misses import refuse
 from asurge.errors import AsurgeError
 
-_FAILED = 2
 _PIPE_CLOSED = 141
 
 
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except AsurgeError as error:
         print(f"asurge: error: {error}", file=sys.stderr)
-        return _FAILED
+        return FAILED
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED

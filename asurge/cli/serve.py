@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from asurge.cli.leaving import at_once, leave
+from asurge.cli.leaving import FAILED, at_once, leave
 from asurge.cli.options import add_engine_options, check_local, engine_settings
-from asurge.errors import ConfigError
+from asurge.errors import ConfigError, EngineDeadError
 
 if TYPE_CHECKING:
     from asurge.engine import Engine
@@ -134,13 +134,19 @@ def run(given: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     # What exists when models are ready stays. The collector would look through it all now and then, 175 ms in which no
     # token comes; a library leaves that to its host, but this process belongs to the server alone.
-    server.fire(
-        tell=lambda line: console.print(f"asurge: {line}", markup=False),
-        on_ready=gc.freeze,
-        on_stop=lambda: _leave_loading(server.state),
-    )
+    failure: EngineDeadError | None = None
+    try:
+        server.fire(
+            tell=lambda line: console.print(f"asurge: {line}", markup=False),
+            on_ready=gc.freeze,
+            on_stop=lambda: _leave_loading(server.state),
+        )
+    except EngineDeadError as error:
+        failure = error
     if any(engine.device_hangs for engine in engines.values()):  # Python, or JAX, may wait for it for ever
-        leave(0, "stopped, although a device hangs")
+        leave(*((0, "stopped, although a device hangs") if failure is None else (FAILED, f"error: {failure}")))
+    if failure is not None:
+        raise failure
     return 0
 
 

@@ -87,6 +87,7 @@ class ApiServer:
         """Serve until SIGINT or SIGTERM, then let requests under way finish. Blocks.
 
         Raises:
+            EngineDeadError: an engine has failed (see `ServerConfig.keep_alive_on_engine_death`).
             ConfigError: the address cannot be used, or the certificate cannot be read.
             AsurgeError: no model could be started.
         """
@@ -133,6 +134,8 @@ class ApiServer:
                 tasks.start_soon(self._until_ready, tell, on_ready, _url(runner, tls=context is not None))
                 if context is not None:
                     tasks.start_soon(_reload, context, self.config)
+                if not self.config.keep_alive_on_engine_death:
+                    tasks.start_soon(self._until_dead)
                 await _stopped(signals=signals)
                 on_stop()
                 tasks.cancel_scope.cancel()
@@ -141,6 +144,17 @@ class ApiServer:
         finally:
             with anyio.CancelScope(shield=True):
                 await runner.cleanup()
+
+    async def _until_dead(self) -> None:
+        """Stop once an engine has failed: nothing but a new start brings it back.
+
+        Raises:
+            EngineDeadError: it has.
+        """
+        await self.state.engine_died.wait()
+        for served in self.state.models.values():
+            if (failure := served.engine.failure) is not None:
+                raise failure.again()
 
     async def _until_ready(self, tell: Callable[[str], None], on_ready: Callable[[], None], url: str) -> None:
         """Report what can be used, and stop if nothing can."""

@@ -33,6 +33,9 @@ class ServerConfig:
             should be longer than a proxy in front keeps connections. A mounted application has its host's.
         keep_alive_s: how often a stream with nothing to say sends a comment.
         drain_timeout_s: how long requests may go on when the server is told to stop.
+        keep_alive_on_engine_death: go on answering when an engine has failed, with errors, and 503 at ``/health``; otherwise
+            `ApiServer` stops and raises the failure, so that a supervisor starts it again. A mounted application always
+            goes on.
         tool_format, reasoning_format: of the model's texts (`asurge.parsing`); None: chosen by its chat template.
         template_kwargs: what requests may pass to the chat template.
         certificate, certificate_key: TLS, as PEM files; read again when they change.
@@ -61,6 +64,7 @@ class ServerConfig:
     idle_timeout_s: float = 75.0
     keep_alive_s: float = 15.0
     drain_timeout_s: float = 30.0
+    keep_alive_on_engine_death: bool = False
     tool_format: str | None = None
     reasoning_format: str | None = None
     template_kwargs: Collection[str] = ("enable_thinking", "thinking", "reasoning_effort")

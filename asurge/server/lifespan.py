@@ -14,6 +14,7 @@ from asurge.server.state import STATE, Served, ServerState
 
 _log = logging.getLogger("asurge.server")
 _LOOK_S, _FAREWELL_S = 0.05, 2.0
+_DEATH_LOOK_S = 0.2
 
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
@@ -34,6 +35,7 @@ async def lifespan(app: web.Application) -> AsyncIterator[None]:
 async def _beside(state: ServerState) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(state.lag.run)
+        tasks.start_soon(_report_deaths, state)
         async with anyio.create_task_group() as starting:
             for served in state.models.values():
                 starting.start_soon(_start, served, state)
@@ -55,6 +57,18 @@ async def _start(served: Served, state: ServerState) -> None:
     except Exception as error:
         served.error = error
         _log.exception("the model %s could not be started", served.name)
+
+
+async def _report_deaths(state: ServerState) -> None:
+    """Log each engine that fails, once, and set `ServerState.engine_died`."""
+    reported = set[str]()
+    while True:
+        for served in state.models.values():
+            if (failure := served.engine.failure) is not None and served.name not in reported:
+                reported.add(served.name)
+                _log.critical("the engine of the model %s has failed and serves no more: %s", served.name, failure)
+                state.engine_died.set()
+        await anyio.sleep(_DEATH_LOOK_S)
 
 
 async def drain(app: web.Application) -> None:

@@ -104,7 +104,7 @@ class ServerState:
         self.lag = LoopLag()
         self.started_s = time.time()
         self.disconnects = 0
-        self.settled = anyio.Event()
+        self.settled, self.engine_died = anyio.Event(), anyio.Event()
         self.large_texts = anyio.CapacityLimiter(_LARGE_TEXTS)
         self._stopping, self._paused, self._holds = False, False, 0
         self._active: set[UnderWay] = set()
@@ -166,7 +166,7 @@ class ServerState:
     @property
     def is_healthy(self) -> bool:
         """Whether nothing has failed."""
-        return all(one.error is None and one.engine.failure is None for one in self.models.values())
+        return all(served.error is None and served.engine.failure is None for served in self.models.values())
 
     # ── requests under way ──────────────────────────────────────────────────────────────────────
 

@@ -25,7 +25,7 @@ from anyio import to_thread
 
 from asurge import Engine
 from asurge.cli.main import main
-from asurge.errors import ConfigError, RequestFailedError
+from asurge.errors import ConfigError, EngineDeadError, RequestFailedError
 from asurge.server import ApiServer, ServerConfig, api_server, make_app
 from asurge.server.http import disconnect
 from asurge.server.state import STATE
@@ -291,6 +291,64 @@ async def test_several_models(demo: Engine, tiny: Engine, running: Running) -> N
     for wrong in ({"d": "x"}, {"a": "b"}):
         with pytest.raises(ConfigError, match="alias"):
             make_app({"a": demo, "b": tiny}, aliases=wrong)
+
+
+async def test_a_server_whose_engine_has_failed_answers_what_is_open_and_stops(tiny_folder: Path) -> None:
+    engine = Engine(str(tiny_folder), name="tiny", **TINY)
+    server = ApiServer(engine, port=free_port())
+    url, ready = f"http://127.0.0.1:{server.config.port}", anyio.Event()
+    text = ""
+
+    async def read() -> None:
+        nonlocal text
+        await ready.wait()
+        async with aiohttp.ClientSession(url) as http, http.post(TEXT, json=LONG) as response:
+            await response.content.readany()
+            assert engine._pipeline is not None
+            engine._pipeline.fail(RuntimeError("the device is lost"))
+            text = (await response.read()).decode()
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            with pytest.raises(EngineDeadError, match="the device is lost"):
+                await server.serve(signals=False, on_ready=ready.set)
+    assert last_code(text) == "unavailable"
+    assert engine.state == "stopped"
+
+
+async def test_a_server_may_be_kept_although_its_engine_has_failed(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(str(tiny_folder), name="tiny", **TINY)
+    server = ApiServer(engine, port=free_port(), keep_alive_on_engine_death=True)
+    url, ready = f"http://127.0.0.1:{server.config.port}", anyio.Event()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(server.serve, signals=False, on_ready=ready.set))
+            await ready.wait()
+            assert engine._pipeline is not None
+            engine._pipeline.fail(RuntimeError("the device is lost"))
+            await server.state.engine_died.wait()
+            async with aiohttp.ClientSession(url) as http:
+                async with http.get("/health") as response:
+                    assert response.status == 503
+                async with http.post(TEXT, json={"prompt": "a"}) as response:
+                    assert response.status == 503
+            tasks.cancel_scope.cancel()
+    reports = [one for one in caplog.records if "the device is lost" in one.getMessage()]
+    assert [one.levelname for one in reports] == ["CRITICAL"]
+
+
+def test_the_command_ends_with_an_error_when_its_engine_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fire(server: ApiServer, **_: object) -> None:
+        raise EngineDeadError("the engine failed")
+
+    monkeypatch.setattr(ApiServer, "fire", fire)
+    assert main(["serve", "demo", "--port", "0"]) > 0
+    assert "the engine failed" in capsys.readouterr().err
 
 
 def _serve(*arguments: str, **environment: str) -> subprocess.Popen[str]:
