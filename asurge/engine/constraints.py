@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import anyio
 from anyio import CapacityLimiter, from_thread
@@ -12,6 +12,7 @@ from asurge.errors import EngineOverloadedError, InvalidRequestError
 from asurge.guidance import AllowedTokens, BadWords, Grammar, Grammars, MinTokens, SequenceConstraint, ThinkingTokens
 from asurge.guidance.constraint import Rule
 from asurge.params import SamplingParams
+from asurge.parsing import REASONING_FORMATS
 from asurge.plan import mask_words
 from asurge.structured import GuidedDecodingParams
 from asurge.text import Tokenizer
@@ -29,8 +30,6 @@ _MANY_TOKENS = 1000
 _SPACE_TOKENS = 16
 """How many tokens of white space at the end of a prompt are looked past."""
 
-_THINKING = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"), ("[THINK]", "[/THINK]"))
-
 
 class Constraints:
     """Makes the constraints of one engine's requests."""
@@ -42,7 +41,7 @@ class Constraints:
         self._thinking = thinking_tokens(tokenizer)
         template = tokenizer.chat_template or ""
         # Other models of a family may have the tokens and never use them.
-        self._thinks_by_itself = any(mark in template for marks in _THINKING for mark in marks)
+        self._thinks_by_itself = any(mark in template for marks in _marks() for mark in marks)
         self._model_ends = frozenset(ends)
         # Hostile grammars take this many threads and no more; a turn ends with its work, not with the request waiting for it.
         self._turns, self._threads = CapacityLimiter(COMPILING_THREADS), CapacityLimiter(math.inf)
@@ -163,8 +162,13 @@ class Constraints:
 
 def thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens | None:
     """What marks the model's reasoning, if its vocabulary has tokens for it."""
-    for begin, end in _THINKING:
+    for begin, end in _marks():
         if tokenizer.is_special_text(begin) and tokenizer.is_special_text(end):
             ids = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (begin, end))
             return ThinkingTokens(*ids)
     return None
+
+
+def _marks() -> Iterator[tuple[str, str]]:
+    """What begins and ends reasoning, in every format that answers are read in, also in those registered meanwhile."""
+    return (pair for fmt in REASONING_FORMATS.values() for pair in fmt.pairs)

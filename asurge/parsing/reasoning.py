@@ -15,7 +15,7 @@ class ReasoningFormat:
 
     Attributes:
         begins: marks, any of which begins it.
-        ends: marks, any of which ends it; if none comes, all of the text is reasoning.
+        ends: marks, any of which ends it, in the order of those that begin it; if none comes, all of the text is reasoning.
         breaks: marks that also end it and are part of what follows, such as those of a tool call.
         needs_special_tokens: the marks are special tokens: text must be decoded with them.
         channels: the text is in channels (gpt-oss): they are read with the tool calls.
@@ -26,6 +26,11 @@ class ReasoningFormat:
     breaks: tuple[str, ...] = ()
     needs_special_tokens: bool = False
     channels: bool = False
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each mark that begins reasoning, with the one that ends it."""
+        return tuple(zip(self.begins, self.ends, strict=False))
 
     def is_open_after(self, text: str) -> bool:
         """Whether a text has begun reasoning and not ended it."""

@@ -49,6 +49,10 @@ _REASONING: tuple[tuple[ReasoningFormat, tuple[str, ...]], ...] = (
     ),
     (ReasoningFormat(("<think>", "◁think▷"), ("</think>", "◁/think▷"), breaks=_SECTIONS), ("kimi", "kimi_k2")),
     (ReasoningFormat(("<seed:think>",), ("</seed:think>",)), ("seed_oss",)),
+    (
+        ReasoningFormat(("<|begin_of_thought|>",), ("<|end_of_thought|>",), needs_special_tokens=True),
+        ("open_thoughts",),
+    ),
     (ReasoningFormat((), (), needs_special_tokens=True, channels=True), ("gpt_oss", "openai_gptoss")),
 )
 

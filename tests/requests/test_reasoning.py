@@ -13,8 +13,10 @@ import asurge.demo
 from asurge import Engine, GuidedDecodingParams, SamplingParams
 from asurge.engine.constraints import Constraints
 from asurge.guidance import SequenceConstraint, fill_masks
+from asurge.parsing import REASONING_FORMATS
 from asurge.plan import mask_words
 from asurge.text import Tokenizer, load_tokenizer
+from tests.text.families import tokenizer_with
 
 FORM = SamplingParams(guided_decoding=GuidedDecodingParams(regex="[a-c]{9}"))
 ASKED = "<|im_start|>user\nWhat does it say?<|im_end|>\n<|im_start|>assistant\n"
@@ -41,6 +43,25 @@ def texts(one: SequenceConstraint, codec: Tokenizer) -> set[str]:
     assert fill_masks([one], masks) == {}
     bits = np.unpackbits(masks.view(np.uint8), bitorder="little")[: codec.vocab_size]
     return {codec.decode([token], skip_special_tokens=False) for token in np.flatnonzero(bits).tolist()}
+
+
+PAIRS = sorted({pair for fmt in REASONING_FORMATS.values() for pair in fmt.pairs})
+
+
+@pytest.mark.parametrize(("begin", "end"), PAIRS)
+async def test_every_format_that_is_read_has_a_budget(begin: str, end: str) -> None:
+    codec = tokenizer_with({begin: False, end: False})
+    params = SamplingParams(thinking_budget=1)
+    one = await constraint(codec, begin, params)
+    assert len(texts(one, codec)) > 1
+    one.accept(codec.encode("a", add_special_tokens=False))
+    assert texts(one, codec) == {end}
+
+
+def test_every_format_but_channels_has_marks() -> None:
+    assert {name for name, fmt in REASONING_FORMATS.items() if not fmt.pairs} == {"gpt_oss", "openai_gptoss"}
+    assert all(len(fmt.begins) == len(fmt.ends) == len(fmt.pairs) for fmt in REASONING_FORMATS.values())
+    assert {("◁think▷", "◁/think▷"), ("<seed:think>", "</seed:think>")} <= set(PAIRS)
 
 
 @pytest.mark.parametrize("space", ["", "\n", "\n\n", " \n \n"])
