@@ -119,8 +119,8 @@ class Exchange:
         return output
 
     async def prepared(self, work: Callable[[], R]) -> R:
-        """Make something of the body: in a worker thread if it is large."""
-        return work() if self.request.get(BODY_BYTES, 0) <= LARGE_BYTES else await threaded(self.request, work)
+        """Do `prepared` for this request."""
+        return await prepared(self.request, work)
 
     async def written(self, work: Callable[[], R], *, much: bool) -> R:
         """Make something of an answer: in a worker thread if that is much work."""
@@ -157,6 +157,11 @@ class Exchange:
 
         await attended(self.request, work, events.tend)
         return events.response
+
+
+async def prepared(request: web.Request, work: Callable[[], R]) -> R:
+    """Make something of a request's body: in a worker thread if it is large."""
+    return work() if request.get(BODY_BYTES, 0) <= LARGE_BYTES else await threaded(request, work)
 
 
 def with_bounded_logprobs(

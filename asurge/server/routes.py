@@ -31,7 +31,7 @@ from asurge.server.schema.models import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from asurge.server.schema.responses import Response, ResponsesRequest
+from asurge.server.schema.responses import DeletedResponse, InputItems, InputTokens, Response, ResponsesRequest
 from asurge.server.system import health, metrics, tokenize, web_ui
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -82,7 +82,10 @@ ROUTES = (
     generating("/v1/messages", messages.create, MessagesRequest, MessagesResponse),
     Route("POST", "/v1/embeddings", embeddings.create, EmbeddingRequest, EmbeddingResponse, metered="tokens"),
     Route("GET", "/v1/responses/{response}", responses.retrieve, answer=Response),
-    Route("DELETE", "/v1/responses/{response}", responses.delete),
+    Route("DELETE", "/v1/responses/{response}", responses.delete, answer=DeletedResponse),
+    Route("POST", "/v1/responses/{response}/cancel", responses.cancel, answer=Response),
+    Route("GET", "/v1/responses/{response}/input_items", responses.input_items, answer=InputItems),
+    counting("/v1/responses/input_tokens", responses.input_tokens, ResponsesRequest, InputTokens),
     counting("/v1/messages/count_tokens", messages.count_tokens, CountMessagesRequest, CountMessagesResponse),
     Route("GET", "/v1/models", models.list_all, answer=ModelList),
     Route("GET", "/v1/models/{model:.+}", models.retrieve, answer=Model),

@@ -58,6 +58,8 @@ async def test_usage_in_streams(client: openai.AsyncOpenAI) -> None:
     silent = await chunks(client, stream_options={"continuous_usage_stats": True})
     assert all(part.usage is None for part in silent)
     counts = [part.usage.completion_tokens for part in always]
+    assert (always[0].choices[0].delta.role, counts[0]) == ("assistant", 0)  # no token has been made
+    assert counts[1] > 0
     assert counts == sorted(counts)
     assert counts[-1] == answer.usage.completion_tokens
 

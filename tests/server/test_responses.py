@@ -112,6 +112,70 @@ async def test_answers_are_kept_and_forgotten(client: openai.AsyncOpenAI) -> Non
         await client.responses.retrieve(unkept.id)
 
 
+@pytest.mark.parametrize("given", [{"include": ["message.output_text.logprobs"]}, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}, {"top_logprobs": 2}])  # fmt: skip
+async def test_logprobs_are_those_of_chat(client: openai.AsyncOpenAI, given: dict[str, Any]) -> None:
+    top = given.get("top_logprobs", 0)
+    chat = await client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": ASK}], temperature=0, logprobs=True, top_logprobs=top
+    )
+    assert chat.choices[0].logprobs is not None
+    wanted = [one.model_dump() for one in chat.choices[0].logprobs.content or ()]
+    assert len(wanted) > 3
+    assert all(len(one["top_logprobs"]) == top for one in wanted)
+    answer = await create(client, **given)
+    assert [one.model_dump() for one in answer.output[0].content[0].logprobs] == wanted
+    streamed = list[Any]()
+    async with await client.responses.create(model="demo", input=ASK, temperature=0, stream=True, **given) as stream:
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                streamed += event.logprobs
+            elif event.type == "response.completed":
+                final = event.response
+    assert [one.model_dump() for one in final.output[0].content[0].logprobs] == wanted
+    assert [one.token for one in streamed] == [one["token"] for one in wanted][: len(streamed)]
+    assert len(streamed) >= len(wanted) - 1  # the token that ends the text has none
+
+
+async def test_without_wish_there_are_no_logprobs(client: openai.AsyncOpenAI) -> None:
+    answer = await create(client, include=["reasoning.encrypted_content"])
+    assert answer.output[0].content[0].logprobs == []
+
+
+async def test_input_items_of_a_kept_answer(client: openai.AsyncOpenAI) -> None:
+    said: Any = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}, {"role": "user", "content": [{"type": "input_text", "text": "Three"}]}]  # fmt: skip
+    answer = await create(client, input=said)
+    oldest = [item async for item in client.responses.input_items.list(answer.id, order="asc", limit=1)]
+    assert [item.content[0].text for item in oldest] == ["One", "Two", "Three"]  # type: ignore[union-attr]
+    newest = [item async for item in client.responses.input_items.list(answer.id)]
+    assert newest == oldest[::-1]
+    plain_input = await create(client)
+    (only,) = [item async for item in client.responses.input_items.list(plain_input.id)]
+    assert only.content[0].text == ASK  # type: ignore[union-attr]
+    for wrong in ({"after": "x"}, {"order": "up"}, {"limit": 0}, {"limit": 101}):
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.input_items.list(answer.id, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.input_items.list("resp_none")
+
+
+async def test_only_background_responses_can_be_cancelled(client: openai.AsyncOpenAI) -> None:
+    answer = await create(client)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        await client.responses.cancel(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.cancel("resp_none")
+
+
+@pytest.mark.parametrize("given", [{}, {"instructions": "Be brief."}, {"tools": [TOOL]}])
+async def test_input_tokens_are_those_of_the_usage(client: openai.AsyncOpenAI, given: dict[str, Any]) -> None:
+    answer = await create(client, **given)
+    counted = await client.responses.input_tokens.count(model="demo", input=ASK, **given)
+    assert counted.input_tokens == answer.usage.input_tokens
+    more = await create(client, input="And?", previous_response_id=answer.id, **given)
+    counted = await client.responses.input_tokens.count(model="demo", input="And?", previous_response_id=answer.id, **given)  # fmt: skip
+    assert counted.input_tokens == more.usage.input_tokens
+
+
 async def test_nobody_reads_what_others_keep(demo: Engine, running: Running) -> None:
     url = await running.start(ApiServer(demo, require_api_key=True, api_keys=["sk-first-key", "sk-other-key"]).app)
     async with (
@@ -120,7 +184,7 @@ async def test_nobody_reads_what_others_keep(demo: Engine, running: Running) -> 
     ):
         answer = await create(first)
         assert (await first.responses.retrieve(answer.id)).id == answer.id
-        for call in (other.responses.retrieve(answer.id), other.responses.delete(answer.id), create(other, previous_response_id=answer.id)):  # fmt: skip
+        for call in (other.responses.retrieve(answer.id), other.responses.input_items.list(answer.id), other.responses.cancel(answer.id), other.responses.delete(answer.id), create(other, previous_response_id=answer.id)):  # fmt: skip
             with pytest.raises(openai.NotFoundError):
                 await call
 

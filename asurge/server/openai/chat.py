@@ -60,6 +60,7 @@ class ChatAnswer:
         self._model = asked.model or served.name
         self._readers = ChoiceReaders(talk, served, reasons=asked.include_reasoning, legacy=asked.functions is not None)
         self._tell_usage_always = asked.tells_usage_always
+        self._streamed_tokens = 0
         head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model}
         # The frame of the chunks that most streams are made of; the rest goes through the schema.
         self._head = b"data: " + orjson.dumps({**head, "system_fingerprint": None})[:-1] + b',"choices":[{"index":'
@@ -156,9 +157,10 @@ class ChatAnswer:
             if reader.finished:
                 continue
             if not begun:
-                chunks.append(
-                    self._chunk([ChunkChoice(index=one.index, delta=Delta(role="assistant", content=""))], output)
-                )
+                # The role comes before the tokens of this output: its usage is that of the outputs before.
+                before = Usage.of(len(output.prompt_token_ids), self._streamed_tokens, output.num_cached_tokens)
+                role = ChunkChoice(index=one.index, delta=Delta(role="assistant", content=""))
+                chunks.append(self._chunk([role], usage=before if self._tell_usage_always else None))
             events, logprobs = reader.read(one), self._logprobs(one) if one.token_ids else None
             for event in events:
                 chunks.append(self._event(one.index, event, logprobs, output))
@@ -172,6 +174,7 @@ class ChatAnswer:
                     index=one.index, delta=Delta(), finish_reason=reason, stop_reason=told_reason(one, self._asked)
                 )
                 chunks.append(self._chunk([choice], output))
+            self._streamed_tokens = output.num_generated_tokens
         return chunks
 
     def _event(self, index: int, event: OutputEvent, logprobs: ChoiceLogprobs | None, output: RequestOutput) -> bytes:
@@ -214,7 +217,7 @@ class ChatAnswer:
 
     def _logprobs(self, one: CompletionOutput) -> ChoiceLogprobs | None:
         tokenizer = self._served.engine.tokenizer
-        return _logprobs(one, self._asked.top_logprobs or 0, tokenizer) if self._asked.logprobs else None
+        return logprobs_of(one, self._asked.top_logprobs or 0, tokenizer) if self._asked.logprobs else None
 
 
 def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
@@ -234,7 +237,8 @@ def prompt_logprobs_of(logprobs: Sequence[Any], tokenizer: Tokenizer) -> list[di
     ]
 
 
-def _logprobs(one: CompletionOutput, most: int, tokenizer: Tokenizer) -> ChoiceLogprobs:
+def logprobs_of(one: CompletionOutput, most: int, tokenizer: Tokenizer) -> ChoiceLogprobs:
+    """How likely the tokens of a completion were, each beside the ``most`` likeliest in its place."""
     content = []
     for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
         drawn = _top(token, logprobs[token], tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,22 @@ def conversation_in(items: Sequence[Item]) -> list[Message]:
         elif item.type.endswith(_CALL) and item.call_id is not None:
             turn = _turn(found, reasoned=True, said=True)
             turn.tool_calls = [*(turn.tool_calls or ()), _call(item)]
+    return found
+
+
+def listed_items(given: str | Sequence[Item]) -> list[dict[str, Any]]:
+    """The items of a request as ``input_items`` lists them: each with an id, and messages with their content in parts."""
+    items = [Item(role="user", content=given)] if isinstance(given, str) else given
+    found = list[dict[str, Any]]()
+    for item in items:
+        one = {name: value for name, value in msgspec.to_builtins(item).items() if value is not None}
+        one.setdefault("id", f"{'msg' if item.type == 'message' else 'item'}_{secrets.token_hex(12)}")
+        if item.type == "message":
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            if isinstance(item.content, str):
+                one["content"] = [{"type": kind, "text": item.content}]
+            one["status"] = "completed"
+        found.append(one)
     return found
 
 

@@ -30,9 +30,15 @@ class Items:
         self._open: dict[str, Any] | None = None
         self._key = ""
         self._number = 0
+        self._logprobs = list[Any]()
 
-    def take(self, events: Sequence[OutputEvent]) -> list[bytes]:
-        """Take events in; returns those of the stream."""
+    def take(self, events: Sequence[OutputEvent], logprobs: Sequence[Any] = ()) -> list[bytes]:
+        """Take events in; returns those of the stream.
+
+        Args:
+            logprobs: of the tokens that brought the events: they go to the message that is open then, or to the next.
+        """
+        self._logprobs += logprobs
         data: list[bytes] = []
         for event in events:
             match event:
@@ -69,7 +75,10 @@ class Items:
         else:
             kind, name = _PARTS[item["type"]]
             part = item["content"][0]
-            own: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
+            own: dict[str, Any] = {}
+            if kind == "output_text":
+                part["logprobs"] += self._taken_logprobs()
+                own = {"logprobs": part["logprobs"]}
             data.append(self._at_item(f"{name}.done", content_index=0, text=part["text"], **own))
             data.append(self._at_item("response.content_part.done", content_index=0, part=part))
         item["status"] = status
@@ -104,9 +113,16 @@ class Items:
             data.append(self._at_item("response.content_part.added", content_index=0, part=part))
         assert self._open is not None
         self._open["content"][0]["text"] += text
-        own: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        own: dict[str, Any] = {}
+        if kind == "message":
+            own = {"logprobs": self._taken_logprobs()}
+            self._open["content"][0]["logprobs"] += own["logprobs"]
         data.append(self._at_item(f"{name}.delta", content_index=0, delta=text, **own))
         return data
+
+    def _taken_logprobs(self) -> list[Any]:
+        taken, self._logprobs = self._logprobs, []
+        return taken
 
     def _begin(self, key: str, item: dict[str, Any]) -> list[bytes]:
         data = self.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -14,14 +14,15 @@ from asurge.engine.stream import TokenStream
 from asurge.outputs import RequestOutput
 from asurge.server.chat.converse import converse
 from asurge.server.chat.output import ChoiceReaders
-from asurge.server.chat.request import Conversation, conversation_of
+from asurge.server.chat.request import Conversation, all_tokens, conversation_of
 from asurge.server.errors import ApiError, failure_of
-from asurge.server.exchange import KEY, Exchange
-from asurge.server.http.body import BODY_BYTES, read, reply
+from asurge.server.exchange import KEY, Exchange, prepared
+from asurge.server.http.body import BODY_BYTES, read, reply, tokenised
 from asurge.server.http.sse import EventStream
-from asurge.server.openai.response_input import conversation_in
+from asurge.server.openai.chat import logprobs_of
+from asurge.server.openai.response_input import conversation_in, listed_items
 from asurge.server.openai.response_items import Items
-from asurge.server.openai.response_store import STORE
+from asurge.server.openai.response_store import STORE, StoredResponse, page_of
 from asurge.server.schema.chat import (
     ChatCompletionRequest,
     CustomTool,
@@ -30,7 +31,10 @@ from asurge.server.schema.chat import (
     Tool,
 )
 from asurge.server.schema.responses import (
+    DeletedResponse,
     InputDetails,
+    InputItems,
+    InputTokens,
     Item,
     OutputDetails,
     Response,
@@ -38,9 +42,11 @@ from asurge.server.schema.responses import (
     ResponsesUsage,
 )
 from asurge.server.schema.sampling import JsonSchemaFormat, ResponseFormat
-from asurge.server.state import Served
+from asurge.server.state import STATE, Served
+from asurge.text import render_chat
 
 _REFERENCE = "item_reference"
+_LOGPROBS = "message.output_text.logprobs"
 _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 """At most; keys and values in characters."""
 
@@ -50,21 +56,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     asked = await read(request, ResponsesRequest)
     with Exchange(request) as exchange:
         served = exchange.state.find(asked.model)
-        before: tuple[Message, ...] = ()
-        if asked.previous_response_id is not None:
-            kept = request.app[STORE].get(asked.previous_response_id, exchange.key)
-            before = kept.conversation
-            request[BODY_BYTES] += kept.size  # it is prepared together with the body
-        known: Mapping[str, Item] = {}
-        if not isinstance(asked.input, str) and any(item.type == _REFERENCE for item in asked.input):
-            known = request.app[STORE].items(exchange.key)
-            request[BODY_BYTES] += request.app[STORE].size(exchange.key)
-        own = await exchange.prepared(lambda: _as_chat(asked, before, known))
-        told = own
-        if asked.instructions is not None:  # of this turn alone: not part of what is kept
-            rules = Message(role="system", content=asked.instructions)
-            told = msgspec.structs.replace(own, messages=[rules, *own.messages])
-        talk = await exchange.prepared(lambda: conversation_of(told, served, exchange.state.config))
+        own, talk = await _prepared(request, asked, served)
         answer = ResponseAnswer(asked, own, talk, served, exchange)
         response = await converse(exchange, own, served, talk, answer)
         if not own.streams:
@@ -72,19 +64,72 @@ async def create(request: web.Request) -> web.StreamResponse:
         return response
 
 
+async def input_tokens(request: web.Request) -> web.Response:
+    """Count the tokens of a request's input, with its instructions, its tools and the conversation before it."""
+    asked = await read(request, ResponsesRequest)
+    served = request.app[STATE].find(asked.model)
+    _, talk = await _prepared(request, asked, served)
+    rendering, tokenizer = talk.rendering, served.engine.tokenizer
+
+    def count() -> int:
+        return len(all_tokens(served, render_chat(tokenizer, talk.messages, **rendering), "input", special=False))
+
+    return reply(InputTokens(input_tokens=await tokenised(request, count)))
+
+
+# ── answers that are kept ───────────────────────────────────────────────────────────────────────
+
+
 async def retrieve(request: web.Request) -> web.Response:
-    """An answer that was stored."""
-    return reply(request.app[STORE].get(request.match_info["response"], request[KEY]).body)
+    """Return a stored response."""
+    return reply(_stored(request).body)
 
 
 async def delete(request: web.Request) -> web.Response:
-    """Forget one."""
+    """Delete a stored response."""
     name = request.match_info["response"]
     request.app[STORE].delete(name, request[KEY])
-    return reply(msgspec.json.encode({"id": name, "object": "response", "deleted": True}))
+    return reply(DeletedResponse(id=name))
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """Refuse to cancel a stored response: only those that run in the background can be, and none does here."""
+    _stored(request)
+    raise ApiError("only a response made with background=true can be cancelled: close the connection of others")
+
+
+async def input_items(request: web.Request) -> web.Response:
+    """List the items that a stored response was made from."""
+    return reply(InputItems(**page_of(_stored(request).given, request.query)))
+
+
+def _stored(request: web.Request) -> StoredResponse:
+    return request.app[STORE].get(request.match_info["response"], request[KEY])
 
 
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────
+
+
+async def _prepared(
+    request: web.Request, asked: ResponsesRequest, served: Served
+) -> tuple[ChatCompletionRequest, Conversation]:
+    """The conversation to keep, and the one the model sees, in worker threads where they are large."""
+    store, key = request.app[STORE], request[KEY]
+    before: tuple[Message, ...] = ()
+    if asked.previous_response_id is not None:
+        kept = store.get(asked.previous_response_id, key)
+        before = kept.conversation
+        request[BODY_BYTES] += kept.size  # it is prepared together with the body
+    known: Mapping[str, Item] = {}
+    if not isinstance(asked.input, str) and any(item.type == _REFERENCE for item in asked.input):
+        known = store.items(key)
+        request[BODY_BYTES] += store.size(key)
+    own = await prepared(request, lambda: _as_chat(asked, before, known))
+    seen = own
+    if asked.instructions is not None:  # of this turn alone: not part of what is kept
+        rules = Message(role="system", content=asked.instructions)
+        seen = msgspec.structs.replace(own, messages=[rules, *own.messages])
+    return own, await prepared(request, lambda: conversation_of(seen, served, request.app[STATE].config))
 
 
 def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[str, Item]) -> ChatCompletionRequest:
@@ -112,6 +157,8 @@ def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[
         tool_choice=asked.tool_choice,
         reasoning_effort=None if asked.reasoning is None else asked.reasoning.effort,
         response_format=_format(asked),
+        logprobs=_LOGPROBS in (asked.include or ()) or bool(asked.top_logprobs),
+        top_logprobs=asked.top_logprobs,
         **{name: getattr(asked, name) for name in names},
     )
 
@@ -186,12 +233,14 @@ class ResponseAnswer:
         exchange: Exchange,
     ) -> None:
         self._store, self._key = exchange.request.app[STORE], exchange.key
-        self._own, self._readers = own, ChoiceReaders(talk, served)
+        self._own, self._readers, self._given = own, ChoiceReaders(talk, served), asked.input
+        self._tokenizer = served.engine.tokenizer
         self._items, self._begun = Items(self._readers.call_id), False
         names = (
             "instructions",
             "temperature",
             "top_p",
+            "top_logprobs",
             "max_output_tokens",
             "previous_response_id",
             "text",
@@ -243,14 +292,19 @@ class ResponseAnswer:
     def _take(self, output: RequestOutput) -> list[bytes]:
         """Take in what is new; returns the events that report it."""
         one = output.outputs[0]
-        return self._items.take(self._readers.of(one, output).read(one))
+        logprobs = list[Any]()
+        if self._own.logprobs:
+            found = logprobs_of(one, self._own.top_logprobs or 0, self._tokenizer)
+            logprobs = msgspec.to_builtins(found.content)
+        return self._items.take(self._readers.of(one, output).read(one), logprobs)
 
     def keep(self) -> None:
         """Keep the finished answer, if that is wanted."""
         if self._response.store:
             items = msgspec.convert(self._response.output, list[Item])
             body = msgspec.json.encode(self._response)
-            self._store.put(self._response.id, body, [*self._own.messages, *conversation_in(items)], self._key, items)
+            conversation = [*self._own.messages, *conversation_in(items)]
+            self._store.put(self._response.id, body, conversation, self._key, items, listed_items(self._given))
 
     def _end(self, output: RequestOutput, reasoning: int) -> Response:
         """The finished answer."""

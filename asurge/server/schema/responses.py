@@ -85,6 +85,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     background: bool | None = None
     conversation: Any = None
     prompt: Any = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
@@ -131,6 +133,7 @@ class Response(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool = True
     temperature: float | None = None
     top_p: float | None = None
+    top_logprobs: int | None = None
     max_output_tokens: int | None = None
     previous_response_id: str | None = None
     tool_choice: Any = "auto"
@@ -140,4 +143,29 @@ class Response(msgspec.Struct, kw_only=True):
     truncation: Literal["auto", "disabled"] = "disabled"
     store: bool = True
     background: bool = False
+    object: Literal["response"] = "response"
+
+
+class InputItems(msgspec.Struct, kw_only=True):
+    """A page of the items that a stored response was made from."""
+
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class InputTokens(msgspec.Struct, kw_only=True):
+    """How many tokens the input of a response has."""
+
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
+class DeletedResponse(msgspec.Struct, kw_only=True):
+    """A response that was deleted."""
+
+    id: str
+    deleted: Literal[True] = True
     object: Literal["response"] = "response"
