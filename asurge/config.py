@@ -78,7 +78,8 @@ class EngineConfig:
     """What the user of an engine may choose. `asurge.Engine` takes the same names.
 
     Attributes:
-        model: ``"demo"``, a local checkpoint folder, or a Hugging Face repository name.
+        model: ``"demo"``, a checkpoint folder, a GGUF file, a Hugging Face repository (``owner/name``, or ``owner/name:Q4_K_M`` for one of
+            its GGUF files), or ``package:name`` for an installed package that holds one.
         tokenizer: folder or repository of the tokenizer; default: the model's.
         name: what the model is served as; default: ``model``.
         dtype: of weights, activations and KV pages, unless the next two say otherwise.

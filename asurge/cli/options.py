@@ -23,7 +23,11 @@ _POOLS = ("PJRT_NPROC", "RAYON_NUM_THREADS")
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What engine to start."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--model", default="demo", help="'demo', a checkpoint folder, or a Hugging Face repository")
+    group.add_argument(
+        "--model",
+        default="demo",
+        help="'demo', a checkpoint folder, a GGUF file, a Hugging Face repository (owner/name, or owner/name:Q4_K_M for one of its GGUF files), or package:NAME",
+    )
     group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
     group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")

@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         "models",
         nargs="*",
         metavar="[NAME=]MODEL",
-        help="'demo' (the default), a folder, or a repository; several by name",
+        help="'demo' (the default), a folder, a GGUF file, or a repository; several by name",
     )
     parser.add_argument(
         "--served-model-name",
