@@ -232,7 +232,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "Callable[..., Any] | None": ("a function or None", lambda value: value is None or callable(value)),
 }
-"""By annotation, what a setting must be; others have bounds, which say more."""
+"""Type checks by annotation; annotations not listed are range-checked in ``__post_init__``."""
 
 
 def _check_types(config: Any) -> None:

@@ -94,7 +94,7 @@ class EngineDeadError(EngineStateError):
     """The engine failed and no longer serves; the cause is chained."""
 
     def again(self) -> Self:
-        """The same error for another caller. An exception raised again and again keeps the frames of all who got it."""
+        """Copy the error for another caller. An exception raised again and again keeps the frames of all who got it."""
         fresh = type(self)(*self.args)
         fresh.__cause__ = self.__cause__
         return fresh

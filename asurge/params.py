@@ -14,11 +14,11 @@ from asurge.structured import GuidedDecodingParams, check_unicode, shown
 OutputKind = Literal["cumulative", "delta", "final"]
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1000
-"""In one stop string; each piece of new text is searched for the beginning of one."""
+"""Characters in one stop string; each piece of new text is searched for the beginning of one."""
 
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 1000
-"""In one word; each is tokenised twice."""
+"""Characters in one word; each is tokenised twice."""
 
 MAX_REPETITIONS = 1 << 20
 MAX_N = 64

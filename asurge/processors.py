@@ -24,7 +24,7 @@ from asurge.errors import ConfigError
 
 THREADS_VARIABLE = "ASURGE_THREADS"
 SCHEDULER_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
-"""In which schedulers say what they have given a process: Ray, Dask and torchrun in the first, Slurm in the second."""
+"""Variables in which schedulers say what they have given a process: Ray, Dask and torchrun in the first, Slurm in the second."""
 
 LOOK_S = 1.0
 """How long what was seen of the processors holds."""
@@ -88,7 +88,7 @@ class Processors:
 
 
 def allowed() -> int:
-    """On how many processors the calling thread and the process may run; its first thread's affinity is what ``taskset -p``
+    """Count the processors on which the calling thread and the process may run; its first thread's affinity is what ``taskset -p``
     changes.
 
     Raises:
@@ -204,7 +204,7 @@ def _counted() -> int:
 
 
 def _own_paths(text: str) -> Iterator[tuple[Literal[1, 2], PurePosixPath]]:
-    """From ``/proc/self/cgroup``: a process's group in the hierarchies that may have quotas."""
+    """Parse ``/proc/self/cgroup``: a process's group in the hierarchies that may have quotas."""
     for line in text.splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if path.startswith("/") and (number == "0" or "cpu" in controllers.split(",")):
@@ -212,7 +212,7 @@ def _own_paths(text: str) -> Iterator[tuple[Literal[1, 2], PurePosixPath]]:
 
 
 def _mounts(text: str) -> Iterator[_Mount]:
-    """From ``/proc/self/mountinfo``: where hierarchies that may have quotas are mounted."""
+    """Parse ``/proc/self/mountinfo``: where hierarchies that may have quotas are mounted."""
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         where, how = before.split(), after.split()

@@ -1,4 +1,4 @@
-"""From prompts to vectors: what `Engine.embed` does with each."""
+"""Prompts to vectors: what `Engine.embed` does with each."""
 
 from __future__ import annotations
 

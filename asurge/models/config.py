@@ -92,7 +92,7 @@ class DecoderConfig:
     windows: tuple[Window | None, ...] = ()
     """Per layer: what a query sees of the tokens before it; None: all."""
     local_rope: Rope | None = None
-    """Of layers with a window, if they have one of their own."""
+    """Rotary positions of layers with a window, if they have one of their own."""
     no_rope: tuple[bool, ...] = ()
     """Per layer: whether positions are left out (NoPE)."""
     activation: Activation = "silu"
@@ -102,14 +102,14 @@ class DecoderConfig:
     norm_offset: bool = False
     """Whether norms multiply by 1 + weight."""
     qk_norm_across_heads: bool = False
-    """With ``qk_norm``: over all heads at once."""
+    """Whether ``qk_norm`` is over all heads at once."""
     qk_unit_norm: bool = False
     """Whether heads are normalised without weights, in layers that rotate."""
     temperature_tuning: TemperatureTuning | None = None
-    """Of the queries of layers that do not rotate."""
+    """Temperature tuning of the queries of layers that do not rotate."""
     embedding_scale: float = 1.0
     attention_scale: float | None = None
-    """On the scores; None: 1 / sqrt(head_dim)."""
+    """Factor on the scores; None: 1 / sqrt(head_dim)."""
     score_softcap: float | None = None
     logit_softcap: float | None = None
     experts: Experts | None = None
@@ -144,7 +144,7 @@ class DecoderConfig:
 
     @property
     def score_scale(self) -> float:
-        """On the scores."""
+        """Factor on the scores."""
         return float(self.head_dim**-0.5) if self.attention_scale is None else self.attention_scale
 
     @property
@@ -181,7 +181,7 @@ class DecoderConfig:
         return tuple(None if window is None else window.size for window in map(self.window, range(self.num_layers)))
 
     def window(self, layer: int) -> Window | None:
-        """Of one layer; None: a query sees all before it."""
+        """The layer's window, or None for full attention."""
         return self.windows[layer] if self.windows else None
 
 

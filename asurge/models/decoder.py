@@ -300,7 +300,7 @@ class Decoder(nnx.Module):
         return x
 
     def _positions(self, positions: jax.Array) -> list[Positions]:
-        """For each layer, what its kind makes of ``positions [tokens]``."""
+        """Compute, for each layer, what its kind makes of ``positions [tokens]``."""
         config, (cos, sin) = self.config, self.rotary.tables(positions)
         own = Positions(cos, sin, None)
         local = own if self.local_rotary is None else Positions(*self.local_rotary.tables(positions), None)

@@ -250,4 +250,4 @@ DIALECTS = {
     "qwen3moe": _Dialect("Qwen3MoeForCausalLM", _qwen3_moe),
     "smollm3": _Dialect("SmolLM3ForCausalLM", adjacent_pairs=True),
 }
-"""By llama.cpp's names of architectures."""
+"""Dialects by llama.cpp's names of architectures."""

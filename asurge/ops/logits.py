@@ -105,7 +105,7 @@ class Logprobs(NamedTuple):
 
 
 def logprobs(logits: jax.Array, tokens: jax.Array, number: int) -> Logprobs:
-    """Those of ``tokens [rows]`` and of the ``number`` likeliest, at most `asurge.ops.sampling.CANDIDATES`."""
+    """Logprobs of ``tokens [rows]`` and of the ``number`` likeliest, at most `asurge.ops.sampling.CANDIDATES`."""
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
     rank = (logits > chosen).sum(axis=-1, dtype=jnp.int32) + 1

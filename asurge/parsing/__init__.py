@@ -1,4 +1,4 @@
-"""From a model's text to reasoning, content and tool calls, as it comes."""
+"""A model's text to reasoning, content and tool calls, as it comes."""
 
 from asurge.parsing.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from asurge.parsing.formats.base import ToolFormat

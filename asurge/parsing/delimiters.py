@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class Marks:
-    """Of marks that begin at different places the first counts, of those that begin at the same place the longest."""
+    """Find the first mark; of those that begin at the same place the longest."""
 
     def __init__(self, marks: Iterable[str]) -> None:
         known = sorted(set(marks))

@@ -10,12 +10,12 @@ from asurge.parsing.events import Output
 from asurge.parsing.reader import MalformedError, Reader, Wait
 
 MAX_DEPTH = 128
-"""Of nested values. Deeper ones are not a call: reading them would have no bounds."""
+"""Depth of nested values. Deeper ones are not a call: reading them would have no bounds."""
 
 ARGUMENTS = ("arguments", "parameters")
 _NAMES = ("name", "function")
 _KEYS = (*ARGUMENTS, *_NAMES, "id", "type", "description")
-"""Of what may be a call without a mark: an answer in JSON is held back only up to the first other key."""
+"""Characters held back of what may be a call without a mark: an answer in JSON is held back only up to the first other key."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 # Alternatives that begin differently: there is one way to match, and no backtracking.

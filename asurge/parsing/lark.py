@@ -11,7 +11,7 @@ from asurge.json_schema import Relaxed
 from asurge.structured import JSON_WHITESPACE, MAX_GRAMMAR_BYTES
 
 NEWLINES = r"/[\n ]{0,4}/"
-"""Between marks."""
+"""Text between marks."""
 
 
 class Lark:

@@ -13,15 +13,15 @@ from asurge.parsing.schemas import quoted
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _OTHER_NUMBER_SIZE = 64
-"""Of numbers written in ways that JSON does not allow; they are few and short."""
+"""Characters of numbers written in ways that JSON does not allow; they are few and short."""
 
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
 
 _BODIES = {quote: re.compile(rf"(?:[^{quote}\\]+|\\.)*", re.DOTALL) for quote in "'\""}
-"""Of strings. The alternatives begin differently: there is one way to match."""
+"""Pattern of strings. The alternatives begin differently: there is one way to match."""
 _ITEM = re.compile(r"([-+.\w]+)\s*,\s*(?=[^\s\])}])")
-"""Of a list, with another after it."""
+"""Item of a list, with another after it."""
 
 
 class Literals:

@@ -19,10 +19,10 @@ _KINDS: dict[type, str] = {
     str: "string", bool: "boolean", type(None): "null", int: "number", float: "number", list: "array", dict: "object"
 }  # fmt: skip
 _KINDS_BY_FIRST = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
-"""Of a value in JSON, by its first character; of others numbers."""
+"""Kinds of a value in JSON, by its first character; of others numbers."""
 
 _HOPS = 16
-"""From one reference to the next, at most."""
+"""Most references that are followed, one to the next."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def kinds(schema: Mapping[str, Any], *, is_option: bool = False) -> frozenset[st
 
 
 def kinds_of(tools: Tools, name: str) -> dict[str, frozenset[str] | None]:
-    """For each parameter of a tool, its `kinds`."""
+    """Find, for each parameter of a tool, its `kinds`."""
     return {
         one.name: kinds(one.schema) for tool, schema in functions(tools) if tool == name for one in parameters(schema)
     }

@@ -125,7 +125,7 @@ class Generation:
         return output
 
     def take_whole(self) -> None:
-        """From now on report nothing before the end, and then everything."""
+        """Report nothing before the end, and then everything."""
         self._kind = "final"
         if not self.finished:
             self._news.clear()

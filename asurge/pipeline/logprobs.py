@@ -35,7 +35,7 @@ class LogprobFormatter:
 
 
 class PromptLogprobs(Sequence[dict[int, Logprob] | None]):
-    """For each prompt token, what `LogprobFormatter` tells about it; None for the first, which nothing precedes.
+    """Collect, for each prompt token, what `LogprobFormatter` tells about it; None for the first, which nothing precedes.
 
     Mappings are made when they are looked at: the arrays behind them are small, and thousands of mappings at once would
     stall the event loop.

@@ -9,7 +9,7 @@ GROUP_S = 0.025
 """Seconds a group may take: tokens come that far apart, and a new request waits that long at most."""
 
 UNREAD_GROUP_S = 0.25
-"""The same where nobody reads tokens as they come: a new request waits as long for a batch's prompts."""
+"""The bound where nobody reads tokens as they come: a new request waits as long for a batch's prompts."""
 
 LEAST_SHARE = 0.5
 """The least time that prompts beside decoding get, as a share of the time that decoding takes."""

@@ -91,7 +91,7 @@ class Scorer:
 def _positions(
     plan: StepPlan, shape: StepShape
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """For everything to be scored: the plan row, the place among the step's flat tokens, and the token."""
+    """List what is to be scored: the plan row, the place among the step's flat tokens, and the token."""
     index_of = {id(row): index for index, row in enumerate(plan.rows)}
     found: list[tuple[int, int, int]] = []
     for part in place(plan, shape):

@@ -64,7 +64,7 @@ class DrawSpec:
 
     @property
     def layout(self) -> DrawLayout:
-        """Of packed rows."""
+        """Layout of the packed rows."""
         return DrawLayout(self.vocab_size, self.slots, len(self.processors))
 
 

@@ -25,7 +25,7 @@ _UNUSED = float("nan")
 """The argument of a logits processor that a row does not use."""
 
 LOGPROB_COLUMNS = 2 + 2 * MAX_LOGPROBS
-"""For a drawn token: its logprob and rank, and the likeliest tokens and their logprobs."""
+"""Columns of a sampled token: its logprob and rank, and the likeliest tokens and their logprobs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class DrawLayout:
 
     @property
     def arguments(self) -> slice:
-        """Those of the logits processors."""
+        """Columns of the logits processors."""
         return slice(len(_FIELDS), len(_FIELDS) + self.processors)
 
     @property
     def mask(self) -> slice:
-        """Of allowed tokens (`asurge.plan.MASK_BITS`)."""
+        """Mask of allowed tokens (`asurge.plan.MASK_BITS`)."""
         begin = self.arguments.stop
         return slice(begin, begin + mask_words(self.vocab_size))
 

@@ -113,7 +113,7 @@ class PagePool:
         return page
 
     def release(self, page: int) -> None:
-        """One user less."""
+        """Drop one reference."""
         self._uses[page] -= 1
         assert self._uses[page] >= 0, f"page {page} released too often"
         if self._uses[page] == 0:

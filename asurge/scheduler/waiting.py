@@ -68,7 +68,7 @@ class Tenants:
             self._forget(keep=most // 2)  # not one: this looks at all of them
 
     def _least(self) -> float:
-        """Of those with an open request; 0 if there are none."""
+        """The least service of the tenants with an open request; 0 if there are none."""
         first = self._here.first()
         return 0.0 if first is None else self._served[first]
 

@@ -1,4 +1,4 @@
-"""Between text and token ids: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
+"""Text to token ids and back: tokenizer, incremental detokenizer, stop strings, chat templates, context fitting."""
 
 from asurge.text.chat import Rendering, message_text, part_text, plain_messages, render_chat
 from asurge.text.context import FittedPrompt, answer_room, cut, fit_alone, fit_prompt

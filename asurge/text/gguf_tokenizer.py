@@ -150,7 +150,7 @@ class _Vocabulary:
         return pairs
 
     def scores(self) -> list[float]:
-        """By token; the highest is merged first."""
+        """Scores by token; the highest is merged first."""
         return self._numbers("scores", None)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -187,7 +187,7 @@ def _environment() -> _Environment:
 
 
 def _as_templates_know_it(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without empty fields, and with reasoning under each of its names."""
+    """Drop empty fields, and with reasoning under each of its names."""
     found: dict[str, Any] = _plain({name: value for name, value in message.items() if value is not None})
     reasoning = next((found[name] for name in _REASONING if name in found), None)
     return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}

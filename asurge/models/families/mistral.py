@@ -16,7 +16,7 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def windowed(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> DecoderConfig:
-    """With ``sliding_window`` in every layer, if it is given, and what a family has for missing keys."""
+    """Config with ``sliding_window`` in every layer, if it is given, and what a family has for missing keys."""
     raw = with_defaults(raw, **defaults)
     read = ConfigReader(raw)
     if raw["sliding_window"] is None:

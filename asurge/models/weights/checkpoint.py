@@ -37,7 +37,7 @@ class Source:
 
 
 Table = dict[ParameterPath, tuple[Source, ...]]
-"""For each parameter, the tensors that fill it, one below the other along the first axis."""
+"""The tensors of each parameter: those that fill it, one below the other along the first axis."""
 
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq$")
 

@@ -1,4 +1,4 @@
-"""From the weights of a checkpoint to the layout and precision that a platform multiplies fastest."""
+"""Convert the weights of a checkpoint to the layout and precision that a platform multiplies fastest."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
 
 
 def _quantize(model: Decoder) -> None:
-    """In plain XLA."""
+    """Quantize the linear layers to 8 bits, for plain XLA."""
     for block in model.layers:
         for owner, name in LINEARS:
             module = getattr(block, owner)

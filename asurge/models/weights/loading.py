@@ -188,7 +188,7 @@ def read_all(model: Decoder) -> None:
 
 
 def value_of(parameter: nnx.Param) -> jax.Array:
-    """On the device; read from the checkpoint if it still lies there, and then not kept."""
+    """The value on the device; read from the checkpoint if it still lies there, and then not kept."""
     value: jax.Array | Stored = parameter.get_value()
     return value.load() if isinstance(value, Stored) else value
 
@@ -281,7 +281,7 @@ def _view(header: _Header) -> np.ndarray:
 
 
 def _fill(host: np.ndarray, header: _Header) -> None:
-    """The same by reading, which takes half as long as a copy from a mapping."""
+    """Read a tensor, which takes half as long as a copy from a mapping."""
     rest = host.reshape(-1).view(np.uint8).data
     with header.path.open("rb", buffering=0) as file:
         file.seek(header.offset)

@@ -76,7 +76,7 @@ _put = jax.jit(pack_into, static_argnames="gated", donate_argnums=0)
 
 
 def _stacked(small: Sequence[jax.Array]) -> jax.Array:
-    """On the host: nothing is compiled."""
+    """Stack arrays on the host: nothing is compiled."""
     return jnp.asarray(np.stack([np.asarray(one) for one in small]))
 
 

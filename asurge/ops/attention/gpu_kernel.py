@@ -57,7 +57,7 @@ class _Plan:
     page_size: int
     lanes: int
     queries: int
-    """Of a row, in one program."""
+    """Attention of a row, in one program."""
     block_tokens: int
     splits: int
     window: Window | None

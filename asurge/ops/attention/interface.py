@@ -17,7 +17,7 @@ LevelPages = tuple[jax.Array, ...]
 """Keys and values of the layers of one level; how many arrays there are and what they hold is up to the backend."""
 
 Pages = tuple[LevelPages, ...]
-"""Of all levels: one after another, or all in the same arrays, as a backend likes it."""
+"""Pages of all levels: one after another, or all in the same arrays, as a backend likes it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class AttentionShape:
 
     @property
     def scale(self) -> float:
-        """On the scores."""
+        """Factor on the scores."""
         return float(self.head_dim**-0.5) if self.score_scale is None else self.score_scale
 
 
@@ -92,7 +92,7 @@ class Heads:
         return apply_rotary(q, self.cos, self.sin), apply_rotary(k, self.cos, self.sin), v
 
     def normalised(self) -> Heads:
-        """The same with no norm left to do."""
+        """A copy with the q/k norm already applied."""
         if self.q_norm is None:
             return self
         qkv = jnp.concatenate(self._normalised(), axis=1)
@@ -141,7 +141,7 @@ class Rows:
         return (decode, (slice(self.decode, None), self.prefill_len)) if self.prefill else (decode,)
 
     def split(self, q: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
-        """By section: queries ``[rows, width, heads, head_dim]`` of ``q [tokens, heads, head_dim]``, page table, start and
+        """Split into sections: queries ``[rows, width, heads, head_dim]`` of ``q [tokens, heads, head_dim]``, page table, start and
         length. The results, flattened and in this order, are flat tokens again."""
         parts, at = [], 0
         for rows, width in self.sections:

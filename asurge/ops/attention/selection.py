@@ -20,7 +20,7 @@ _BACKENDS: dict[str, tuple[str, type[NativeAttention] | type[GpuAttention] | typ
     "gpu": ("pallas", GpuAttention),
     "tpu": ("pallas", TpuAttention),
 }
-"""By platform: the name of its kernels, and the backend."""
+"""Accelerators' kernels by platform: their name, and the backend."""
 
 _log = logging.getLogger("asurge")
 

@@ -123,7 +123,7 @@ def ragged(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _inverse(taken: jax.Array, tokens: int) -> jax.Array:
-    """For each place, the token that goes there; places without one take any."""
+    """Find, for each place, the token that goes there; places without one take any."""
     return jnp.zeros((tokens,), jnp.int32).at[taken].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
 
 

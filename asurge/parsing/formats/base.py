@@ -21,7 +21,7 @@ SPECIAL_TOKENS = (
     "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "<|python_tag|>",
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
 )  # fmt: skip
-"""From all families: where text is decoded with special tokens, these are never part of the answer."""
+"""Special tokens of all families: where text is decoded with special tokens, these are never part of the answer."""
 
 
 class ToolFormat(abc.ABC):
