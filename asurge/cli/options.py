@@ -59,8 +59,8 @@ def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
     names = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kernel_threads")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     settings = {**settings, "silent_mode": not sys.stderr.isatty(), **parse_settings(given.set)}
-    check_local(settings.get("model", "demo"))
     _size_pools(EngineConfig(kernel_threads=settings.get("kernel_threads")))
+    check_local(settings.get("model", "demo"))
     return settings
 
 

@@ -52,7 +52,8 @@ def _local(path: Path) -> Path:
         return open_gguf(path).path if not (path / "config.json").exists() and models_in(path) else path
     if not is_gguf(path):
         raise ModelLoadError(
-            f"model={str(path)!r} is a file, and not in GGUF: give a GGUF file, or the folder that holds config.json and the weights"
+            f"model={str(path)!r} is a file: give the folder that holds config.json and the weights (a single file must be a model in GGUF, "
+            "and it is not in GGUF)"
         )
     return open_gguf(path).path
 
