@@ -129,7 +129,7 @@ class Histograms:
         self.inference = histogram("request_inference_time_seconds", "From the first step to the last token.", _WHOLE)
         self.step = histogram("iteration_tokens_total", "Tokens of a step.", _STEP)
         self.refused = Counter(
-            "asurge_admission_rejections", "Requests refused, by why.", (*LABELS, "reason"), registry=registry
+            "asurge_admission_rejections", "Requests refused, by reason.", (*LABELS, "reason"), registry=registry
         )
         self.ended = Counter(
             "asurge_request_success", "Requests by how they ended.", (*LABELS, "finished_reason"), registry=registry

@@ -19,7 +19,7 @@ from asurge.engine import Engine
 from asurge.errors import ConfigError
 from asurge.server.app import make_app
 from asurge.server.config import ServerConfig
-from asurge.server.http.connection import Runner
+from asurge.server.http.connection import ConnectionRunner
 from asurge.server.http.disconnect import only
 from asurge.server.keys import KeyRing
 from asurge.server.state import STATE, ServerState
@@ -118,7 +118,7 @@ class ApiServer:
         # Before models load: a wrong address should not have to wait for that.
         sock = _bound(host, port, self.config.write_timeout_s)
         # Cancelling handlers of clients that are gone frees their pages at once.
-        runner = Runner(
+        runner = ConnectionRunner(
             self.app,
             handler_cancellation=True,
             access_log=None,

@@ -32,7 +32,7 @@ class ServerConfig:
         idle_timeout_s: how long a connection may stay open without a request, and within which the head of one must arrive;
             should be longer than a proxy in front keeps connections. A mounted application has its host's.
         keep_alive_s: how often a stream with nothing to say sends a comment.
-        drain_timeout_s: how long requests may go on when the server is told to stop.
+        drain_timeout_s: how long requests may go on when the server stops.
         keep_alive_on_engine_death: go on answering when an engine has failed, with errors, and 503 at ``/health``; otherwise
             `ApiServer` stops and raises the failure, so that a supervisor starts it again. A mounted application always
             goes on.

@@ -23,7 +23,7 @@ _CHARACTERS = 600
 
 
 class ApiError(AsurgeError):
-    """An answer other than the one that was asked for.
+    """An error answer of the API.
 
     Attributes:
         status: the HTTP status.

@@ -1,4 +1,4 @@
-"""One HTTP request that an engine works for: streaming to it, counting it."""
+"""An HTTP request that an engine works for: streaming to it, counting it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asurge.params import RequestOptions, SamplingParams
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError, cancelled
 from asurge.server.http.body import BODY_BYTES, LARGE_BYTES
-from asurge.server.http.disconnect import attended, only, threaded
+from asurge.server.http.disconnect import only, threaded, while_connected
 from asurge.server.http.sse import SENT, EventStream, openai_failure
 from asurge.server.keys import ApiKey
 from asurge.server.schema.sampling import EngineRequest
@@ -38,7 +38,7 @@ _RELAXED_CHARACTERS = 1000
 
 
 class Exchange:
-    """One request that engines work for. Within ``with``, the server counts it as under way; at the end the key is charged
+    """A request that engines work for. Within ``with``, the server counts it as under way; at the end the key is charged
     for what was done, however it ended.
 
     Attributes:
@@ -93,12 +93,12 @@ class Exchange:
             said = "; ".join(notes).encode("ascii", "backslashreplace").decode()
             self.request[RELAXED] = re.sub(r"[\x00-\x1f\x7f]", " ", said)[:_RELAXED_CHARACTERS]
 
-    def options(self, asked: EngineRequest) -> RequestOptions:
-        """Whose request it is, for fairness and for the prefix cache."""
-        options = asked.options()
+    def options(self, body: EngineRequest) -> RequestOptions:
+        """Options of the request for the engine: its tenant and the salt of its prefixes."""
+        options = body.options()
         options["tenant"] = self.key.owner
         # Everybody's salts begin with a name of their own, also those without a key, so that nobody can spell another's.
-        options["cache_salt"] = asked.salt if self.state.config.share_prefix_cache else f"{self.key.owner}:{asked.salt}"
+        options["cache_salt"] = body.salt if self.state.config.share_prefix_cache else f"{self.key.owner}:{body.salt}"
         return options
 
     async def outputs(self, stream: TokenStream) -> AsyncIterator[RequestOutput]:
@@ -155,7 +155,7 @@ class Exchange:
                     await events.send(failed(error))
                 await events.close()
 
-        await attended(self.request, work, events.tend)
+        await while_connected(self.request, work, events.tend)
         return events.response
 
 

@@ -22,7 +22,7 @@ Meter = Literal["requests", "tokens"]
 
 
 @dataclasses.dataclass(slots=True)
-class Usage:
+class KeyUsage:
     """Usage of a key, or of all of them."""
 
     requests: int = 0
@@ -63,8 +63,8 @@ class ApiKey:
     name: str
     label: str
     digest: bytes
-    total: Usage
-    usage: Usage = dataclasses.field(default_factory=Usage)
+    total: KeyUsage
+    usage: KeyUsage = dataclasses.field(default_factory=KeyUsage)
     requests: TokenBucket | None = None
     tokens: TokenBucket | None = None
 
@@ -120,7 +120,7 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        self._clock, self.total = clock, Usage()
+        self._clock, self.total = clock, KeyUsage()
         self._keys: dict[bytes, ApiKey] = {}
         self._names: dict[str, ApiKey] = {}
         self.anonymous = self._made(ANONYMOUS, "", b"", {})

@@ -20,7 +20,7 @@ _log = logging.getLogger("asurge.server")
 _access = logging.getLogger("asurge.access")
 _ID_CHARACTERS = 128
 ADMIN = "admin."
-"""What the names of the admin's routes begin with."""
+"""Prefix of the names of the admin's routes."""
 
 CLIENT_GONE = 499
 """In the log, nginx's status for clients that left before their answer."""
@@ -35,7 +35,7 @@ METERED = web.AppKey("asurge.metered", dict[str, Meter])
 
 @web.middleware
 async def around(request: web.Request, handler: web.Handler) -> web.StreamResponse:  # type: ignore[name-defined]
-    """One middleware for all of it: each further one would be a coroutine per request."""
+    """Handle request ids, keys, errors and the access log in one middleware: each further one would be a coroutine per request."""
     given, began_s = request.headers.get("X-Request-Id", ""), time.monotonic()
     request_id = (
         given if 0 < len(given) <= _ID_CHARACTERS and given.isprintable() and given.isascii() else secrets.token_hex(8)
@@ -52,7 +52,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
         _cut(request)
         response = web.Response(status=CLIENT_GONE)  # nobody gets it; an exception would be logged as a failure
     except asyncio.CancelledError:
-        _tell(request, 200 if request.get(SENT, False) else CLIENT_GONE, began_s)
+        _log_access(request, 200 if request.get(SENT, False) else CLIENT_GONE, began_s)
         raise
     except Exception as error:
         _log.exception("request %s failed", request_id)
@@ -63,7 +63,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
     if not response.prepared:
         _identify(request, response)
         _allow_origin(request, response, state)
-    _tell(request, response.status, began_s)
+    _log_access(request, response.status, began_s)
     return response
 
 
@@ -155,7 +155,7 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, state: Ser
         response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
 
 
-def _tell(request: web.Request, status: int, began_s: float) -> None:
+def _log_access(request: web.Request, status: int, began_s: float) -> None:
     """Log the path as it was sent, so that it is one line, and without its query, which may hold a key."""
     quiet = request.match_info.route.name in request.app[OPEN]  # probes ask every second
     if _access.isEnabledFor(logging.INFO) and not quiet:

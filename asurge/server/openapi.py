@@ -59,16 +59,16 @@ def _operation(route: Route, parameters: Sequence[str]) -> dict[str, Any]:
         content["application/json"] = {"schema": _reference(route.answer)}
     if route.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    told = {"200": {"description": "The answer", "content": content}}
+    responses = {"200": {"description": "The answer", "content": content}}
     for status, text in _REFUSALS.items():
-        told[str(status)] = {"description": text, "content": {"application/json": {"schema": _reference(Error)}}}
+        responses[str(status)] = {"description": text, "content": {"application/json": {"schema": _reference(Error)}}}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": inspect.getdoc(route.handler) or "",
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
         ],
-        "responses": told,
+        "responses": responses,
     }
     if route.body is not None:
         content = {"application/json": {"schema": _reference(route.body)}}

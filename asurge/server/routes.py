@@ -39,7 +39,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """One route.
+    """A route of the API.
 
     Attributes:
         body: what it reads; None: nothing.

@@ -1,4 +1,4 @@
-"""What a server's handlers share: its models, its keys, what is under way, and whether it still takes requests."""
+"""State that the handlers of a server share: its models, its keys, what is under way, and whether it still takes requests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ServerState:
             if name not in engines or alias in engines:
                 raise ConfigError(f"the alias {alias!r} must be a new name for one of {', '.join(engines)}")
         self.aliases = dict(aliases)
-        # Not told to anybody; who knows the path of a folder may use it.
+        # Not shown to anybody; who knows the path of a folder may use it.
         self._folders = {one.config.model: name for name, one in engines.items() if name == one.name}
         self.metrics: EngineMetrics | None = None
         self.lag = LoopLag()
@@ -226,7 +226,7 @@ class ServerState:
         return await self.idle(self.config.drain_timeout_s)
 
     def abort(self) -> None:
-        """End all requests under way; their clients are told."""
+        """End all requests under way; their clients get an error."""
         for one in list(self._active):
             one.abort()
 

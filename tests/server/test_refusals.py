@@ -18,7 +18,7 @@ from aiohttp import web
 
 from asurge import Engine
 from asurge.server import make_app
-from asurge.server.http.connection import Runner
+from asurge.server.http.connection import ConnectionRunner
 from asurge.text import Tokenizer
 from tests.server.clients import CHAT, TEXT
 from tests.server.conftest import Running
@@ -149,7 +149,7 @@ async def test_heads_of_what_can_be_got(http: aiohttp.ClientSession, path: str) 
         assert head.headers["Content-Type"] == whole.headers["Content-Type"]
 
 
-HOSTS = pytest.mark.parametrize("host", [web.AppRunner, Runner])
+HOSTS = pytest.mark.parametrize("host", [web.AppRunner, ConnectionRunner])
 """An application's own, and that of ``asurge serve``."""
 
 
@@ -208,7 +208,7 @@ async def test_bodies_that_are_not_what_their_headers_say(
 
 
 async def test_an_unknown_encoding_is_refused(demo: Engine, running: Running) -> None:
-    url = await running.start(make_app(demo), Runner)
+    url = await running.start(make_app(demo), ConnectionRunner)
     async with (
         aiohttp.ClientSession(url) as http,
         http.post(TEXT, data=b"...", headers={"Content-Encoding": "zstd"}) as response,
@@ -226,7 +226,7 @@ async def test_no_body_is_inflated_before_it_is_asked_for(running: Running) -> N
     app.router.add_post("/", echo)
     packed = gzip.compress(b"a" * 1000)
     async with (
-        aiohttp.ClientSession(await running.start(app, Runner)) as http,
+        aiohttp.ClientSession(await running.start(app, ConnectionRunner)) as http,
         http.post("/", data=packed, headers={"Content-Encoding": "gzip"}) as response,
     ):
         assert await response.read() == packed

@@ -55,25 +55,25 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 async def create(request: web.Request) -> web.StreamResponse:
     """Continue a conversation."""
-    asked = await read(request, MessagesRequest)
+    body = await read(request, MessagesRequest)
     with Exchange(request) as exchange:
-        served = exchange.state.find(asked.model)
-        own, config = await exchange.prepared(lambda: _as_chat(asked, served)), exchange.state.config
-        talk = await exchange.prepared(lambda: conversation_of(own, served, config, _switches(asked)))
-        answer = MessagesAnswer(asked, talk, served, request[REQUEST_ID])
+        served = exchange.state.find(body.model)
+        own, config = await exchange.prepared(lambda: _as_chat(body, served)), exchange.state.config
+        talk = await exchange.prepared(lambda: conversation_of(own, served, config, _switches(body)))
+        answer = MessagesAnswer(body, talk, served, request[REQUEST_ID])
         return await converse(exchange, own, served, talk, answer)
 
 
 async def count_tokens(request: web.Request) -> web.Response:
-    """How many tokens a conversation has."""
-    asked = await read(request, CountMessagesRequest)
-    served = request.app[STATE].find(asked.model)
+    """Count the tokens of a conversation."""
+    body = await read(request, CountMessagesRequest)
+    served = request.app[STATE].find(body.model)
 
     def count() -> int:
-        messages = _conversation(asked)
-        how = rendering_of(_switches(asked), continue_final_message=_begins_answer(messages))
-        unused = asked.tool_choice is not None and asked.tool_choice.type == "none"
-        return len(conversation_tokens(served, messages, None if unused else _tools(asked), how))
+        messages = _conversation(body)
+        how = rendering_of(_switches(body), continue_final_message=_begins_answer(messages))
+        unused = body.tool_choice is not None and body.tool_choice.type == "none"
+        return len(conversation_tokens(served, messages, None if unused else _tools(body), how))
 
     return reply(CountMessagesResponse(input_tokens=await tokenised(request, count)))
 
@@ -81,30 +81,30 @@ async def count_tokens(request: web.Request) -> web.Response:
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────
 
 
-def _as_chat(asked: MessagesRequest, served: Served) -> ChatCompletionRequest:
+def _as_chat(body: MessagesRequest, served: Served) -> ChatCompletionRequest:
     """The same request in OpenAI's terms."""
-    choice, given = asked.tool_choice, asked.thinking
+    choice, given = body.tool_choice, body.thinking
     names: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
     if choice is not None and choice.type == "tool":
         if choice.name is None:
             raise ApiError("tool_choice.name is missing", param="tool_choice")
         names["tool"] = ToolChoice(name=choice.name)
-    messages = _conversation(asked)
+    messages = _conversation(body)
     found = ChatCompletionRequest(
-        model=asked.model,
+        model=body.model,
         messages=messages,
-        max_tokens=asked.max_tokens,
-        stream=asked.stream,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        stop=asked.stop_sequences or None,
-        tools=_tools(asked),
+        max_tokens=body.max_tokens,
+        stream=body.stream,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=body.stop_sequences or None,
+        tools=_tools(body),
         tool_choice=None if choice is None else names[choice.type],
         parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
         continue_final_message=_begins_answer(messages),
     )
-    if asked.output_config is not None and (form := asked.output_config.format) is not None:
+    if body.output_config is not None and (form := body.output_config.format) is not None:
         found.response_format = ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.schema))
     if given is not None and given.type == "enabled" and served.engine.bounds_reasoning:
         found.thinking_budget = given.budget_tokens
@@ -117,17 +117,17 @@ def _begins_answer(messages: Sequence[Message]) -> bool:
     return last is not None and last.role == "assistant" and bool(last.content) and not last.tool_calls
 
 
-def _switches(asked: CountMessagesRequest) -> dict[str, Any]:
-    """What the chat template is told about reasoning."""
-    found = effort_switches(None if asked.output_config is None else asked.output_config.effort)
-    if asked.thinking is not None and asked.thinking.type != "adaptive":
-        found["enable_thinking"] = asked.thinking.type == "enabled"
+def _switches(body: CountMessagesRequest) -> dict[str, Any]:
+    """Template arguments for the reasoning that a request wants."""
+    found = effort_switches(None if body.output_config is None else body.output_config.effort)
+    if body.thinking is not None and body.thinking.type != "adaptive":
+        found["enable_thinking"] = body.thinking.type == "enabled"
     return found
 
 
-def _tools(asked: CountMessagesRequest) -> list[Tool] | None:
+def _tools(body: CountMessagesRequest) -> list[Tool] | None:
     """The caller's own tools: Anthropic's run elsewhere, or need a model that knows them."""
-    if asked.tools is None:
+    if body.tools is None:
         return None
     return [
         Tool(
@@ -135,18 +135,18 @@ def _tools(asked: CountMessagesRequest) -> list[Tool] | None:
                 name=one.name, description=one.description, parameters=one.input_schema, strict=one.strict
             )
         )
-        for one in asked.tools
+        for one in body.tools
         if one.name is not None and one.type in (None, "custom")
     ]
 
 
-def _conversation(asked: CountMessagesRequest) -> list[Message]:
+def _conversation(body: CountMessagesRequest) -> list[Message]:
     found: list[Message] = []
-    if asked.system:
-        text = asked.system if isinstance(asked.system, str) else "\n".join(one.text for one in asked.system)
+    if body.system:
+        text = body.system if isinstance(body.system, str) else "\n".join(one.text for one in body.system)
         found.append(Message(role="system", content=text))
-    answered = max((at for at, one in enumerate(asked.messages) if one.role == "assistant"), default=0)
-    for at, message in enumerate(asked.messages):
+    answered = max((at for at, one in enumerate(body.messages) if one.role == "assistant"), default=0)
+    for at, message in enumerate(body.messages):
         found += _messages(f"messages[{at}]", message, past=at < answered)
     return found
 
@@ -189,11 +189,11 @@ def _messages(where: str, message: TurnMessage, *, past: bool) -> list[Message]:
 
 
 class MessagesAnswer:
-    """One answer on its way out, as blocks: one for each stretch of reasoning or text, and for each call."""
+    """Answer of a messages request, as blocks: one for each stretch of reasoning or text, and for each call."""
 
-    def __init__(self, asked: MessagesRequest, talk: Conversation, served: Served, request_id: str) -> None:
+    def __init__(self, body: MessagesRequest, talk: Conversation, served: Served, request_id: str) -> None:
         self._request_id = request_id
-        self._id, self._model = f"msg_{secrets.token_hex(12)}", asked.model or served.name
+        self._id, self._model = f"msg_{secrets.token_hex(12)}", body.model or served.name
         self._readers = ChoiceReaders(talk, served)
         self._index, self._open = -1, ""
 

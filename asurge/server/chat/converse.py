@@ -12,7 +12,7 @@ from asurge.outputs import RequestOutput
 from asurge.server.chat.request import Conversation
 from asurge.server.exchange import Exchange, with_bounded_logprobs
 from asurge.server.http.body import reply
-from asurge.server.http.disconnect import attended
+from asurge.server.http.disconnect import while_connected
 from asurge.server.http.sse import EventStream
 from asurge.server.schema.chat import ChatCompletionRequest
 from asurge.server.state import Served
@@ -36,14 +36,14 @@ class Answer(Protocol):
 
 
 async def converse(
-    exchange: Exchange, asked: ChatCompletionRequest, served: Served, talk: Conversation, answer: Answer
+    exchange: Exchange, body: ChatCompletionRequest, served: Served, talk: Conversation, answer: Answer
 ) -> web.StreamResponse:
-    """Ask the engine, and answer the client."""
+    """Submit a conversation to the engine, and answer the client."""
     sizes, config = [served.engine.max_model_len], exchange.state.config
     params = await exchange.prepared(lambda: with_bounded_logprobs(talk.params, sizes, served, config))
-    options = exchange.options(asked)
+    options = exchange.options(body)
     exchange.relaxes(talk.relaxed)
-    tokens = await attended(
+    tokens = await while_connected(
         exchange.request,
         lambda: served.engine.chat(
             talk.messages,
@@ -54,9 +54,9 @@ async def converse(
         ),
     )
     exchange.follow(served, tokens)
-    if asked.streams:
+    if body.streams:
         return await exchange.streamed(lambda events: answer.stream(exchange, tokens, events), answer.failed)
-    output = exchange.ended_well(await attended(exchange.request, tokens.wait_finished))
+    output = exchange.ended_well(await while_connected(exchange.request, tokens.wait_finished))
     reasons = talk.reasoning_format is not None and sum(len(one.text) for one in output.outputs) > BLOCKING_CHARACTERS
-    much = asked.tells_of_tokens or reasons
+    much = body.tells_of_tokens or reasons
     return reply(await exchange.written(lambda: msgspec.json.encode(answer.whole(output)), much=much))

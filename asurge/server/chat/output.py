@@ -121,9 +121,9 @@ class ChoiceReader:
             if isinstance(event, Reasoning):
                 self._reasoning.append(event.text)
                 self.reasoned += len(event.text)
-        told = [event for event in events if self._is_told(event)]
-        self._calls |= any(isinstance(event, ToolCallStart) for event in told)
-        return self._with_inputs(told) if self._custom else list(told)
+        reported = [event for event in events if self._is_reported(event)]
+        self._calls |= any(isinstance(event, ToolCallStart) for event in reported)
+        return self._with_inputs(reported) if self._custom else list(reported)
 
     def _with_inputs(self, events: list[Event]) -> list[OutputEvent]:
         """Events in which calls of custom tools have texts instead of arguments."""
@@ -151,7 +151,7 @@ class ChoiceReader:
         if text:
             found.append(CustomCallInput(self._input[0], text))
 
-    def _is_told(self, event: Event) -> bool:
+    def _is_reported(self, event: Event) -> bool:
         if isinstance(event, Reasoning):
             return self._reasons
         if isinstance(event, ToolCallStart | ToolCallArguments):

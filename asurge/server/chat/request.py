@@ -1,4 +1,4 @@
-"""From a chat request to what the engine is asked: messages, tools, and the form that calls must have."""
+"""Preparing a chat request for the engine: messages, tools, and the form that calls must have."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class Conversation:
 
 
 def conversation_of(
-    asked: ChatCompletionRequest, served: Served, config: ServerConfig, switches: Mapping[str, Any] | None = None
+    body: ChatCompletionRequest, served: Served, config: ServerConfig, switches: Mapping[str, Any] | None = None
 ) -> Conversation:
-    """What a request asks of a model.
+    """Prepare a request for a model.
 
     Args:
         switches: what the endpoint itself tells the chat template.
@@ -86,41 +86,41 @@ def conversation_of(
     Raises:
         ApiError, InvalidRequestError: the request asks for what does not exist, or for what does not go together.
     """
-    asked.check()
-    if asked.chat_template is not None:
+    body.check()
+    if body.chat_template is not None:
         raise ApiError("chat_template is not taken from requests", param="chat_template")
-    if asked.echo:
+    if body.echo:
         raise ApiError("echo is for /v1/completions", param="echo")
-    if asked.streams and asked.prompt_logprobs is not None:
+    if body.streams and body.prompt_logprobs is not None:
         raise ApiError(
             "prompt_logprobs cannot be streamed: leave out stream or prompt_logprobs", param="prompt_logprobs"
         )
-    asked_kwargs = allowed_kwargs(asked.chat_template_kwargs, config)
-    kwargs = {**effort_switches(asked.reasoning_effort), **(switches or {}), **asked_kwargs}
-    rendering = rendering_of(kwargs, asked.add_generation_prompt, asked.continue_final_message)
-    use = tool_use(asked)
+    asked_kwargs = allowed_kwargs(body.chat_template_kwargs, config)
+    kwargs = {**effort_switches(body.reasoning_effort), **(switches or {}), **asked_kwargs}
+    rendering = rendering_of(kwargs, body.add_generation_prompt, body.continue_final_message)
+    use = tool_use(body)
     tool_format = served.tool_format if use.tools else None
     if use.forced:
         tool_format = tool_format or TOOL_FORMATS[_FALLBACK_FORMAT]
-    form = asked.form() if tool_format is None else bound_form(asked.form(), tool_format, use)
-    most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    form = body.form() if tool_format is None else bound_form(body.form(), tool_format, use)
+    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     own: dict[str, Any] = {"max_tokens": most}
-    if asked.logprobs:
-        own["logprobs"] = _top_logprobs(asked.top_logprobs)
-    elif asked.top_logprobs:
+    if body.logprobs:
+        own["logprobs"] = _top_logprobs(body.top_logprobs)
+    elif body.top_logprobs:
         raise ApiError("top_logprobs needs logprobs=true", param="top_logprobs")
     formats = [one for one in (tool_format, served.reasoning_format) if one is not None]
-    if asked.skip_special_tokens is None and any(one.needs_special_tokens for one in formats):
+    if body.skip_special_tokens is None and any(one.needs_special_tokens for one in formats):
         own["skip_special_tokens"] = False
     return Conversation(
-        messages=template_messages(asked.messages, served.engine.tokenizer.chat_template),
+        messages=template_messages(body.messages, served.engine.tokenizer.chat_template),
         rendering={**rendering, "tools": use.tools},
-        params=asked.params(served.engine.tokenizer.sampling_defaults, form, **own),
+        params=body.params(served.engine.tokenizer.sampling_defaults, form, **own),
         tool_format=tool_format,
         reasoning_format=served.reasoning_format,
         parallel=use.parallel,
         forced=bool(use.forced),
-        relaxed=relaxed(asked.form(), use if tool_format is not None else None),
+        relaxed=relaxed(body.form(), use if tool_format is not None else None),
         custom=use.custom,
     )
 
@@ -236,7 +236,7 @@ def conversation_tokens(
 
 
 def effort_switches(effort: str | None) -> dict[str, Any]:
-    """What chat templates are told about the effort of reasoning."""
+    """Template arguments for the effort of reasoning."""
     if effort is None:
         return {}
     return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})

@@ -13,8 +13,8 @@ from asurge.server.errors import Failure
 _log = logging.getLogger("asurge.server")
 
 
-class Runner(web.AppRunner):
-    """aiohttp's, with a `Handler` for each connection."""
+class ConnectionRunner(web.AppRunner):
+    """aiohttp's, with a `ConnectionHandler` for each connection."""
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -28,11 +28,11 @@ class Runner(web.AppRunner):
 
 class _Server(web.Server):
     def __call__(self) -> web.RequestHandler:
-        return Handler(self, loop=self._loop, auto_decompress=False, **self._kwargs)
+        return ConnectionHandler(self, loop=self._loop, auto_decompress=False, **self._kwargs)
 
 
-class Handler(web.RequestHandler):
-    """Of one connection."""
+class ConnectionHandler(web.RequestHandler):
+    """Handler of one connection, whose errors quote nothing of the request."""
 
     __slots__ = ()
 

@@ -15,15 +15,15 @@ _WATCH_S = 1.0
 
 
 async def threaded(request: web.Request, work: Callable[[], R], limiter: CapacityLimiter | None = None) -> R:
-    """Do some work in a worker thread, as `attended` does.
+    """Do some work in a worker thread, as `while_connected` does.
 
     Args:
         limiter: whose places it may take; None: anyio's, of which there are 40.
     """
-    return await attended(request, lambda: to_thread.run_sync(work, limiter=limiter))
+    return await while_connected(request, lambda: to_thread.run_sync(work, limiter=limiter))
 
 
-async def attended(
+async def while_connected(
     request: web.Request, work: Callable[[], Awaitable[R]], tend: Callable[[], Awaitable[None]] | None = None
 ) -> R:
     """Do some work while the client is connected.

@@ -7,7 +7,7 @@ import zlib
 from aiohttp import hdrs, web
 
 from asurge.server.errors import ApiError
-from asurge.server.http.connection import Handler
+from asurge.server.http.connection import ConnectionHandler
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15
 """What zlib calls a format."""
@@ -16,14 +16,14 @@ _GZIP, _ZLIB, _RAW = 31, 15, -15
 def encoding_of(request: web.Request) -> str | None:
     """How a body that has been read is compressed; None where it is not, or aiohttp has decompressed it.
 
-    Our own `Handler` leaves that to us, because aiohttp decompresses on the event loop whatever arrives, also behind a request
+    Our own `ConnectionHandler` leaves that to us, because aiohttp decompresses on the event loop whatever arrives, also behind a request
     that was refused, without a bound. Where an application is mounted, the host's settings hold.
 
     Raises:
         ApiError: nobody here knows the encoding.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    if encoding == "identity" or not isinstance(request.protocol, Handler):
+    if encoding == "identity" or not isinstance(request.protocol, ConnectionHandler):
         return None
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(

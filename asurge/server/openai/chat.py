@@ -21,7 +21,7 @@ from asurge.server.chat.request import Conversation, conversation_of
 from asurge.server.exchange import Exchange
 from asurge.server.http.body import read
 from asurge.server.http.sse import EventStream, openai_failure
-from asurge.server.openai.stop_reason import told_reason
+from asurge.server.openai.stop_reason import stop_reason_of
 from asurge.server.schema.chat import (
     ChatChoice,
     ChatCompletion,
@@ -44,27 +44,27 @@ from asurge.text import Tokenizer
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Continue a conversation."""
-    asked = await read(request, ChatCompletionRequest)
+    body = await read(request, ChatCompletionRequest)
     with Exchange(request) as exchange:
-        served = exchange.state.find(asked.model)
-        talk = await exchange.prepared(lambda: conversation_of(asked, served, exchange.state.config))
-        return await converse(exchange, asked, served, talk, ChatAnswer(asked, talk, served))
+        served = exchange.state.find(body.model)
+        talk = await exchange.prepared(lambda: conversation_of(body, served, exchange.state.config))
+        return await converse(exchange, body, served, talk, ChatAnswer(body, talk, served))
 
 
 class ChatAnswer:
-    """One answer on its way out, as it comes or as a whole: the same parser reads both."""
+    """Answer of a chat completion, streamed or whole: the same parser reads both."""
 
-    def __init__(self, asked: ChatCompletionRequest, talk: Conversation, served: Served) -> None:
-        self._asked, self._talk, self._served = asked, talk, served
+    def __init__(self, body: ChatCompletionRequest, talk: Conversation, served: Served) -> None:
+        self._body, self._talk, self._served = body, talk, served
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._model = asked.model or served.name
-        self._readers = ChoiceReaders(talk, served, reasons=asked.include_reasoning, legacy=asked.functions is not None)
-        self._tell_usage_always = asked.tells_usage_always
+        self._model = body.model or served.name
+        self._readers = ChoiceReaders(talk, served, reasons=body.include_reasoning, legacy=body.functions is not None)
+        self._tell_usage_always = body.tells_usage_always
         self._streamed_tokens = 0
         head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model}
         # The frame of the chunks that most streams are made of; the rest goes through the schema.
         self._head = b"data: " + orjson.dumps({**head, "system_fingerprint": None})[:-1] + b',"choices":[{"index":'
-        usage = b',"usage":null}\n\n' if asked.tells_usage else b"}\n\n"
+        usage = b',"usage":null}\n\n' if body.tells_usage else b"}\n\n"
         self._tail = b'},"logprobs":null,"finish_reason":null}]' + usage
 
     # ── as a whole ──────────────────────────────────────────────────────────────────────────────
@@ -81,7 +81,7 @@ class ChatAnswer:
                     message=message,
                     logprobs=self._logprobs(one),
                     finish_reason=reader.finish_reason(one),
-                    stop_reason=told_reason(one, self._asked),
+                    stop_reason=stop_reason_of(one, self._body),
                 )
             )
         prompt_logprobs = output.prompt_logprobs
@@ -119,9 +119,9 @@ class ChatAnswer:
                     calls[-1].function.arguments += event.text
         if content or not calls:
             message.content = content
-        if reasoning and self._asked.include_reasoning:
+        if reasoning and self._body.include_reasoning:
             message.reasoning = message.reasoning_content = reasoning
-        if calls and self._asked.functions is not None:
+        if calls and self._body.functions is not None:
             message.function_call = calls[0].function
         elif calls:
             message.tool_calls = calls
@@ -144,7 +144,7 @@ class ChatAnswer:
         if last is None:
             return
         end = b""
-        if self._asked.tells_usage:
+        if self._body.tells_usage:
             reasoning = await exchange.written(self._readers.reasoning_tokens, much=self._readers.reasoned_much)
             end = self._chunk([], usage=usage_of(last, reasoning))
         await events.send(end + b"data: [DONE]\n\n")
@@ -171,7 +171,7 @@ class ChatAnswer:
             if one.finish_reason is not None:
                 reason = reader.finish_reason(one)
                 choice = ChunkChoice(
-                    index=one.index, delta=Delta(), finish_reason=reason, stop_reason=told_reason(one, self._asked)
+                    index=one.index, delta=Delta(), finish_reason=reason, stop_reason=stop_reason_of(one, self._body)
                 )
                 chunks.append(self._chunk([choice], output))
             self._streamed_tokens = output.num_generated_tokens
@@ -204,29 +204,31 @@ class ChatAnswer:
             case ToolCallArguments():
                 function = OutFunction(arguments=event.text)
                 call = OutToolCall(index=event.index, function=function)
-        return Delta(function_call=function) if self._asked.functions is not None else Delta(tool_calls=[call])
+        return Delta(function_call=function) if self._body.functions is not None else Delta(tool_calls=[call])
 
     def _chunk(
         self, choices: list[ChunkChoice], output: RequestOutput | None = None, usage: Usage | None = None
     ) -> bytes:
         if usage is None and output is not None and self._tell_usage_always:
             usage = usage_of(output)
-        told = usage if usage is not None else None if self._asked.tells_usage else UNSET
-        chunk = ChatCompletionChunk(id=self._id, created=self._created, model=self._model, choices=choices, usage=told)
+        reported = usage if usage is not None else None if self._body.tells_usage else UNSET
+        chunk = ChatCompletionChunk(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=reported
+        )
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def _logprobs(self, one: CompletionOutput) -> ChoiceLogprobs | None:
         tokenizer = self._served.engine.tokenizer
-        return logprobs_of(one, self._asked.top_logprobs or 0, tokenizer) if self._asked.logprobs else None
+        return logprobs_of(one, self._body.top_logprobs or 0, tokenizer) if self._body.logprobs else None
 
 
 def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
-    """The tokens of a request so far."""
+    """Usage of a request so far."""
     return Usage.of(len(output.prompt_token_ids), output.num_generated_tokens, output.num_cached_tokens, reasoning)
 
 
 def prompt_logprobs_of(logprobs: Sequence[Any], tokenizer: Tokenizer) -> list[dict[int, Any] | None]:
-    """As vLLM's API has them."""
+    """Logprobs of a prompt, in the shape of vLLM's API."""
     return [
         None
         if one is None

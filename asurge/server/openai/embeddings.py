@@ -19,7 +19,7 @@ from asurge.outputs import EmbeddingOutput
 from asurge.server.errors import cancelled
 from asurge.server.exchange import Exchange
 from asurge.server.http.body import read, reply
-from asurge.server.http.disconnect import attended
+from asurge.server.http.disconnect import while_connected
 from asurge.server.openai.completions import prompts_of
 from asurge.server.schema.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from asurge.server.state import Served
@@ -30,13 +30,13 @@ _NUMBERS_A_TURN = 1 << 16
 
 async def create(request: web.Request) -> web.StreamResponse:
     """Make vectors of texts."""
-    asked = await read(request, EmbeddingRequest)
+    body = await read(request, EmbeddingRequest)
     with Exchange(request) as exchange:
-        served = exchange.state.find(asked.model)
-        prompts = await exchange.prepared(lambda: prompts_of("input", asked.input, exchange.state.config))
+        served = exchange.state.find(body.model)
+        prompts = await exchange.prepared(lambda: prompts_of("input", body.input, exchange.state.config))
         try:
-            works = [partial(_embed, exchange, asked, served, prompt) for prompt in prompts]
-            outputs = await attended(exchange.request, lambda: do_all(works))
+            works = [partial(_embed, exchange, body, served, prompt) for prompt in prompts]
+            outputs = await while_connected(exchange.request, lambda: do_all(works))
         except RequestAbortedError as error:
             raise cancelled(exchange.state.config.drain_timeout_s) from error
         except InvalidRequestError as error:
@@ -44,33 +44,33 @@ async def create(request: web.Request) -> web.StreamResponse:
             raise
         tokens = sum(len(output.prompt_token_ids) for output in outputs)
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
-        data = await _written(outputs, asked)
-        return reply(EmbeddingResponse(data=data, model=asked.model or served.name, usage=usage))
+        data = await _written(outputs, body)
+        return reply(EmbeddingResponse(data=data, model=body.model or served.name, usage=usage))
 
 
 async def _embed(
-    exchange: Exchange, asked: EmbeddingRequest, served: Served, prompt: str | list[int]
+    exchange: Exchange, body: EmbeddingRequest, served: Served, prompt: str | list[int]
 ) -> EmbeddingOutput:
-    """One of the vectors, charged as soon as it is there, whatever becomes of the others."""
+    """Embed an input; it is charged as soon as it is there, whatever becomes of the others."""
     (output,) = await served.engine.embed(
         [prompt],
-        pooling=asked.pooling or "mean",
-        normalize=asked.normalize is not False,
-        dimensions=asked.dimensions,
-        truncate_prompt_tokens=asked.truncate_prompt_tokens,
+        pooling=body.pooling or "mean",
+        normalize=body.normalize is not False,
+        dimensions=body.dimensions,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
         request_id=exchange.name(served),
         use_tqdm=False,
-        **exchange.options(asked),
+        **exchange.options(body),
     )
     exchange.charge(len(output.prompt_token_ids))
     return output
 
 
-async def _written(outputs: Sequence[EmbeddingOutput], asked: EmbeddingRequest) -> list[Embedding]:
+async def _written(outputs: Sequence[EmbeddingOutput], body: EmbeddingRequest) -> list[Embedding]:
     written, numbers = list[Embedding](), 0
     for index, output in enumerate(outputs):
         vector: Any = output.embedding
-        if asked.encoding_format == "base64":
+        if body.encoding_format == "base64":
             vector = base64.b64encode(vector.astype(np.dtype("<f4"), copy=False)).decode("ascii")
         else:  # as float32, a number has half the digits that msgspec would write
             vector = msgspec.Raw(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))

@@ -11,13 +11,13 @@ from asurge.server.state import STATE, ServerState
 
 
 async def list_all(request: web.Request) -> web.Response:
-    """All models, and their aliases."""
+    """List the models and their aliases."""
     state = request.app[STATE]
     return reply(ModelList(data=[_model(state, name) for name in (*state.models, *state.aliases)]))
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    """One model."""
+    """Describe a model."""
     state, name = request.app[STATE], request.match_info["model"]
     if name not in state.models and name not in state.aliases:
         raise ApiError(f"the model {name[:100]!r} does not exist", status=404, code="model_not_found", param="model")

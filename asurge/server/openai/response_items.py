@@ -18,7 +18,7 @@ _PARTS = {
 
 
 class Items:
-    """One answer's items: a stretch of reasoning, a message, a call. The same events make the whole and the stream.
+    """Output items of an answer: a stretch of reasoning, a message, a call. The same events make the whole and the stream.
 
     Args:
         call_id: the id of a call.
@@ -68,8 +68,8 @@ class Items:
         if item is None:
             return data
         if item["type"] == "function_call":
-            told = {"arguments": item["arguments"], "name": item["name"]}
-            data.append(self._at_item("response.function_call_arguments.done", **told))
+            body = {"arguments": item["arguments"], "name": item["name"]}
+            data.append(self._at_item("response.function_call_arguments.done", **body))
         elif item["type"] == "custom_tool_call":
             data.append(self._at_item("response.custom_tool_call_input.done", input=item["input"]))
         else:
@@ -88,9 +88,9 @@ class Items:
 
     def event(self, kind: str, **body: Any) -> bytes:
         """The next event of the stream."""
-        told = msgspec.json.encode({"type": kind, "sequence_number": self._number, **body})
+        data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **body})
         self._number += 1
-        return b"event: %s\ndata: %s\n\n" % (kind.encode(), told)
+        return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
 
     def _text(self, kind: str, text: str) -> list[bytes]:
         data = []

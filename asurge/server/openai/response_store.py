@@ -1,4 +1,4 @@
-"""Answers of ``/v1/responses`` that are kept for a while."""
+"""Store of the answers of ``/v1/responses``, which are kept for a while."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StoredResponse:
 
 
 class _Shelf:
-    """One key's answers, the oldest first."""
+    """Stored answers of a key, the oldest first."""
 
     def __init__(self) -> None:
         self.kept: dict[str, StoredResponse] = {}
@@ -97,7 +97,7 @@ class ResponseStore:
         return {} if shelf is None else shelf.items
 
     def size(self, owner: ApiKey) -> int:
-        """How many bytes are kept for a key."""
+        """Bytes stored for a key."""
         shelf = self._shelves.get(owner.owner)
         return 0 if shelf is None else shelf.size
 

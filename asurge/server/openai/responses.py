@@ -52,12 +52,12 @@ _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """Continue a conversation."""
-    asked = await read(request, ResponsesRequest)
+    """Create a response: continue a conversation."""
+    body = await read(request, ResponsesRequest)
     with Exchange(request) as exchange:
-        served = exchange.state.find(asked.model)
-        own, talk = await _prepared(request, asked, served)
-        answer = ResponseAnswer(asked, own, talk, served, exchange)
+        served = exchange.state.find(body.model)
+        own, talk = await _prepared(request, body, served)
+        answer = ResponseAnswer(body, own, talk, served, exchange)
         response = await converse(exchange, own, served, talk, answer)
         if not own.streams:
             answer.keep()
@@ -66,9 +66,9 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 async def input_tokens(request: web.Request) -> web.Response:
     """Count the tokens of a request's input, with its instructions, its tools and the conversation before it."""
-    asked = await read(request, ResponsesRequest)
-    served = request.app[STATE].find(asked.model)
-    _, talk = await _prepared(request, asked, served)
+    body = await read(request, ResponsesRequest)
+    served = request.app[STATE].find(body.model)
+    _, talk = await _prepared(request, body, served)
     rendering, tokenizer = talk.rendering, served.engine.tokenizer
 
     def count() -> int:
@@ -111,55 +111,55 @@ def _stored(request: web.Request) -> StoredResponse:
 
 
 async def _prepared(
-    request: web.Request, asked: ResponsesRequest, served: Served
+    request: web.Request, body: ResponsesRequest, served: Served
 ) -> tuple[ChatCompletionRequest, Conversation]:
     """The conversation to keep, and the one the model sees, in worker threads where they are large."""
     store, key = request.app[STORE], request[KEY]
     before: tuple[Message, ...] = ()
-    if asked.previous_response_id is not None:
-        kept = store.get(asked.previous_response_id, key)
+    if body.previous_response_id is not None:
+        kept = store.get(body.previous_response_id, key)
         before = kept.conversation
         request[BODY_BYTES] += kept.size  # it is prepared together with the body
     known: Mapping[str, Item] = {}
-    if not isinstance(asked.input, str) and any(item.type == _REFERENCE for item in asked.input):
+    if not isinstance(body.input, str) and any(item.type == _REFERENCE for item in body.input):
         known = store.items(key)
         request[BODY_BYTES] += store.size(key)
-    own = await prepared(request, lambda: _as_chat(asked, before, known))
+    own = await prepared(request, lambda: _as_chat(body, before, known))
     seen = own
-    if asked.instructions is not None:  # of this turn alone: not part of what is kept
-        rules = Message(role="system", content=asked.instructions)
+    if body.instructions is not None:  # of this turn alone: not part of what is kept
+        rules = Message(role="system", content=body.instructions)
         seen = msgspec.structs.replace(own, messages=[rules, *own.messages])
     return own, await prepared(request, lambda: conversation_of(seen, served, request.app[STATE].config))
 
 
-def _as_chat(asked: ResponsesRequest, before: Sequence[Message], known: Mapping[str, Item]) -> ChatCompletionRequest:
+def _as_chat(body: ResponsesRequest, before: Sequence[Message], known: Mapping[str, Item]) -> ChatCompletionRequest:
     """The same request in terms of chat, after the conversation before it.
 
     Args:
         known: items that may be named by their ids.
     """
     for name in ("background", "conversation", "prompt"):
-        if getattr(asked, name):
+        if getattr(body, name):
             raise ApiError(f"{name} is not supported: leave it out", param=name)
-    _check_metadata(asked.metadata or {})
-    if not asked.input and asked.previous_response_id is None:
+    _check_metadata(body.metadata or {})
+    if not body.input and body.previous_response_id is None:
         raise ApiError("input is empty: say something, or name a previous_response_id", param="input")
     messages = list(before)
-    if isinstance(asked.input, str):
-        messages.append(Message(role="user", content=asked.input))
+    if isinstance(body.input, str):
+        messages.append(Message(role="user", content=body.input))
     else:
-        messages += conversation_in(_resolved(asked.input, known))
+        messages += conversation_in(_resolved(body.input, known))
     names = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "user", "prompt_cache_key", "top_k", "min_p", "seed", "priority", "deadline_s")  # fmt: skip
     return ChatCompletionRequest(
         messages=messages,
-        max_tokens=asked.max_output_tokens,
-        tools=_tools(asked),
-        tool_choice=asked.tool_choice,
-        reasoning_effort=None if asked.reasoning is None else asked.reasoning.effort,
-        response_format=_format(asked),
-        logprobs=_LOGPROBS in (asked.include or ()) or bool(asked.top_logprobs),
-        top_logprobs=asked.top_logprobs,
-        **{name: getattr(asked, name) for name in names},
+        max_tokens=body.max_output_tokens,
+        tools=_tools(body),
+        tool_choice=body.tool_choice,
+        reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
+        response_format=_format(body),
+        logprobs=_LOGPROBS in (body.include or ()) or bool(body.top_logprobs),
+        top_logprobs=body.top_logprobs,
+        **{name: getattr(body, name) for name in names},
     )
 
 
@@ -173,10 +173,10 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _tools(asked: ResponsesRequest) -> list[Tool] | None:
+def _tools(body: ResponsesRequest) -> list[Tool] | None:
     """The functions and custom tools: tools of other types run elsewhere, or need a model that knows them."""
     found = list[Tool]()
-    for one in asked.tools or ():
+    for one in body.tools or ():
         if one.name is not None and one.type == "function":
             function = Function(
                 name=one.name, description=one.description, parameters=one.parameters, strict=one.strict
@@ -188,8 +188,8 @@ def _tools(asked: ResponsesRequest) -> list[Tool] | None:
     return found or None
 
 
-def _format(asked: ResponsesRequest) -> ResponseFormat | None:
-    form = None if asked.text is None else asked.text.format
+def _format(body: ResponsesRequest) -> ResponseFormat | None:
+    form = None if body.text is None else body.text.format
     if form is None:
         return None
     schema = JsonSchemaFormat(name=form.name or "answer", schema=form.schema) if form.type == "json_schema" else None
@@ -222,18 +222,18 @@ def _resolved(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
 
 
 class ResponseAnswer:
-    """One answer on its way out."""
+    """Answer of a response request, streamed or whole."""
 
     def __init__(
         self,
-        asked: ResponsesRequest,
+        body: ResponsesRequest,
         own: ChatCompletionRequest,
         talk: Conversation,
         served: Served,
         exchange: Exchange,
     ) -> None:
         self._store, self._key = exchange.request.app[STORE], exchange.key
-        self._own, self._readers, self._given = own, ChoiceReaders(talk, served), asked.input
+        self._own, self._readers, self._given = own, ChoiceReaders(talk, served), body.input
         self._tokenizer = served.engine.tokenizer
         self._items, self._begun = Items(self._readers.call_id), False
         names = (
@@ -249,14 +249,14 @@ class ResponseAnswer:
         self._response = Response(
             id=f"resp_{secrets.token_hex(16)}",
             created_at=int(time.time()),
-            model=asked.model or served.name,
-            metadata=asked.metadata or {},
+            model=body.model or served.name,
+            metadata=body.metadata or {},
             parallel_tool_calls=talk.parallel,
-            tool_choice="auto" if asked.tool_choice is None else asked.tool_choice,
-            tools=asked.tools or [],
-            store=asked.store is not False,
+            tool_choice="auto" if body.tool_choice is None else body.tool_choice,
+            tools=body.tools or [],
+            store=body.store is not False,
             truncation="auto" if served.engine.config.auto_truncate_prompt else "disabled",
-            **{name: getattr(asked, name) for name in names},
+            **{name: getattr(body, name) for name in names},
         )
 
     def whole(self, output: RequestOutput) -> Response:

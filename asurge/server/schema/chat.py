@@ -43,7 +43,7 @@ class ToolCall(msgspec.Struct, kw_only=True):
 
 
 class Message(msgspec.Struct, kw_only=True):
-    """One message of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
@@ -144,7 +144,7 @@ class ChatCompletionRequest(Sampling, kw_only=True):
 
 
 class TopLogprob(msgspec.Struct, kw_only=True):
-    """How likely a token was."""
+    """A token with its logprob."""
 
     token: str
     logprob: float
@@ -152,13 +152,13 @@ class TopLogprob(msgspec.Struct, kw_only=True):
 
 
 class TokenLogprob(TopLogprob, kw_only=True):
-    """How likely the token that was drawn was, and those that could have taken its place."""
+    """The sampled token with its logprob, beside the likeliest in its place."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChoiceLogprobs(msgspec.Struct, kw_only=True):
-    """By token."""
+    """Logprobs of a message's tokens."""
 
     content: list[TokenLogprob]
     refusal: None = None
@@ -201,7 +201,7 @@ class OutMessage(msgspec.Struct, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
-    """One of the answers."""
+    """A completion of a chat."""
 
     index: int
     message: OutMessage
@@ -211,7 +211,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
-    """All answers."""
+    """Completions of a chat."""
 
     id: str
     created: int
@@ -224,7 +224,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """What is new in an answer."""
+    """New parts of a message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -235,7 +235,7 @@ class Delta(msgspec.Struct, kw_only=True):
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
-    """What is new in one of the answers."""
+    """New parts of a completion of a chat."""
 
     index: int
     delta: Delta
@@ -245,7 +245,7 @@ class ChunkChoice(msgspec.Struct, kw_only=True):
 
 
 class ChatCompletionChunk(msgspec.Struct, kw_only=True):
-    """One event of a stream."""
+    """An event of a stream."""
 
     id: str
     created: int

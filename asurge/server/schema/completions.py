@@ -30,7 +30,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
-    """By token, as lists of equal length."""
+    """Logprobs of tokens, as lists of equal length."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -39,7 +39,7 @@ class CompletionLogprobs(msgspec.Struct, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
-    """One of the texts; in a stream, what is new in it."""
+    """A completion; in a stream, what is new in it."""
 
     index: int
     text: str
@@ -50,7 +50,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 
 class Completion(msgspec.Struct, kw_only=True):
-    """All texts; in a stream, one event of it."""
+    """Completions of a request; in a stream, one event of it."""
 
     id: str
     created: int

@@ -23,7 +23,7 @@ class EmbeddingRequest(EngineRequest, kw_only=True):
 
 
 class Embedding(msgspec.Struct, kw_only=True):
-    """One of the vectors: its numbers, or base64 of them as little-endian float32."""
+    """An embedding: its numbers, or base64 of them as little-endian float32."""
 
     index: int
     embedding: list[float] | str
@@ -31,14 +31,14 @@ class Embedding(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingUsage(msgspec.Struct, kw_only=True):
-    """Tokens."""
+    """Usage of an embedding request, in tokens."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingResponse(msgspec.Struct, kw_only=True):
-    """All vectors, in the order of their inputs."""
+    """Embeddings, in the order of their inputs."""
 
     data: list[Embedding]
     model: str

@@ -61,7 +61,7 @@ class MessagesTool(msgspec.Struct, kw_only=True):
 
 
 class MessagesToolChoice(msgspec.Struct, kw_only=True):
-    """How to choose among the tools."""
+    """Choice among the tools."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -69,7 +69,7 @@ class MessagesToolChoice(msgspec.Struct, kw_only=True):
 
 
 class Thinking(msgspec.Struct, kw_only=True):
-    """Whether to reason, and how long."""
+    """Reasoning: whether, and for how many tokens."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
@@ -113,7 +113,7 @@ class MessagesRequest(CountMessagesRequest, kw_only=True):
 
 
 class CountMessagesResponse(msgspec.Struct, kw_only=True):
-    """Its tokens."""
+    """Number of tokens of a conversation."""
 
     input_tokens: int
 

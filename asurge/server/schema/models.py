@@ -22,7 +22,7 @@ class Model(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """All models."""
+    """List of models."""
 
     data: list[Model]
     object: Literal["list"] = "list"
@@ -43,7 +43,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 class TokenizeResponse(msgspec.Struct, kw_only=True):
-    """Its token ids."""
+    """Token ids of a text or a conversation."""
 
     count: int
     max_model_len: int
@@ -75,14 +75,14 @@ class CountTokensRequest(msgspec.Struct, kw_only=True):
 
 
 class CountTokensResponse(msgspec.Struct, kw_only=True):
-    """How many tokens."""
+    """Number of tokens."""
 
     count: int
     max_model_len: int
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str

@@ -95,20 +95,20 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 
 class InputDetails(msgspec.Struct, kw_only=True):
-    """Of the tokens that came in, those found in the prefix cache."""
+    """Input tokens found in the prefix cache."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
 class OutputDetails(msgspec.Struct, kw_only=True):
-    """Of the tokens that went out, those of reasoning: as many as its text has."""
+    """Output tokens of reasoning: as many as its text has."""
 
     reasoning_tokens: int = 0
 
 
 class ResponsesUsage(msgspec.Struct, kw_only=True):
-    """Tokens."""
+    """Usage of a response, in tokens."""
 
     input_tokens: int
     output_tokens: int
@@ -118,7 +118,7 @@ class ResponsesUsage(msgspec.Struct, kw_only=True):
 
 
 class Response(msgspec.Struct, kw_only=True):
-    """The answer, with what was asked."""
+    """A response, with the parameters of its request."""
 
     id: str
     created_at: int
@@ -157,7 +157,7 @@ class InputItems(msgspec.Struct, kw_only=True):
 
 
 class InputTokens(msgspec.Struct, kw_only=True):
-    """How many tokens the input of a response has."""
+    """Number of tokens of a response's input."""
 
     input_tokens: int
     object: Literal["response.input_tokens"] = "response.input_tokens"

@@ -1,4 +1,4 @@
-"""Whose request it is, and how to draw: the fields that endpoints share."""
+"""Sampling and scheduling fields that the endpoints share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     triggers: list[str] | None = None
 
     def form(self) -> dict[str, Any]:
-        """As arguments of `asurge.GuidedDecodingParams`; empty for free text."""
+        """The form as arguments of `asurge.GuidedDecodingParams`; empty for free text."""
         match self.type:
             case "json_object":
                 return {"json_object": True} if self.schema is None else {"json": self.schema}
@@ -163,7 +163,7 @@ class Sampling(EngineRequest, kw_only=True):
     def params(
         self, defaults: Mapping[str, float], form: Mapping[str, Any] | None = None, **own: Any
     ) -> SamplingParams:
-        """As `asurge.SamplingParams`.
+        """Make `asurge.SamplingParams` of the fields.
 
         Args:
             defaults: the model's own.
@@ -202,13 +202,13 @@ class Sampling(EngineRequest, kw_only=True):
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
-    """Of a prompt's tokens, those found in the prefix cache."""
+    """Prompt tokens found in the prefix cache."""
 
     cached_tokens: int = 0
 
 
 class CompletionTokensDetails(msgspec.Struct, kw_only=True):
-    """Of an answer's tokens, those of reasoning: as many as its text has."""
+    """Completion tokens of reasoning: as many as its text has."""
 
     reasoning_tokens: int = 0
 

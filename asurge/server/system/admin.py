@@ -97,39 +97,39 @@ async def _drain(request: web.Request) -> web.Response:
 async def _weights(request: web.Request) -> web.Response:
     """Switch to the weights of another checkpoint of the same shape. Waits until the requests under way have ended;
     those that arrive meanwhile are refused."""
-    asked, state = await read(request, WeightsRequest), request.app[STATE]
-    served = state.find(asked.model)
+    body, state = await read(request, WeightsRequest), request.app[STATE]
+    served = state.find(body.model)
     with state.held():
-        if not await state.idle(asked.timeout_s):
+        if not await state.idle(body.timeout_s):
             raise ApiError("requests under way took too long", status=409, code="busy")
-        await served.engine.update_model_weights(asked.checkpoint)
-    return reply(orjson.dumps({"model": served.name, "checkpoint": asked.checkpoint}))
+        await served.engine.update_model_weights(body.checkpoint)
+    return reply(orjson.dumps({"model": served.name, "checkpoint": body.checkpoint}))
 
 
 async def _profile(request: web.Request) -> web.Response:
     """Trace the next steps of a model, with JAX's profiler, into the server's own folder for it."""
-    asked, state = await read(request, ProfileRequest), request.app[STATE]
-    served, folder = state.find(asked.model), state.config.profile_dir
+    body, state = await read(request, ProfileRequest), request.app[STATE]
+    served, folder = state.find(body.model), state.config.profile_dir
     if folder is None:
         raise ApiError("the server was started without profile_dir", param="profile_dir")
-    steps = await profile(served.engine, folder, num_batches=asked.num_batches, timeout_s=asked.timeout_s)
+    steps = await profile(served.engine, folder, num_batches=body.num_batches, timeout_s=body.timeout_s)
     return reply(orjson.dumps({"steps": steps, "directory": str(folder)}))
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
-    """``/metrics``, with the usage of all keys."""
+    """Return ``/metrics`` with the usage of all keys."""
     return await figures_reply(request, request.app[STATE].keys.usage())
 
 
 async def _keys(request: web.Request) -> web.Response:
-    """All keys by name, with their usage; never the keys themselves."""
+    """List all keys by name, with their usage; never the keys themselves."""
     return reply(orjson.dumps(request.app[STATE].keys.usage()))
 
 
 async def _new_key(request: web.Request) -> web.Response:
     """Make a key. It is shown once, here."""
-    asked = await read(request, NewKey)
-    return reply(orjson.dumps({"key": request.app[STATE].keys.generate(asked.label), "label": asked.label}))
+    body = await read(request, NewKey)
+    return reply(orjson.dumps({"key": request.app[STATE].keys.generate(body.label), "label": body.label}))
 
 
 async def _revoke(request: web.Request) -> web.Response:

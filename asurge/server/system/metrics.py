@@ -1,4 +1,4 @@
-"""What the server counts and measures: for Prometheus, as key figures, and for the dashboard."""
+"""Metrics of the server: for Prometheus, as key figures, and for the dashboard."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("it
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format; with ``?format=json``, key figures as JSON. Usage is that of the calling key, and the
+    """Return metrics in Prometheus' text format; with ``?format=json``, key figures as JSON. Usage is that of the calling key, and the
     total."""
     return await figures_reply(request, request.app[STATE].keys.usage([request[KEY]]))
 
 
 async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, Any]]) -> web.Response:
-    """All figures, with the usage of some keys, in the form that a request asks for."""
+    """Answer with all metrics and the usage of some keys, in the format of the request."""
     state = request.app[STATE]
     total = dataclasses.asdict(state.keys.total)
     if request.query.get("format") == "json":
@@ -53,7 +53,7 @@ def _exposition(usage: Mapping[str, Mapping[str, Any]], totals: Mapping[str, int
 
 
 async def dashboard_data(request: web.Request) -> web.Response:
-    """What the dashboard shows."""
+    """Return the figures that the dashboard shows."""
     state = request.app[STATE]
     body = {
         "time": time.time(),

@@ -1,4 +1,4 @@
-"""Texts and conversations as tokens: made, counted, and read back."""
+"""Tokenizer endpoints: tokenize, detokenize, count."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _MOST_TOKENS = 1 << 20
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """A text or a conversation, as tokens."""
-    asked = await read(request, TokenizeRequest)
-    served = request.app[STATE].find(asked.model)
-    kwargs = allowed_kwargs(asked.chat_template_kwargs, request.app[STATE].config)
-    how = rendering_of(kwargs, asked.add_generation_prompt, asked.continue_final_message)
-    tokens = _tokens(served, asked.prompt, asked.messages, asked.tools, special=asked.add_special_tokens, how=how)
+    """Tokenize a text or a conversation."""
+    body = await read(request, TokenizeRequest)
+    served = request.app[STATE].find(body.model)
+    kwargs = allowed_kwargs(body.chat_template_kwargs, request.app[STATE].config)
+    how = rendering_of(kwargs, body.add_generation_prompt, body.continue_final_message)
+    tokens = _tokens(served, body.prompt, body.messages, body.tools, special=body.add_special_tokens, how=how)
 
     def answer() -> bytes:
         ids, decode = tokens(), served.engine.tokenizer.decode
-        strings = [decode([one], skip_special_tokens=False) for one in ids] if asked.return_token_strs else None
+        strings = [decode([one], skip_special_tokens=False) for one in ids] if body.return_token_strs else None
         return msgspec.json.encode(
             TokenizeResponse(count=len(ids), max_model_len=served.engine.max_model_len, tokens=ids, token_strs=strings)
         )
@@ -47,12 +47,12 @@ async def tokenize(request: web.Request) -> web.Response:
 
 
 async def detokenize(request: web.Request) -> web.Response:
-    """Token ids, as text."""
-    asked = await read(request, DetokenizeRequest)
-    tokenizer = request.app[STATE].find(asked.model).engine.tokenizer
+    """Decode token ids into text."""
+    body = await read(request, DetokenizeRequest)
+    tokenizer = request.app[STATE].find(body.model).engine.tokenizer
 
     def answer() -> bytes:
-        tokens = asked.tokens
+        tokens = body.tokens
         if len(tokens) > _MOST_TOKENS:
             raise ApiError(f"tokens has {len(tokens)} ids: at most {_MOST_TOKENS} are allowed", param="tokens")
         if tokens and not (min(tokens) >= 0 and max(tokens) < tokenizer.vocab_size):
@@ -66,16 +66,16 @@ async def detokenize(request: web.Request) -> web.Response:
 
 
 async def count_tokens(request: web.Request) -> web.Response:
-    """How many tokens a text or a conversation has."""
-    asked = await read(request, CountTokensRequest)
-    served = request.app[STATE].find(asked.model)
-    text = asked.text if asked.text is not None else asked.prompt
-    tokens = await tokenised(request, _tokens(served, text, asked.messages, asked.tools, special=True))
+    """Count the tokens of a text or a conversation."""
+    body = await read(request, CountTokensRequest)
+    served = request.app[STATE].find(body.model)
+    text = body.text if body.text is not None else body.prompt
+    tokens = await tokenised(request, _tokens(served, text, body.messages, body.tools, special=True))
     return reply(CountTokensResponse(count=len(tokens), max_model_len=served.engine.max_model_len))
 
 
 async def tokenizer_info(request: web.Request) -> web.Response:
-    """Facts about the tokenizer."""
+    """Describe the tokenizer: its size, end tokens and chat template."""
     served = request.app[STATE].find(request.query.get("model"))
     tokenizer = served.engine.tokenizer
     info: dict[str, Any] = {

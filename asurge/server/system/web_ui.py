@@ -1,4 +1,4 @@
-"""The pages to look at: a chat, and a dashboard. Plain files, which load nothing from elsewhere."""
+"""The web pages: a chat and a dashboard. Plain files, which load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _FOLDER = files("asurge.server") / "web_ui"
 
 
 async def chat(request: web.Request) -> web.Response:
-    """A page to chat on."""
+    """Serve the chat page."""
     return _file("index.html")
 
 
 async def dashboard(request: web.Request) -> web.Response:
-    """A page to watch."""
+    """Serve the dashboard page."""
     return _file("dashboard.html")
 
 
 async def asset(request: web.Request) -> web.Response:
-    """What the pages are made of."""
+    """Serve a script, a style sheet or an image of the pages."""
     name = request.match_info["name"]
     if name not in _ASSETS:
         raise web.HTTPNotFound
