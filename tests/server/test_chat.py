@@ -64,6 +64,22 @@ async def test_usage_in_streams(client: openai.AsyncOpenAI) -> None:
     assert counts[-1] == answer.usage.completion_tokens
 
 
+async def test_token_ids(demo: Engine, client: openai.AsyncOpenAI) -> None:
+    given: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "extra_body": {"return_token_ids": True, "return_tokens_as_token_ids": True}}  # fmt: skip
+    answer = await create(client, **given)
+    choice: Any = answer.choices[0]
+    assert len(choice.token_ids) == answer.usage.completion_tokens
+    assert demo.tokenizer.decode(choice.token_ids, skip_special_tokens=True) == choice.message.content
+    assert len(answer.prompt_token_ids) == answer.usage.prompt_tokens
+    assert [one.token for one in choice.logprobs.content] == [f"token_id:{one}" for one in choice.token_ids]
+    assert all(top.token.startswith("token_id:") for one in choice.logprobs.content for top in one.top_logprobs)
+    for more in (given, {"extra_body": {"return_token_ids": True}}):
+        parts: Any = await chunks(client, **more)
+        assert parts[0].prompt_token_ids == answer.prompt_token_ids
+        assert [one for part in parts for one in getattr(part.choices[0], "token_ids", ())] == choice.token_ids
+    assert not hasattr((await create(client)).choices[0], "token_ids")
+
+
 async def test_the_bytes_of_a_stream(http: aiohttp.ClientSession) -> None:
     body = {"messages": ASK, "temperature": 0, "stream": True}
     async with http.post("/v1/chat/completions", json=body) as response:

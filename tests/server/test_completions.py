@@ -87,6 +87,30 @@ async def test_a_score_has_no_completion(demo: Engine, running: Running) -> None
     assert (used.requests, used.prompt_tokens, used.completion_tokens) == (2, 2 * whole.prompt_tokens, 0)
 
 
+async def test_token_ids(demo: Engine, client: openai.AsyncOpenAI) -> None:
+    wish: dict[str, Any] = {"extra_body": {"return_token_ids": True, "return_tokens_as_token_ids": True}}
+    answer = await create(client, logprobs=2, max_tokens=8, **wish)
+    choice: Any = answer.choices[0]
+    assert len(choice.token_ids) == answer.usage.completion_tokens
+    assert demo.tokenizer.decode(choice.token_ids, skip_special_tokens=True) == choice.text
+    assert choice.prompt_token_ids == demo.tokenizer.encode(PROMPT)
+    assert choice.logprobs.tokens == [f"token_id:{one}" for one in choice.token_ids]
+    for token, top in zip(choice.logprobs.tokens, choice.logprobs.top_logprobs, strict=True):
+        assert token in top
+    parts: Any = await streamed(client, max_tokens=8, **wish)
+    assert [one for part in parts for one in part.choices[0].token_ids] == choice.token_ids
+    assert parts[0].choices[0].prompt_token_ids == choice.prompt_token_ids
+    assert not hasattr((await create(client, max_tokens=2)).choices[0], "token_ids")
+
+
+async def test_seeds_are_64_bits_with_a_sign(client: openai.AsyncOpenAI) -> None:
+    for seed in (-(2**63), -1, 2**63 - 1):
+        assert (await create(client, seed=seed, max_tokens=1)).choices
+    for seed in (-(2**63) - 1, 2**63):
+        with pytest.raises(openai.BadRequestError, match=r"seed=.* must be in \[-2\*\*63"):
+            await create(client, seed=seed, max_tokens=1)
+
+
 async def test_the_likeliest_of_several(client: openai.AsyncOpenAI) -> None:
     one = (await create(client, best_of=4, temperature=1.0, seed=1)).choices
     four = (await create(client, n=4, temperature=1.0, seed=1)).choices

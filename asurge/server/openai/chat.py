@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import orjson
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from asurge.engine.stream import TokenStream
 from asurge.outputs import CompletionOutput, Logprob, RequestOutput
@@ -82,6 +82,7 @@ class ChatAnswer:
                     logprobs=self._logprobs(one),
                     finish_reason=reader.finish_reason(one),
                     stop_reason=stop_reason_of(one, self._body),
+                    token_ids=self._token_ids(one.token_ids),
                 )
             )
         prompt_logprobs = output.prompt_logprobs
@@ -91,6 +92,7 @@ class ChatAnswer:
             model=self._model,
             choices=choices,
             usage=usage_of(output, self._readers.reasoning_tokens()),
+            prompt_token_ids=self._token_ids(output.prompt_token_ids),
             prompt_logprobs=UNSET
             if prompt_logprobs is None
             else prompt_logprobs_of(prompt_logprobs, self._served.engine.tokenizer),
@@ -160,13 +162,15 @@ class ChatAnswer:
                 # The role comes before the tokens of this output: its usage is that of the outputs before.
                 before = Usage.of(len(output.prompt_token_ids), self._streamed_tokens, output.num_cached_tokens)
                 role = ChunkChoice(index=one.index, delta=Delta(role="assistant", content=""))
-                chunks.append(self._chunk([role], usage=before if self._tell_usage_always else None))
+                prompt = self._token_ids(output.prompt_token_ids)
+                chunks.append(self._chunk([role], usage=before if self._tell_usage_always else None, prompt=prompt))
             events, logprobs = reader.read(one), self._logprobs(one) if one.token_ids else None
+            ids = self._token_ids(one.token_ids) if one.token_ids else UNSET
             for event in events:
-                chunks.append(self._event(one.index, event, logprobs, output))
-                logprobs = None
-            if logprobs is not None:
-                choice = ChunkChoice(index=one.index, delta=Delta(content=""), logprobs=logprobs)
+                chunks.append(self._event(one.index, event, logprobs, ids, output))
+                logprobs, ids = None, UNSET
+            if logprobs is not None or ids is not UNSET:
+                choice = ChunkChoice(index=one.index, delta=Delta(content=""), logprobs=logprobs, token_ids=ids)
                 chunks.append(self._chunk([choice], output))
             if one.finish_reason is not None:
                 reason = reader.finish_reason(one)
@@ -177,12 +181,20 @@ class ChatAnswer:
             self._streamed_tokens = output.num_generated_tokens
         return chunks
 
-    def _event(self, index: int, event: OutputEvent, logprobs: ChoiceLogprobs | None, output: RequestOutput) -> bytes:
-        if isinstance(event, Content) and logprobs is None and not self._tell_usage_always:
+    def _event(
+        self,
+        index: int,
+        event: OutputEvent,
+        logprobs: ChoiceLogprobs | None,
+        token_ids: list[int] | UnsetType,
+        output: RequestOutput,
+    ) -> bytes:
+        plain = logprobs is None and token_ids is UNSET and not self._tell_usage_always
+        if plain and isinstance(event, Content):
             text = orjson.dumps(event.text)
             return self._head + b'%d,"delta":{"content":' % index + text + self._tail
         delta = self._delta(event)
-        return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=logprobs)], output)
+        return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=logprobs, token_ids=token_ids)], output)
 
     def _delta(self, event: OutputEvent) -> Delta:
         match event:
@@ -207,19 +219,35 @@ class ChatAnswer:
         return Delta(function_call=function) if self._body.functions is not None else Delta(tool_calls=[call])
 
     def _chunk(
-        self, choices: list[ChunkChoice], output: RequestOutput | None = None, usage: Usage | None = None
+        self,
+        choices: list[ChunkChoice],
+        output: RequestOutput | None = None,
+        usage: Usage | None = None,
+        prompt: list[int] | UnsetType = UNSET,
     ) -> bytes:
         if usage is None and output is not None and self._tell_usage_always:
             usage = usage_of(output)
         reported = usage if usage is not None else None if self._body.tells_usage else UNSET
         chunk = ChatCompletionChunk(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=reported
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=reported,
+            prompt_token_ids=prompt,
         )
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def _logprobs(self, one: CompletionOutput) -> ChoiceLogprobs | None:
         tokenizer = self._served.engine.tokenizer
-        return logprobs_of(one, self._body.top_logprobs or 0, tokenizer) if self._body.logprobs else None
+        if not self._body.logprobs:
+            return None
+        by_id = self._body.return_tokens_as_token_ids is True
+        return logprobs_of(one, self._body.top_logprobs or 0, tokenizer, by_id=by_id)
+
+    def _token_ids(self, ids: Sequence[int]) -> list[int] | UnsetType:
+        """Token ids, where the request wants them."""
+        return list(ids) if self._body.return_token_ids else UNSET
 
 
 def usage_of(output: RequestOutput, reasoning: int | None = None) -> Usage:
@@ -239,18 +267,28 @@ def prompt_logprobs_of(logprobs: Sequence[Any], tokenizer: Tokenizer) -> list[di
     ]
 
 
-def logprobs_of(one: CompletionOutput, most: int, tokenizer: Tokenizer) -> ChoiceLogprobs:
-    """How likely the tokens of a completion were, each beside the ``most`` likeliest in its place."""
+def logprobs_of(one: CompletionOutput, most: int, tokenizer: Tokenizer, *, by_id: bool = False) -> ChoiceLogprobs:
+    """Logprobs of a completion's tokens, each beside the ``most`` likeliest in its place.
+
+    Args:
+        by_id: tokens are named by their ids.
+    """
     content = []
     for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
-        drawn = _top(token, logprobs[token], tokenizer)
-        likeliest = [_top(other, at, tokenizer) for other, at in logprobs.items() if at.rank <= most]
+        drawn = _top(token, logprobs[token], tokenizer, by_id=by_id)
+        likeliest = [_top(other, at, tokenizer, by_id=by_id) for other, at in logprobs.items() if at.rank <= most]
         content.append(
             TokenLogprob(token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=likeliest)
         )
     return ChoiceLogprobs(content=content)
 
 
-def _top(token: int, at: Logprob, tokenizer: Tokenizer) -> TopLogprob:
+def id_text(token: int) -> str:
+    """A token named by its id, as vLLM's ``return_tokens_as_token_ids`` has it."""
+    return f"token_id:{token}"
+
+
+def _top(token: int, at: Logprob, tokenizer: Tokenizer, *, by_id: bool = False) -> TopLogprob:
     data = tokenizer.token_bytes(token)
-    return TopLogprob(token=data.decode("utf-8", "replace"), logprob=at.logprob, bytes=list(data))
+    name = id_text(token) if by_id else data.decode("utf-8", "replace")
+    return TopLogprob(token=name, logprob=at.logprob, bytes=list(data))

@@ -24,7 +24,7 @@ from asurge.server.exchange import Exchange, with_bounded_logprobs
 from asurge.server.http.body import read, reply
 from asurge.server.http.disconnect import while_connected
 from asurge.server.http.sse import EventStream
-from asurge.server.openai.chat import prompt_logprobs_of
+from asurge.server.openai.chat import id_text, prompt_logprobs_of
 from asurge.server.openai.stop_reason import stop_reason_of
 from asurge.server.schema.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from asurge.server.schema.sampling import Usage
@@ -161,7 +161,8 @@ class CompletionAnswer:
 
     def _chunk(self, at: int, one: CompletionOutput, output: RequestOutput) -> bytes:
         index = at * self._per_prompt + one.index
-        plain = one.finish_reason is None and one.logprobs is None and not self._body.tells_usage_always
+        plain = one.finish_reason is None and one.logprobs is None
+        plain = plain and not self._body.tells_usage_always and not self._body.return_token_ids
         if plain:
             return self._head + b'%d,"text":' % index + orjson.dumps(one.text) + self._tail if one.text else b""
         usage = self._usage([output]) if self._body.tells_usage_always else None if self._body.tells_usage else UNSET
@@ -186,6 +187,10 @@ class CompletionAnswer:
         )
         if begins and prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs_of(prompt_logprobs, self._tokenizer)
+        if self._body.return_token_ids:
+            choice.token_ids = [] if self._body.scores else list(one.token_ids)
+            if begins:
+                choice.prompt_token_ids = list(output.prompt_token_ids)
         self._offsets.setdefault(index, 0)
         return choice
 
@@ -212,14 +217,19 @@ class CompletionAnswer:
             text = pieces.push([token])
             data = self._tokenizer.token_bytes(token)
             found.text_offset.append(offset)
-            found.tokens.append(text if text or not _is_whole(data) else data.decode())
+            named = self._body.return_tokens_as_token_ids
+            found.tokens.append(id_text(token) if named else text if text or not _is_whole(data) else data.decode())
             found.token_logprobs.append(None if at is None else at[token].logprob)
             # The sampled token is always among them: clients look for its rank there.
             shown = {} if at is None else {name: one for name, one in at.items() if one.rank <= most or name == token}
-            top = {_name(self._tokenizer.token_bytes(name)): one.logprob for name, one in shown.items()}
+            top = {
+                id_text(name) if named else _name(self._tokenizer.token_bytes(name)): one.logprob
+                for name, one in shown.items()
+            }
             found.top_logprobs.append(None if at is None else top)
             offset += len(text)
-        if one.finish_reason is not None and found.tokens and (rest := pieces.flush()):
+        by_text = not self._body.return_tokens_as_token_ids
+        if one.finish_reason is not None and found.tokens and by_text and (rest := pieces.flush()):
             found.tokens[-1] += rest
         self._offsets[index] = offset
         return found

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from asurge.errors import InvalidRequestError
 from asurge.params import MAX_SEED, OutputKind, RequestOptions, SamplingParams
 from asurge.server.errors import ApiError
 from asurge.structured import GuidedDecodingParams
@@ -123,6 +124,8 @@ class Sampling(EngineRequest, kw_only=True):
     thinking_budget: int | None = None
     repetition_stop: int | None = None
     logits_processors: dict[str, float] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     guided_json: str | dict[str, Any] | bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
@@ -175,8 +178,10 @@ class Sampling(EngineRequest, kw_only=True):
         """
         given = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         values = {**defaults, **given}
-        if -1 - MAX_SEED <= values.get("seed", 0) < 0:  # OpenAI's have a sign
-            values["seed"] = int(values["seed"]) & MAX_SEED
+        if not -1 - MAX_SEED <= (seed := values.get("seed", 0)) <= MAX_SEED:
+            raise InvalidRequestError(f"seed={seed} must be in [-2**63, 2**63 - 1]", param="seed")
+        if seed < 0:  # OpenAI's and vLLM's have a sign
+            values["seed"] = int(seed) & MAX_SEED
         form = self.form() if form is None else form
         if form:
             values["guided_decoding"] = GuidedDecodingParams(**form)
