@@ -124,6 +124,8 @@ class Sampling(EngineRequest, kw_only=True):
     thinking_budget: int | None = None
     repetition_stop: int | None = None
     logits_processors: dict[str, float] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    use_beam_search: bool | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     guided_json: str | dict[str, Any] | bool | None = None
@@ -162,6 +164,15 @@ class Sampling(EngineRequest, kw_only=True):
         """
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options are for streams: set stream=true", param="stream_options")
+        if self.use_beam_search:
+            raise ApiError(
+                "use_beam_search=true is not served over HTTP: leave it out, or call Engine.beam_search",
+                param="use_beam_search",
+            )
+        if self.truncation_side == "right":
+            raise ApiError(
+                "truncation_side='right' is not served: prompts keep their end, as with 'left'", param="truncation_side"
+            )
 
     def params(
         self, defaults: Mapping[str, float], form: Mapping[str, Any] | None = None, **own: Any

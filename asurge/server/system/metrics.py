@@ -18,6 +18,13 @@ from asurge.server.state import STATE, Served, ServerState
 
 _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("itl_p50_s", "itl_s", 50), ("itl_p99_s", "itl_s", 99), ("e2el_p50_s", "e2el_s", 50), ("e2el_p99_s", "e2el_s", 99))  # fmt: skip
 
+_COUNTED = {
+    "requests": "Requests admitted",
+    "prompt_tokens": "Tokens of prompts",
+    "completion_tokens": "Tokens generated",
+    "refused": "Requests refused by the limits of their key",
+}
+
 
 async def metrics(request: web.Request) -> web.Response:
     """Return metrics in Prometheus' text format; with ``?format=json``, key figures as JSON. Usage is that of the calling key, and the
@@ -34,6 +41,7 @@ async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, A
         return reply(orjson.dumps(body))
     text = b"" if state.metrics is None else await to_thread.run_sync(state.metrics.exposition)
     if (lag_s := state.lag.recent.percentile(99)) is not None:
+        text += b"# HELP asurge_event_loop_lag_seconds How late the event loop runs what is due, 99th percentile.\n"
         text += b"# TYPE asurge_event_loop_lag_seconds gauge\nasurge_event_loop_lag_seconds %r\n" % lag_s
     text += _exposition(usage, {**{f"api_{kind}": count for kind, count in total.items()}, "client_disconnects": state.disconnects})  # fmt: skip
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -42,13 +50,16 @@ async def figures_reply(request: web.Request, usage: Mapping[str, Mapping[str, A
 def _exposition(usage: Mapping[str, Mapping[str, Any]], totals: Mapping[str, int]) -> bytes:
     """Usage of keys by name, and counters of the whole server, in Prometheus' text format."""
     lines = []
-    for kind in ("requests", "prompt_tokens", "completion_tokens", "refused"):
+    for kind, counted in _COUNTED.items():
+        lines.append(f"# HELP asurge_api_key_{kind}_total {counted}, by API key.")
         lines.append(f"# TYPE asurge_api_key_{kind}_total counter")
         for name, one in usage.items():
             label = str(one["label"]).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
             lines.append(f'asurge_api_key_{kind}_total{{key="{name}",label="{label}"}} {one[kind]}')
     for kind, count in totals.items():
-        lines += [f"# TYPE asurge_{kind}_total counter", f"asurge_{kind}_total {count}"]
+        counted = _COUNTED.get(kind.removeprefix("api_"), "Clients that left before their answer")
+        lines += [f"# HELP asurge_{kind}_total {counted}, of all keys.", f"# TYPE asurge_{kind}_total counter"]
+        lines.append(f"asurge_{kind}_total {count}")
     return ("\n".join(lines) + "\n").encode()
 
 
