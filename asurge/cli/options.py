@@ -12,6 +12,7 @@ from typing import Any
 
 from asurge.config import DTYPES, EngineConfig
 from asurge.errors import ConfigError, ModelLoadError
+from asurge.model_paths import check_path, gguf_models
 from asurge.params import SamplingParams
 from asurge.processors import THREADS_VARIABLE, ThreadBudget
 
@@ -70,11 +71,10 @@ def check_local(model: str) -> None:
     Raises:
         ModelLoadError: there is nothing, or a folder without a checkpoint.
     """
+    check_path(model)
     path = Path(model).expanduser()
-    if path.is_dir() and not (path / "config.json").exists() and not any(path.glob("*.gguf")):
+    if path.is_dir() and not (path / "config.json").exists() and not gguf_models(path):
         raise ModelLoadError(f"model={model!r} holds no config.json: it is not a checkpoint folder")
-    if model.startswith((".", "/", "~")) and not path.exists():
-        raise ModelLoadError(f"model={model!r}: there is no such folder or file")
 
 
 def _size_pools(config: EngineConfig) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from asurge.errors import ModelLoadError, WeightsError
 from asurge.gguf.file import GgufFile, GgufTensor, read_file
+from asurge.model_paths import SPLIT_NAME, only_gguf_model
 
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _MAX_PARTS = 1024
 _NOT_A_MODEL = {
     "adapter": "a LoRA adapter",
@@ -78,7 +77,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
         ModelLoadError: there is no such model, there are several, a part is missing, or it is no language model.
         WeightsError: a header is damaged, or a tensor does not lie within its file.
     """
-    first = _only_model(path) if path.is_dir() else path
+    first = only_gguf_model(path) if path.is_dir() else path
     parts = _parts(first)
     files = [read_file(part) for part in parts]
     _check_kind(files[0])
@@ -95,29 +94,9 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     return GgufCheckpoint(parts[0], files[0].metadata, tensors)
 
 
-def models_in(folder: Path) -> list[Path]:
-    """The GGUF models of a folder: files, and the first parts of split ones; image encoders are left out."""
-    found = []
-    for path in sorted(folder.glob("*.gguf")):
-        split = _SPLIT.fullmatch(path.name)
-        if (split is None or int(split["part"]) == 1) and not path.name.lower().startswith("mmproj"):
-            found.append(path)
-    return found
-
-
-def _only_model(folder: Path) -> Path:
-    found = models_in(folder)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ModelLoadError(f"{folder} holds no GGUF model: give the file")
-    names = ", ".join(path.name for path in found[:8])
-    raise ModelLoadError(f"{folder} holds {len(found)} GGUF models ({names}): give the path of one of them")
-
-
 def _parts(path: Path) -> list[Path]:
     """All files of a model, from any of them."""
-    split = _SPLIT.fullmatch(path.name)
+    split = SPLIT_NAME.fullmatch(path.name)
     if split is None:
         return [path]
     count = int(split["count"])
@@ -141,7 +120,7 @@ def _check_kind(file: GgufFile) -> None:
         what = _NOT_A_MODEL.get(str(kind), f"of type {kind!r}")
         raise ModelLoadError(f"{file.path} is {what}, not a language model: give the model's own file")
     count, path = file.metadata.get("split.count", 0), file.path
-    if count and count > 1 and _SPLIT.fullmatch(path.name) is None:
+    if count and count > 1 and SPLIT_NAME.fullmatch(path.name) is None:
         raise ModelLoadError(
             f"{path} is one of {count} parts, whose names must end in -00001-of-{count:05d}.gguf and so on: rename them"
         )

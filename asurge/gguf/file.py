@@ -19,9 +19,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from asurge.errors import ModelLoadError, WeightsError
+from asurge.model_paths import check_gguf
 
-MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
 _MAX_ENTRIES = 1 << 16
 _MAX_KEY = 1 << 12
 _MAX_DIMENSIONS = 4
@@ -99,15 +98,6 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF files do."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC
-    except OSError:
-        return False
-
-
 def read_file(path: Path) -> GgufFile:
     """The header of a file.
 
@@ -115,10 +105,11 @@ def read_file(path: Path) -> GgufFile:
         ModelLoadError: it cannot be read, is no GGUF file, or of a version or byte order that is not served.
         WeightsError: its header is damaged, or a tensor does not lie within the file.
     """
+    version = check_gguf(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(path, data).read()
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            return _Header(path, data).read(version)
+    except OSError as error:
         raise ModelLoadError(f"{path} cannot be read ({error}): fetch it again") from error
 
 
@@ -132,19 +123,8 @@ class _Header:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._size, self._at = path, data, len(data), 0
 
-    def read(self) -> GgufFile:
-        if self._take(4, "the magic") != MAGIC:
-            raise ModelLoadError(
-                f"{self._path} is not a GGUF file: it begins with {self._data[:4]!r}, not with b'GGUF'"
-            )
-        version = self._unsigned(4, "the version")
-        if version not in _VERSIONS:
-            if version & 0xFFFF == 0:
-                raise ModelLoadError(f"{self._path} is big-endian, which is not served: convert it to little-endian")
-            raise ModelLoadError(
-                f"{self._path} has GGUF version {version}, and versions {_VERSIONS[0]} and {_VERSIONS[1]} are served: "
-                "convert the model with a current llama.cpp"
-            )
+    def read(self, version: int) -> GgufFile:
+        self._take(8, "the version")
         num_tensors, num_keys = self._count("tensors"), self._count("metadata entries")
         metadata: dict[str, Any] = {}
         for _ in range(num_keys):

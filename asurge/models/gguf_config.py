@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from asurge.errors import ModelLoadError, UnknownArchitectureError
-from asurge.gguf import GgufCheckpoint, GgufTensor
+from asurge.gguf.checkpoint import GgufCheckpoint
+from asurge.gguf.file import GgufTensor
 from asurge.models.config import DecoderConfig
 from asurge.models.families.registry import family_for
 

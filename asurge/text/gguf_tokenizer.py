@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from asurge.errors import TokenizerError
-from asurge.gguf import GgufCheckpoint
+from asurge.gguf.checkpoint import GgufCheckpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

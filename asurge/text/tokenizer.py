@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asurge.errors import TokenizerError
-from asurge.gguf import open_gguf
 from asurge.structured import check_unicode
 from asurge.text.template import Allowance, render_template
 
@@ -199,6 +198,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
+    from asurge.gguf.checkpoint import open_gguf
     from asurge.text.gguf_tokenizer import gguf_tokenizer
 
     checkpoint = open_gguf(path)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from asurge import Engine, SamplingParams
 from asurge.errors import ModelLoadError, UnknownArchitectureError, WeightsError
-from asurge.gguf import open_gguf
+from asurge.gguf.checkpoint import open_gguf
 from asurge.models import load_model, model_config
 from asurge.models.weights.source import resolve_checkpoint
 from asurge.ops.rotary import rotary

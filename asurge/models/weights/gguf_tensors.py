@@ -10,7 +10,8 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, dequantize, get_tensor_name_map
 
 from asurge.errors import WeightsError
-from asurge.gguf import GgufCheckpoint, GgufTensor
+from asurge.gguf.checkpoint import GgufCheckpoint
+from asurge.gguf.file import GgufTensor
 from asurge.models.config import DecoderConfig
 from asurge.models.weights.checkpoint import Source
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from asurge.errors import WeightsError
-from asurge.gguf import GgufCheckpoint, open_gguf
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import Decoder
 from asurge.models.families.registry import family_for
-from asurge.models.gguf_config import gguf_config
 from asurge.models.weights.checkpoint import Source, checkpoint_table, is_ignored
-from asurge.models.weights.gguf_tensors import GgufTensors
 from asurge.models.weights.source import read_config
+
+if TYPE_CHECKING:
+    from asurge.gguf.checkpoint import GgufCheckpoint
 
 _log = logging.getLogger("asurge")
 
@@ -69,7 +69,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     config, checkpoint = _opened(path)
     table = checkpoint_table(config)
     wanted = {source.name for sources in table.values() for source in sources}
-    tensors = _Tensors(path) if checkpoint is None else GgufTensors(checkpoint, config, wanted)
+    tensors = _Tensors(path) if checkpoint is None else _widened(checkpoint, config, wanted)
     _check_names(tensors, wanted, config, path)
     for sources in table.values():
         for source in sources:
@@ -100,11 +100,21 @@ def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:
     if path.is_dir():
         raw = read_config(path)
         return family_for(raw).config(raw), None
+    from asurge.gguf.checkpoint import open_gguf  # what reads GGUF is imported for those who have it
+    from asurge.models.gguf_config import gguf_config
+
     checkpoint = open_gguf(path)
+    return gguf_config(checkpoint), checkpoint
+
+
+def _widened(checkpoint: GgufCheckpoint, config: DecoderConfig, wanted: Collection[str]) -> TensorReader:
+    """A GGUF checkpoint's tensors, with a warning where that takes more memory than the file."""
+    from asurge.models.weights.gguf_tensors import GgufTensors
+
     kinds = [kind for kind in checkpoint.types() if kind not in ("F32", "F16", "BF16")]
     if kinds:
         _log.warning("weights in %s are widened to the engine's dtype as they are read", ", ".join(kinds))
-    return gguf_config(checkpoint), checkpoint
+    return GgufTensors(checkpoint, config, wanted)
 
 
 class TensorReader(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 from asurge.demo import CHECKPOINT
 from asurge.errors import ModelLoadError
-from asurge.gguf import is_gguf, models_in, open_gguf
+from asurge.model_paths import check_gguf, check_path, gguf_models, is_gguf, only_gguf_model
 
 DEMO = "demo"
 _PACKAGE = "package:"
@@ -38,8 +38,7 @@ def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
         return _local(path)
     if name.startswith(_PACKAGE):
         return _packaged(name.removeprefix(_PACKAGE))
-    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf"):
-        raise ModelLoadError(f"model={name!r}: there is no such {'file' if '.gguf' in name.lower() else 'folder'}")
+    check_path(name)
     repository, _, quantization = name.partition(":")
     patterns = [f"*{quantization}*.gguf", f"*{quantization}*/*.gguf"] if quantization else _PATTERNS
     folder = _fetched(repository, revision, patterns, _NOT_READ if not quantization else ())
@@ -49,13 +48,14 @@ def resolve_checkpoint(name: str, *, revision: str | None = None) -> Path:
 def _local(path: Path) -> Path:
     """A folder in Hugging Face's form as it is; else the GGUF model that is meant."""
     if path.is_dir():
-        return open_gguf(path).path if not (path / "config.json").exists() and models_in(path) else path
+        return only_gguf_model(path) if not (path / "config.json").exists() and gguf_models(path) else path
     if not is_gguf(path):
         raise ModelLoadError(
             f"model={str(path)!r} is a file: give the folder that holds config.json and the weights (a single file must be a model in GGUF, "
             "and it is not in GGUF)"
         )
-    return open_gguf(path).path
+    check_gguf(path)
+    return path
 
 
 def _packaged(name: str) -> Path:
@@ -82,7 +82,7 @@ def _packaged(name: str) -> Path:
 
 def _quantized(folder: Path, quantization: str, name: str) -> Path:
     """The GGUF model of a repository whose file names a quantization."""
-    found = [path for part in (folder, *folder.glob("*/")) for path in models_in(part)]
+    found = [path for part in (folder, *folder.glob("*/")) for path in gguf_models(part)]
     named = [path for path in found if quantization.lower() in re.split(r"[.-]", path.name.lower())]
     chosen = named or [path for path in found if quantization.lower() in path.name.lower()]
     if len(chosen) != 1:
