@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,17 +20,12 @@ from asurge.runner.compilation import COMPILED
 
 def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
     """Processor, memory and versions; JSON-ready. Asking for the device starts JAX."""
-    packages: dict[str, str] = {}
-    for name in ("asurge", "jax", "flax", "numpy", "transformers", "anyio"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout
-            continue
+    packages = package_versions(("asurge", "jax", "flax", "numpy", "transformers", "anyio"))
     if with_device:
         device = jax.devices()[0]
         packages |= {"device": device.device_kind, "platform": device.platform}
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": usable_cores(),
         "cores_limit": ProcessorProbe().look().limit,
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -38,6 +33,17 @@ def describe_machine(*, with_device: bool = True) -> dict[str, Any]:
         "python": platform.python_version(),
         **packages,
     }
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of the packages that are installed, by name."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # also of asurge itself, run from a checkout
+            continue
+    return found
 
 
 def load_average() -> float:
@@ -72,7 +78,8 @@ def count_compilations() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as the system gives it; empty if it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -7,11 +7,10 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from asurge import __version__
-from asurge.processors import ProcessorProbe, ThreadBudget
+from asurge.processors import ThreadBudget
 
 _PACKAGES = "jax jaxlib flax transformers tokenizers anyio aiohttp msgspec orjson llguidance gguf numpy uvloop".split()  # noqa: SIM905
 _VARIABLES = ("ASURGE_", "JAX_", "XLA_", "HF_", "OMP_", "CUDA_", "XDG_CACHE_HOME")
@@ -47,38 +46,25 @@ def describe() -> dict[str, dict[str, Any]]:
     """The environment, by sections."""
     import jax  # a second of imports that no other command needs at its start
 
+    from asurge.bench.machine import cpu_name, package_versions, usable_cores
     from asurge.ops import native
 
-    processors, budget = ProcessorProbe().look(), ThreadBudget()
+    installed = package_versions(_PACKAGES)
+    packages = {name: installed.get(name, "not installed") for name in _PACKAGES}
     reason = native.unavailable()
     library = None if reason is not None else native.loaded()
     return {
-        "versions": {"asurge": __version__, "python": platform.python_version(), **_packages()},
+        "versions": {"asurge": __version__, "python": platform.python_version(), **packages},
         "system": {"platform": platform.platform(), "machine": platform.machine(), "executable": sys.executable},
-        "processors": {"model": _processor_name(), "usable": processors.count, "kernel_threads": budget.threads},
+        "processors": {
+            "model": cpu_name() or "unknown",
+            "usable": usable_cores(),
+            "kernel_threads": ThreadBudget().threads,
+        },
         "kernels": {"library": "none" if library is None else os.path.basename(library._name), "unavailable": reason},
         "devices": {str(device): device.device_kind for device in jax.devices()},
         "environment": _environment(),
     }
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _processor_name() -> str:
-    """The processor's name, as Linux gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def _environment() -> dict[str, str]:

@@ -144,7 +144,9 @@ def run(given: argparse.Namespace) -> int:
     except EngineDeadError as error:
         failure = error
     if any(engine.device_hangs for engine in engines.values()):  # Python, or JAX, may wait for it for ever
-        leave(*((0, "stopped, although a device hangs") if failure is None else (FAILED, f"error: {failure}")))
+        if failure is None:
+            leave(0, "stopped, although a device hangs")
+        leave(FAILED, f"error: {failure}")
     if failure is not None:
         raise failure
     return 0

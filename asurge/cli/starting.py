@@ -20,7 +20,7 @@ async def started(settings: dict[str, Any]) -> AsyncIterator[Engine]:
         AsurgeError: it cannot start.
     """
     with at_once():
-        from asurge.engine.engine import Engine  # JAX: not needed to print a usage
+        from asurge.engine import Engine  # JAX: not needed to print a usage
 
         engine = Engine(**settings)
         await engine.initiate()
