@@ -94,8 +94,9 @@ class _Thinking:
 class SequenceConstraint:
     """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
 
-    A grammar holds for the answer: while the model reasons, it waits, but a text cannot end there unless its answer may be empty. Where the model may begin to reason, the mark that
-    begins it is allowed. Where no token would be left, the end tokens are allowed: a sequence that cannot go on ends.
+    A grammar holds for the answer: while the model reasons, it waits, but a text cannot end there unless its answer may be empty.
+    Where the model may begin to reason, the mark that begins it is allowed. Where no token would be left, the end tokens are allowed:
+    a sequence that cannot go on ends.
 
     Args:
         ends: the tokens that end the sequence; where the grammar may end, they are allowed; elsewhere they are not.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class Marks:
-    """Find the first mark; of those that begin at the same place the longest."""
+    """Marks that are searched for in a text: the first one counts, of those that begin at the same place the longest."""
 
     def __init__(self, marks: Iterable[str]) -> None:
         known = sorted(set(marks))

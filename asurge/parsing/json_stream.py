@@ -15,7 +15,7 @@ MAX_DEPTH = 128
 ARGUMENTS = ("arguments", "parameters")
 _NAMES = ("name", "function")
 _KEYS = (*ARGUMENTS, *_NAMES, "id", "type", "description")
-"""Characters held back of what may be a call without a mark: an answer in JSON is held back only up to the first other key."""
+"""Keys of what may be a call without a mark: an answer in JSON is held back only up to the first other key."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 # Alternatives that begin differently: there is one way to match, and no backtracking.

@@ -84,7 +84,7 @@ class Pooler:
 
 
 def _owners(plan: StepPlan, shape: StepShape, rows: list[int], tokens: int) -> npt.NDArray[np.int32]:
-    """Map each of a step's tokens, int32 ``[tokens]``, the place in ``rows`` of the row whose sum it enters."""
+    """Map each of a step's tokens, int32 ``[tokens]``, to the place in ``rows`` of the row whose sum it enters."""
     owner_of = {id(plan.rows[index]): at for at, index in enumerate(rows)}
     owners = np.full(tokens, _NOBODY, np.int32)
     for part in place(plan, shape):

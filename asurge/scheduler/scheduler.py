@@ -55,10 +55,10 @@ class Scheduler:
         self._waiting = WaitingQueue(self.config, self._tenants, self._cache.matched)
         self._in_flight = StepsInFlight()
         self._totals = Totals()
-        self._residents = RunningSet(
+        self._running_set = RunningSet(
             limits, self._pool, self._cache, self._waiting, self._totals, by_priority=self.config.policy == "priority"
         )
-        self._running = self._residents.running
+        self._running = self._running_set.running
         self._next_arrival = 0
 
     @property
@@ -140,8 +140,8 @@ class Scheduler:
 
     def plan(self, pace: Pace = ONE_STEP) -> StepPlan | None:
         """The next step, or None if nothing can run before a result is applied or a request added."""
-        self._residents.release_behind_windows()
-        self._residents.make_room()
+        self._running_set.release_behind_windows()
+        self._running_set.make_room()
         group = self._group(pace)
         budget = self.limits.max_num_batched_tokens
         running = [(one, one.draws_next) for one in self._running]
@@ -157,16 +157,16 @@ class Scheduler:
                 continue
             if drawing:
                 count = group if group == 1 else min(group, sequence.max_length - sequence.length)
-                if draws and self._residents.reserve(sequence, count):
+                if draws and self._running_set.reserve(sequence, count):
                     decode.append((sequence, sequence.plan_decode(count)))
                     self._tenants.charge(sequence.request.tenant, 0, count)
                     self._cache.register(sequence)
                     draws -= 1
             elif sequence.scheduled < sequence.known:
                 budget = self._plan_chunk(sequence, budget, prefill)
-        while self._residents.free_slots and budget >= self.limits.prefill_quantum:
+        while self._running_set.free_slots and budget >= self.limits.prefill_quantum:
             first = self._waiting.first()
-            if first is None or first.pending or not self._residents.admit(first):
+            if first is None or first.pending or not self._running_set.admit(first):
                 break
             sequence = first
             budget = self._plan_chunk(sequence, budget, prefill)
@@ -182,7 +182,7 @@ class Scheduler:
         if most == 1 or not all(one.draws_next and not one.draws_apart for one in self._running):
             return 1
         if self._waiting:
-            if read or self._residents.free_slots:
+            if read or self._running_set.free_slots:
                 return 1
             most = min(most, *[one.max_length - one.length for one in self._running])
         columns = sum(self.limits.columns(one.scheduled + most) - one.tables.columns for one in self._running)
@@ -192,7 +192,7 @@ class Scheduler:
         """Plan as much of a sequence's known tokens as the budget allows; returns what is left of it."""
         quantum = self.limits.prefill_quantum
         count = min(sequence.known - sequence.scheduled, budget // quantum * quantum, self._longest_chunk(sequence))
-        if count <= 0 or not self._residents.reserve(sequence, count):
+        if count <= 0 or not self._running_set.reserve(sequence, count):
             return budget
         prefill.append((sequence, sequence.plan_chunk(count)))
         self._tenants.charge(sequence.request.tenant, count, 0)
@@ -211,7 +211,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.phase is Phase.RUNNING:
-            self._residents.vacate(sequence)
+            self._running_set.vacate(sequence)
         elif sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
         sequence.phase = Phase.ENDED
@@ -298,7 +298,7 @@ class Scheduler:
         for sequence in self._waiting:
             sequence.void_draws()
         for sequence in reversed(affected):
-            self._residents.preempt(sequence)
+            self._running_set.preempt(sequence)
             sequence.void_draws()
 
     def forget_cache(self) -> None:
@@ -307,7 +307,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert that pages, slots, queues and pending tokens balance. For tests."""
-        self._residents.check()
+        self._running_set.check()
         assert all(one.phase is Phase.WAITING and not one.tables.held for one in self._waiting)
         assert {*self._running, *self._waiting} == set(self._sequences.values())
         pending = {one: one.pending for one in self._sequences.values() if one.pending}

@@ -20,7 +20,7 @@ from asurge.outputs import RequestOutput
 from asurge.params import RequestOptions, SamplingParams
 from asurge.server.config import ServerConfig
 from asurge.server.errors import ApiError, cancelled
-from asurge.server.http.body import BODY_BYTES, LARGE_BYTES
+from asurge.server.http.body import prepared
 from asurge.server.http.disconnect import only, threaded, while_connected
 from asurge.server.http.sse import SENT, EventStream, openai_failure
 from asurge.server.keys import ApiKey
@@ -157,11 +157,6 @@ class Exchange:
 
         await while_connected(self.request, work, events.tend)
         return events.response
-
-
-async def prepared(request: web.Request, work: Callable[[], R]) -> R:
-    """Make something of a request's body: in a worker thread if it is large."""
-    return work() if request.get(BODY_BYTES, 0) <= LARGE_BYTES else await threaded(request, work)
 
 
 def with_bounded_logprobs(

@@ -24,7 +24,7 @@ def test_a_sum_that_began_before_a_preemption_is_begun_anew() -> None:
     driver.add("a", range(2, 22), 0, pooling="mean")
     first, second = driver.plan(), driver.plan()
     assert driver.step(first) == []
-    driver.scheduler._residents.preempt(next(iter(driver.scheduler._running)))
+    driver.scheduler._running_set.preempt(next(iter(driver.scheduler._running)))
     third = driver.plan()
     assert (third.rows[0].start, third.rows[0].pooled) == (0, 8)
     for plan in (second, third, driver.plan()):

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 BODY_BYTES = web.RequestKey("asurge.body_bytes", int)
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
-LARGE_BYTES = 32 << 10
+_LARGE_BYTES = 32 << 10
 """Bodies up to this size are decoded and prepared in a few milliseconds at most: cheaper on the loop than the
 hand-over to a thread, which takes 0.2 ms. With 8 MiB in small parts, the loop is held up for 20 to 130 ms instead of 60 to 680."""
 
@@ -55,7 +55,7 @@ async def read(request: web.Request, kind: type[T]) -> T:
     request[BODY_BYTES] = len(body)
     decode = functools.partial(_decoder(kind).decode, body)
     try:
-        decoded = decode() if len(body) <= LARGE_BYTES else await threaded(request, decode)
+        decoded = decode() if len(body) <= _LARGE_BYTES else await threaded(request, decode)
     except msgspec.ValidationError as error:
         where = _AT.search(str(error))
         param = where.group(1) if where else None
@@ -75,9 +75,14 @@ def reply(body: msgspec.Struct | bytes) -> web.Response:
     return web.Response(body=data, content_type="application/json")
 
 
+async def prepared(request: web.Request, work: Callable[[], R]) -> R:
+    """Make something of a request's body: in a worker thread if it is large."""
+    return work() if request.get(BODY_BYTES, 0) <= _LARGE_BYTES else await threaded(request, work)
+
+
 async def tokenised(request: web.Request, work: Callable[[], R]) -> R:
     """Make tokens of a request's body, or text of its tokens, in a worker thread. While it does, the tokenizer takes 160 bytes
     for each character of a text, all of which is counted, and not only what a context holds: so only few large bodies have
     their turn at a time."""
-    large = request.get(BODY_BYTES, 0) > LARGE_BYTES
+    large = request.get(BODY_BYTES, 0) > _LARGE_BYTES
     return await threaded(request, work, request.app[STATE].large_texts if large else None)

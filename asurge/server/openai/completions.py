@@ -213,23 +213,23 @@ class CompletionAnswer:
             skips = self._body.skip_special_tokens is not False
             pieces = IncrementalDetokenizer(self._tokenizer, before, skip_special_tokens=skips)
             self._pieces[index] = pieces
+        by_id = self._body.return_tokens_as_token_ids
         for token, at in tokens:
             text = pieces.push([token])
             data = self._tokenizer.token_bytes(token)
             found.text_offset.append(offset)
-            named = self._body.return_tokens_as_token_ids
-            found.tokens.append(id_text(token) if named else text if text or not _is_whole(data) else data.decode())
+            shown_text = text if text or not _is_whole(data) else data.decode()
+            found.tokens.append(id_text(token) if by_id else shown_text)
             found.token_logprobs.append(None if at is None else at[token].logprob)
             # The sampled token is always among them: clients look for its rank there.
             shown = {} if at is None else {name: one for name, one in at.items() if one.rank <= most or name == token}
             top = {
-                id_text(name) if named else _name(self._tokenizer.token_bytes(name)): one.logprob
+                id_text(name) if by_id else _name(self._tokenizer.token_bytes(name)): one.logprob
                 for name, one in shown.items()
             }
             found.top_logprobs.append(None if at is None else top)
             offset += len(text)
-        by_text = not self._body.return_tokens_as_token_ids
-        if one.finish_reason is not None and found.tokens and by_text and (rest := pieces.flush()):
+        if one.finish_reason is not None and found.tokens and not by_id and (rest := pieces.flush()):
             found.tokens[-1] += rest
         self._offsets[index] = offset
         return found

@@ -16,8 +16,8 @@ from asurge.server.chat.converse import converse
 from asurge.server.chat.output import ChoiceReaders
 from asurge.server.chat.request import Conversation, all_tokens, conversation_of
 from asurge.server.errors import ApiError, failure_of
-from asurge.server.exchange import KEY, Exchange, prepared
-from asurge.server.http.body import BODY_BYTES, read, reply, tokenised
+from asurge.server.exchange import KEY, Exchange
+from asurge.server.http.body import BODY_BYTES, prepared, read, reply, tokenised
 from asurge.server.http.sse import EventStream
 from asurge.server.openai.chat import logprobs_of
 from asurge.server.openai.response_input import conversation_in, listed_items
