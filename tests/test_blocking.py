@@ -79,7 +79,7 @@ def test_several_threads_may_use_it(engine: Engine) -> None:
 @pytest.fixture
 def slow(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a while."""
-    parts = engine._engine._parts
+    parts = engine._engine._life.parts
     assert parts is not None
     dispatch = parts.runner.dispatch
 
@@ -203,7 +203,7 @@ def test_a_start_that_is_interrupted_twice_can_be_terminated_later(
         go_on.wait(30)
         return assemble(config, check)
 
-    monkeypatch.setattr("asurge.engine.engine.assemble", interrupting)
+    monkeypatch.setattr("asurge.engine.life_cycle.assemble", interrupting)
     engine = Engine(str(tiny_folder), **TINY)
     with pytest.raises(KeyboardInterrupt):
         engine.initiate()
@@ -224,7 +224,7 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(tiny_folder: Path, m
         time.sleep(0.1)
         return assemble(config, check)
 
-    monkeypatch.setattr("asurge.engine.engine.assemble", interrupting)
+    monkeypatch.setattr("asurge.engine.life_cycle.assemble", interrupting)
     before, engine = set(threading.enumerate()), Engine(str(tiny_folder), **TINY)
     with pytest.raises(KeyboardInterrupt):
         engine.initiate()

@@ -21,7 +21,7 @@ def assemble(config, check):
     print("loading", flush=True)
     threading.Event().wait()
 
-asurge.engine.engine.assemble = assemble
+asurge.engine.life_cycle.assemble = assemble
 from asurge.cli import run
 sys.argv = ["asurge", *sys.argv[1:]]
 sys.exit(run())

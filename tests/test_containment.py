@@ -46,9 +46,9 @@ async def test_a_tokenizer_that_panics_is_an_error_for_its_caller(
 
 
 async def test_a_grammar_that_panics_is_an_error_for_its_caller(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiny._intake is not None
+    assert tiny._life.admission is not None
     with monkeypatch.context() as patched:
-        patched.setattr(tiny._intake._constraints._grammars, "compile", panic)
+        patched.setattr(tiny._life.admission.inputs._constraints._grammars, "compile", panic)
         with pytest.raises(RequestFailedError, match="in Rust"):
             await tiny.generate("a", SamplingParams(guided_decoding=GuidedDecodingParams(regex="a+")), use_tqdm=False)
     await settle(tiny)

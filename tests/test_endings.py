@@ -52,8 +52,8 @@ class Held:
     """A device whose next steps wait until they are let go."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert engine._parts is not None
-        self.runner = engine._parts.runner
+        assert engine._life.parts is not None
+        self.runner = engine._life.parts.runner
         self.reached, self.go = threading.Event(), threading.Event()
         dispatch = self.runner.dispatch
 
@@ -127,7 +127,7 @@ async def test_a_start_that_is_cancelled_ends_soon(tiny_folder: Path, monkeypatc
         finally:
             ended.set()
 
-    monkeypatch.setattr("asurge.engine.engine.assemble", endless)
+    monkeypatch.setattr("asurge.engine.life_cycle.assemble", endless)
     engine = Engine(str(tiny_folder), **TINY)
     starting = asyncio.get_running_loop().create_task(engine.initiate())
     while not begun.is_set():
@@ -177,7 +177,7 @@ def test_a_device_that_hangs_does_not_keep_the_process(tiny_folder: Path) -> Non
 
         async def main():
             async with Engine(sys.argv[1], **SETTINGS, step_timeout_s=0.1) as engine:
-                engine._parts.runner.dispatch = lambda plan: threading.Event().wait()
+                engine._life.parts.runner.dispatch = lambda plan: threading.Event().wait()
                 try:
                     await engine.generate("a", use_tqdm=False)
                 except EngineDeadError as error:
@@ -231,7 +231,7 @@ def test_a_start_that_is_interrupted_twice_does_not_keep_the_process(tiny_folder
                 check()
                 time.sleep(0.01)
 
-        asurge.engine.engine.assemble = interrupting
+        asurge.engine.life_cycle.assemble = interrupting
         with engine:
             pass
     """)  # fmt: skip
@@ -244,7 +244,7 @@ def test_a_script_that_leaves_in_the_middle_of_a_step_ends_as_it_should(tiny_fol
     """The steps are slow to be read, so that the last one is still on its way."""
     status, said = ended(tiny_folder, f"""
         with engine:
-            runner = engine._engine._parts.runner
+            runner = engine._engine._life.parts.runner
             dispatch = runner.dispatch
 
             def slow(plan):

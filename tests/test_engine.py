@@ -386,8 +386,8 @@ async def test_who_cancels_all_tasks_leaves_nobody_waiting(tiny_folder: Path) ->
     async with Engine(str(tiny_folder), **TINY) as engine:
         stream = engine.stream("a", dataclasses.replace(GREEDY, max_tokens=100, ignore_eos=True))
         await anext(stream)
-        assert engine._serving is not None
-        engine._serving.cancel()
+        assert engine._life.serving is not None
+        engine._life.serving.cancel()
         with pytest.raises(EngineDeadError, match="its task was cancelled"):
             async for _ in stream:
                 pass
@@ -499,7 +499,7 @@ async def test_plain_xla_by_choice_is_no_fallback(tiny_folder: Path) -> None:
 async def test_a_failure_is_told_again_and_again_without_growing(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = EngineDeadError("the engine failed")
     failure.__cause__ = ValueError("why")
-    monkeypatch.setattr(tiny._pipeline, "failure", failure)
+    monkeypatch.setattr(tiny._life.pipeline, "failure", failure)
     for _ in range(3):
         with pytest.raises(EngineDeadError, match="the engine failed") as told:
             tiny.stream("hello")
@@ -533,8 +533,8 @@ async def test_threads_are_limited_however_requests_are_cancelled(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By asyncio's own cancellation too: a place is free again when its work has ended, and no place is lost."""
-    assert tiny._intake is not None
-    places = tiny._intake._threads
+    assert tiny._life.admission is not None
+    places = tiny._life.admission.inputs._threads
     most, begun, go, loop = int(places.total_tokens), 0, threading.Event(), asyncio.get_running_loop()
 
     def wait(*_: Any, **__: Any) -> str:

@@ -8,8 +8,9 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from asurge.engine.admission import Intake
+from asurge.engine.admission import Admission
 from asurge.engine.prompts import Prompt
+from asurge.engine.stream import finish_all
 from asurge.errors import RequestAbortedError
 from asurge.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from asurge.params import RequestOptions, SamplingParams, check_integer, check_number, check_options
@@ -35,16 +36,20 @@ class Beam:
 
 
 async def beam_search(
-    generate: Callable[..., Awaitable[list[RequestOutput]]],
-    intake: Intake,
+    admission: Admission,
     prompt: Prompt,
     options: RequestOptions,
     *,
     beam_width: int,
     max_tokens: int,
     length_penalty: float,
+    at_most: int,
 ) -> RequestOutput:
-    """See `asurge.Engine.beam_search`, whose ``generate`` draws each round."""
+    """The likeliest completions of a prompt; see `asurge.Engine.beam_search`.
+
+    Args:
+        at_most: how many beams may be in the queue at a time.
+    """
     check_integer("beam_width", beam_width, 1, MAX_BEAM_WIDTH)
     check_integer("max_tokens", max_tokens, 1, MAX_BEAM_TOKENS)
     check_number("length_penalty", length_penalty, -10.0, 10.0)
@@ -54,29 +59,32 @@ async def beam_search(
 
     async def complete(prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
         left = None if deadline_s is None else max(deadline_s - (time.monotonic() - began_s), 0.0)
-        return await generate(prompts, params, use_tqdm=False, **{**options, "deadline_s": left})
+        remaining: RequestOptions = {**options, "deadline_s": left}
+        streams = [admission.stream(prompt, params, remaining) for prompt in prompts]
+        return await finish_all(streams, at_most=at_most)
 
-    fitted = await intake.fit(prompt, params)
+    inputs = admission.inputs
+    fitted = await admission.fit(prompt, params)
     found = await search(
         complete,
         fitted.token_ids,
-        intake.end_token_ids,
+        inputs.end_token_ids,
         beam_width=beam_width,
         max_tokens=fitted.max_tokens,
         length_penalty=length_penalty,
     )
-    outputs = completions(found, intake.end_token_ids, lambda token_ids: intake.decode(token_ids, params))
-    facts = intake.facts(prompt, params, fitted)
+    outputs = completions(found, inputs.end_token_ids, lambda token_ids: inputs.decode(token_ids, params))
+    info = inputs.prompt_info(prompt, params, fitted)
     return RequestOutput(
         request_id=f"beam-{secrets.token_hex(8)}",
-        prompt=facts.text,
-        prompt_token_ids=facts.token_ids,
+        prompt=info.text,
+        prompt_token_ids=info.token_ids,
         outputs=outputs,
         finished=True,
         accumulated_text=outputs[0].text,
         num_generated_tokens=sum(len(one.token_ids) for one in outputs),
-        num_truncated_tokens=facts.num_truncated_tokens,
-        capped_max_tokens=facts.capped_max_tokens,
+        num_truncated_tokens=info.num_truncated_tokens,
+        capped_max_tokens=info.capped_max_tokens,
         processing_time=time.monotonic() - began_s,
     )
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from asurge.engine.admission import Running, admit
+from asurge.engine.admission import Admission
 from asurge.engine.prompts import Prompt
 from asurge.engine.stream import do_all
 from asurge.errors import RequestAbortedError
@@ -19,7 +19,7 @@ from asurge.pipeline import Generation
 
 
 async def embed_all(
-    running: Running,
+    admission: Admission,
     prompts: Sequence[Prompt],
     request_ids: Sequence[str | None],
     params: EmbeddingParams,
@@ -32,28 +32,23 @@ async def embed_all(
     Raises:
         AsurgeError: the error of the first that was refused, ended or failed. The others are aborted.
     """
-    running()
+    admission.check()
     works = [
-        partial(_embed, running, name or f"embd-{secrets.token_hex(8)}", prompt, params, options)
+        partial(_embed, admission, name or f"embd-{secrets.token_hex(8)}", prompt, params, options)
         for name, prompt in zip(request_ids, prompts, strict=True)
     ]
     return await do_all(works, on_done, at_most)
 
 
 async def _embed(
-    running: Running, request_id: str, prompt: Prompt, params: EmbeddingParams, options: RequestOptions
+    admission: Admission, request_id: str, prompt: Prompt, params: EmbeddingParams, options: RequestOptions
 ) -> EmbeddingOutput:
-    pipeline, _ = running()
-    generation = await admit(
-        running,
-        request_id,
-        lambda intake, clock: intake.prepare_embedding(request_id, prompt, params, clock, options),
-    )
+    generation = await admission.submit_embedding(request_id, prompt, params, options)
     try:
         await generation.wait_output()
     finally:
         if not generation.finished:
-            pipeline.cancel(generation)
+            admission.cancel(generation)
     return _output(generation, params)
 
 

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
-import anyio
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter
 from tqdm import tqdm
 
 from asurge.config import EngineConfig
 from asurge.engine import beam
-from asurge.engine.admission import Admission, Intake, admit
-from asurge.engine.assembly import assemble
 from asurge.engine.embedding import embed_all
 from asurge.engine.prompts import ChatOptions, Prompt, integer, is_list, split_options
 from asurge.engine.status import EngineStatus
 from asurge.engine.stream import TokenStream, finish_all
-from asurge.errors import ConfigError, EngineStateError, InvalidRequestError
+from asurge.errors import ConfigError, InvalidRequestError
 from asurge.outputs import EmbeddingOutput, RequestOutput
 from asurge.params import EmbeddingParams, RequestOptions, SamplingParams
-from asurge.pipeline import Generation, Pacer, Pipeline
 from asurge.plan import Pooling
 from asurge.structured import shown
-from asurge.threads import run_in_thread, run_to_end
+from asurge.threads import run_in_thread
 
 Message = Mapping[str, Any]  # OpenAI's chat messages: JSON
 ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | None]
@@ -53,7 +47,6 @@ class Engine(EngineStatus):
         _check_known(settings)
         super().__init__(EngineConfig(model=model, **settings))
         self._callback: ParamsCallback | None = self.config.sampling_params_callback
-        self._stopping = anyio.Lock()
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -69,30 +62,7 @@ class Engine(EngineStatus):
             EngineStateError: the engine was started before.
             ModelLoadError, ConfigError, CompilationError: it cannot serve this checkpoint with these settings.
         """
-        if self._state != "new":
-            raise EngineStateError(f"this engine is {self._state}: make a new one to start again")
-        self._state = "starting"
-        try:
-            assembling = partial(assemble, self.config, from_thread.check_cancelled)
-            self._parts = await run_in_thread(assembling, CapacityLimiter(1))
-        except BaseException:
-            self._state = "stopped"
-            raise
-        parts, config = self._parts, self.config
-        self._pipeline = Pipeline(
-            parts.scheduler,
-            parts.runner,
-            depth=config.pipeline_depth,
-            step_timeout_s=config.step_timeout_s,
-            pacer=Pacer(mixed_s=config.scheduler.max_mixed_step_s),
-            threads=parts.threads.budget.threads,
-        )
-        self._intake = Intake(config, parts)
-        # The one task outside a caller's task group: engines are often started in one task and stopped in
-        # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here would forbid.
-        self._serving = asyncio.get_running_loop().create_task(self._pipeline.run(), name="asurge.engine")
-        self._serving.add_done_callback(self._ended)
-        self._state = "running"
+        await self._life.start(self.config, self._params)
 
     async def terminate(self) -> None:
         """Abort whatever still runs, stop serving and free device memory. Waits for the steps in flight, also when it is
@@ -101,26 +71,7 @@ class Engine(EngineStatus):
         Raises:
             EngineStateError: it is still starting, in another task; or it runs on another event loop.
         """
-        if self._state == "starting":
-            raise EngineStateError("the engine is still starting: cancel or await initiate() first")
-        if self._serving is not None and not self._serving.get_loop().is_closed():
-            self._check_loop()
-        self._state = "stopped"
-        await run_to_end(self._stop)
-
-    async def _stop(self) -> None:
-        with anyio.CancelScope(shield=True):
-            async with self._stopping:
-                serving, pipeline, parts = self._serving, self._pipeline, self._parts
-                if not serving or not pipeline or not parts:
-                    return
-                if not serving.get_loop().is_closed():
-                    pipeline.abort_all()
-                    serving.cancel()
-                    await asyncio.wait([serving])
-                self._serving = None
-                if not pipeline.threads.hang:  # which may not let go of its memory either
-                    await to_thread.run_sync(parts.runner.shutdown)
+        await self._life.stop()
 
     async def __aenter__(self) -> Self:
         await self.initiate()
@@ -144,10 +95,10 @@ class Engine(EngineStatus):
         """
         if not model:
             raise ConfigError(f"model={model!r} must name a checkpoint")
-        self._check_idle()
-        parts, thread = self._started(), CapacityLimiter(1)
+        self._life.check_idle()
+        parts, thread = self._life.started(), CapacityLimiter(1)
         put_in_place = await run_in_thread(partial(parts.load_weights, model), thread)
-        self._check_idle()
+        self._life.check_idle()
         free_others = put_in_place()
         parts.scheduler.forget_cache()
         await run_in_thread(free_others, thread)
@@ -168,18 +119,9 @@ class Engine(EngineStatus):
             EngineNotRunningError: the engine has not started or has stopped.
             EngineDeadError: it has failed.
         """
-        pipeline, _ = self._running()
+        admission = self._life.running()
         _check_params(sampling_params)
-        name = request_id or f"req-{secrets.token_hex(8)}"
-
-        async def submit(whole: bool) -> Generation:
-            def prepare(intake: Intake, clock: Callable[[], float]) -> Awaitable[Admission]:
-                params = self._params(name, prompt, sampling_params)
-                return intake.prepare(name, prompt, params, clock, options, whole=whole)
-
-            return await admit(self._here, name, prepare)
-
-        return TokenStream(name, submit, pipeline.cancel)
+        return admission.stream(prompt, sampling_params, options, request_id)
 
     async def generate(
         self,
@@ -232,16 +174,14 @@ class Engine(EngineStatus):
         Raises:
             InvalidRequestError: an argument is out of range.
         """
-
-        _, intake = self._here()
         return await beam.beam_search(
-            self.generate,
-            intake,
+            self._life.running_here(),
             prompt,
             options,
             beam_width=beam_width,
             max_tokens=max_tokens,
             length_penalty=length_penalty,
+            at_most=self.config.max_queued_requests,
         )
 
     async def embed(
@@ -269,7 +209,7 @@ class Engine(EngineStatus):
             total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm or self.config.silent_mode, leave=False
         ) as bar:
             at_most = self.config.max_queued_requests
-            return await embed_all(self._here, batch, names, wish, options, bar.update, at_most)
+            return await embed_all(self._life.running_here(), batch, names, wish, options, bar.update, at_most)
 
     @overload
     async def chat(
@@ -311,17 +251,17 @@ class Engine(EngineStatus):
         Raises:
             ChatTemplateError: malformed messages, no template, or one that fails.
         """
-        _, intake = self._here()
+        admission = self._life.running_here()
         _check_params(sampling_params)
         how, rest = split_options(options)
-        prompt = await intake.render(messages, sampling_params or SamplingParams(), **how)
+        prompt = await admission.render(messages, sampling_params or SamplingParams(), **how)
         tokens = self.stream(prompt, sampling_params, request_id=request_id, **rest)
         return tokens if stream else await tokens.wait_finished()
 
     def abort_request(self, request_id: str) -> bool:
         """End a request now and free its pages; its stream finishes with reason ``abort``. False if unknown."""
-        arriving = self._intake is not None and self._intake.abort(request_id)
-        return (self._pipeline is not None and self._pipeline.abort(request_id)) or arriving
+        admission = self._life.admission
+        return admission is not None and admission.abort(request_id)
 
     def set_sampling_params_callback(self, callback: ParamsCallback | None) -> None:
         """Let a function see the parameters of each request, with ``{"request_id", "prompt", "engine"}``, before it is
@@ -352,7 +292,7 @@ def _check_params(given: SamplingParams | None) -> None:
 
 
 def _batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or several; anything else counts as one prompt, which intake refuses."""
+    """One prompt, or several; anything else counts as one prompt, which admission refuses."""
     one = not is_list(prompts) or integer(next(iter(prompts), None)) is not None  # type: ignore[arg-type]
     return [prompts] if one else list(prompts)  # type: ignore[arg-type,list-item]
 

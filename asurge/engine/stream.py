@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import anyio
 
@@ -13,8 +13,12 @@ from asurge.outputs import RequestOutput
 from asurge.pipeline import Generation
 
 T = TypeVar("T")
-Submit = Callable[[bool], Awaitable[Generation]]
-"""Admits a request, given whether only its end is wanted."""
+
+
+class Submit(Protocol):
+    """Admits a request; see `asurge.engine.admission.Admission.submit`."""
+
+    def __call__(self, *, whole: bool) -> Awaitable[Generation]: ...
 
 
 class TokenStream:
@@ -94,7 +98,7 @@ class TokenStream:
     async def _admit(self) -> Generation:
         if self._generation is None:
             self._loop = asyncio.get_running_loop()
-            self._generation = await self._submit(self._whole)
+            self._generation = await self._submit(whole=self._whole)
             if self._over:  # closed by another task meanwhile
                 self._cancel(self._generation)
         return self._generation

@@ -87,7 +87,7 @@ class Pipeline:
         threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.clock = clock
+        self.clock, self.created_s = clock, clock()
         self.failure: EngineDeadError | None = None
         self.step_observers, self.request_observers = StepObservers(), RequestObservers()
         self._scheduler, self._runner = scheduler, runner

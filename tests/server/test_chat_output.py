@@ -172,8 +172,8 @@ async def test_a_failed_engine_is_not_healthy(demo: Engine, running: Running, mo
     async with aiohttp.ClientSession(url) as http:
         async with http.get("/health") as response:
             assert response.status == 200
-        assert demo._pipeline is not None
-        monkeypatch.setattr(demo._pipeline, "failure", EngineDeadError("secret"))
+        assert demo._life.pipeline is not None
+        monkeypatch.setattr(demo._life.pipeline, "failure", EngineDeadError("secret"))
         for path in ("/health", "/readiness"):
             async with http.get(path) as response:
                 assert response.status == 503

@@ -99,8 +99,8 @@ async def test_clients_that_leave_are_counted_and_charged(
 async def test_threads_are_limited_whoever_leaves(demo: Engine, running: Running) -> None:
     """A place among the threads is free again when its work has ended, not when its client has gone."""
     url = await running.start(make_app(demo))
-    assert demo._intake is not None
-    most, begun, go = int(demo._intake._threads.total_tokens), 0, threading.Event()
+    assert demo._life.admission is not None
+    most, begun, go = int(demo._life.admission.inputs._threads.total_tokens), 0, threading.Event()
 
     def wait(*_: Any, **__: Any) -> str:
         nonlocal begun

@@ -143,6 +143,6 @@ async def test_a_server_that_stops_says_so(demo: Engine, running: Running) -> No
         tasks.start_soon(ask)
         while demo.num_running_requests == 0:
             await anyio.sleep(0.01)
-        assert demo._pipeline is not None
-        demo._pipeline.abort_all()
+        assert demo._life.pipeline is not None
+        demo._life.pipeline.abort_all()
     await settle(demo, left_by_clients=True)

@@ -319,7 +319,7 @@ async def test_keys_whose_hashes_begin_alike_share_nothing(demo: Engine, running
     server = ApiServer(demo, api_keys=[KEY, OTHER])
     url, text = await running.start(server.app), "Something that the first of two keys sends. " * 20
     tenants = set[str]()
-    add = demo._parts.scheduler.add  # type: ignore[union-attr]
+    add = demo._life.parts.scheduler.add  # type: ignore[union-attr]
 
     def seen(request: Request) -> None:
         tenants.add(request.tenant)
@@ -327,7 +327,7 @@ async def test_keys_whose_hashes_begin_alike_share_nothing(demo: Engine, running
 
     cached = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(demo._parts.scheduler, "add", seen)  # type: ignore[union-attr]
+        patched.setattr(demo._life.parts.scheduler, "add", seen)  # type: ignore[union-attr]
         async with aiohttp.ClientSession(url) as http:
             for key in (KEY, KEY, OTHER):
                 body = {"prompt": text, "max_tokens": 1}

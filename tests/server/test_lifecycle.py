@@ -304,8 +304,8 @@ async def test_a_server_whose_engine_has_failed_answers_what_is_open_and_stops(t
         await ready.wait()
         async with aiohttp.ClientSession(url) as http, http.post(TEXT, json=LONG) as response:
             await response.content.readany()
-            assert engine._pipeline is not None
-            engine._pipeline.fail(RuntimeError("the device is lost"))
+            assert engine._life.pipeline is not None
+            engine._life.pipeline.fail(RuntimeError("the device is lost"))
             text = (await response.read()).decode()
 
     with anyio.fail_after(60):
@@ -327,8 +327,8 @@ async def test_a_server_may_be_kept_although_its_engine_has_failed(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partial(server.serve, signals=False, on_ready=ready.set))
             await ready.wait()
-            assert engine._pipeline is not None
-            engine._pipeline.fail(RuntimeError("the device is lost"))
+            assert engine._life.pipeline is not None
+            engine._life.pipeline.fail(RuntimeError("the device is lost"))
             await server.state.engine_died.wait()
             async with aiohttp.ClientSession(url) as http:
                 async with http.get("/health") as response:

@@ -40,10 +40,10 @@ async def test_applications_over_one_engine_have_figures_of_their_own(demo: Engi
             told = await scraped(one)
             assert told["asurge_request_success_total"] == told["asurge_time_to_first_token_seconds_count"] == at + 1
             assert told["asurge_inter_token_latency_seconds_count"] == 2 * (at + 1)
-    assert demo._pipeline is not None
-    before = len(demo._pipeline.request_observers)
+    assert demo._life.pipeline is not None
+    before = len(demo._life.pipeline.request_observers)
     await other.stop()
-    assert len(demo._pipeline.request_observers) == before - 1
+    assert len(demo._life.pipeline.request_observers) == before - 1
 
 
 async def test_where_the_time_and_the_tokens_of_requests_went(
