@@ -27,7 +27,7 @@ from anyio import CancelScope
 from anyio.from_thread import BlockingPortal
 
 from asurge import engine as asynchronous
-from asurge.config import EngineConfig
+from asurge.config import EngineConfig, EngineSettings
 from asurge.engine.prompts import Prompt
 from asurge.engine.stream import TokenStream
 from asurge.errors import EngineNotRunningError, EngineStateError
@@ -216,7 +216,7 @@ class Engine:
     """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads, and in the process that
     started it."""
 
-    def __init__(self, model: str = "demo", **settings: Any) -> None:
+    def __init__(self, model: str = "demo", **settings: Unpack[EngineSettings]) -> None:
         self._engine = asynchronous.Engine(model, **settings)
         self._open: _LoopThread | None = None
 

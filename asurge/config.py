@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from asurge.errors import ConfigError
 
@@ -209,6 +209,48 @@ class EngineConfig:
     def settings(self) -> dict[str, Any]:
         """All settings by name, as `asurge.Engine` takes them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class EngineSettings(TypedDict, total=False):
+    """The settings of `EngineConfig` but the model, as keyword arguments of `asurge.Engine`: for editors and type checkers.
+
+    Those of ``scheduler`` and ``cache`` may be mappings, as they come from a command line.
+    """
+
+    tokenizer: str | None
+    name: str | None
+    dtype: str
+    quantization: Literal["int8"] | None
+    kv_cache_dtype: Literal["auto", "int8"]
+    kernels: Literal["auto", "native", "pallas", "xla"]
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int | None
+    min_input_pad: int | None
+    page_size: int
+    hbm_utilization: float
+    kv_cache_bytes: int | None
+    enable_prefix_caching: bool
+    scheduler: SchedulerConfig | Mapping[str, Any]
+    cache: CacheConfig | Mapping[str, Any]
+    reserve_tokens: int | None
+    auto_truncate_prompt: bool
+    truncate_mode: TruncateMode
+    decode_truncated_prompt: bool
+    auto_cap_new_tokens: bool
+    prefer_preserve_prompt: bool
+    strict_context: bool
+    max_queued_requests: int
+    pipeline_depth: int
+    max_decode_steps: int
+    step_timeout_s: float
+    extra_eos_token_ids: tuple[int, ...]
+    logits_processors: Mapping[str, Callable[..., Any]]
+    sampling_params_callback: Callable[..., Any] | None
+    kernel_threads: int | None
+    kernel_nice: int | None
+    compilation_cache_dir: str | None
+    silent_mode: bool
 
 
 def _made(field: str, kind: type[Any], given: Any) -> Any:

@@ -57,7 +57,8 @@ class SamplingParams:
         prompt_logprobs: the same for the tokens of the prompt.
         truncate_prompt_tokens: keep only this many tokens at the end of the prompt; -1: as many as the context holds.
         echo: the text begins with that of the prompt.
-        stop: strings that end the text, and are part of it only with ``include_stop_str_in_output``.
+        stop: strings that end the text.
+        include_stop_str_in_output: leave the string that ended the text at its end.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: continue after the model's end tokens.
         repetition_stop: end the text when a pattern of up to 64 tokens occurs this many times in a row.

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 from anyio import CapacityLimiter
 from tqdm import tqdm
 
-from asurge.config import EngineConfig
+from asurge.config import EngineConfig, EngineSettings
 from asurge.engine import beam
 from asurge.engine.embedding import embed_all
 from asurge.engine.prompts import ChatOptions, Prompt, integer, is_list, split_options
@@ -43,9 +43,9 @@ class Engine(EngineStatus):
         ConfigError: a setting is unknown or out of range.
     """
 
-    def __init__(self, model: str = "demo", **settings: Any) -> None:
+    def __init__(self, model: str = "demo", **settings: Unpack[EngineSettings]) -> None:
         _check_known(settings)
-        super().__init__(EngineConfig(model=model, **settings))
+        super().__init__(EngineConfig(model=model, **cast(dict[str, Any], settings)))
         self._callback: ParamsCallback | None = self.config.sampling_params_callback
 
     @classmethod

@@ -24,6 +24,9 @@ _GUIDED = {
     "guided_whitespace_pattern": "whitespace_pattern",
 }  # fmt: skip
 
+NOT_SERVED = {"detokenize": "an answer over HTTP is text; `return_token_ids` adds its tokens"}
+"""Parameters of `asurge.SamplingParams` that no request over HTTP can set, and why."""
+
 
 class JsonSchemaFormat(msgspec.Struct, kw_only=True):
     """The ``json_schema`` of a response format."""
