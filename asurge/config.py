@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from asurge.errors import ConfigError
 
 TruncateMode = Literal["left", "right", "middle"]
+Kernels = Literal["auto", "native", "pallas", "xla"]
+"""Which kernels run: a platform's own where they can, those named, or none."""
+
 DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -113,7 +116,7 @@ class EngineConfig:
         step_timeout_s: a step that takes longer means a hung device: the engine declares itself dead.
         extra_eos_token_ids: more tokens that end a text.
         logits_processors: by name, pure JAX functions of one row's logits, float32 ``[vocab]``, and a scalar that the request
-            gives, which return the logits to draw from. They are compiled into the step.
+            gives, which return the logits to sample from. They are compiled into the step.
         sampling_params_callback: sees the parameters of each request before it is admitted, and may return others.
         kernel_threads: how many threads the CPU kernels use, and how many compile steps and fill masks; None: what `ASURGE_THREADS`
             says, else as many as the process has processors, by affinity and by the quotas of its control groups. More than
@@ -133,7 +136,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     quantization: Literal["int8"] | None = None
     kv_cache_dtype: Literal["auto", "int8"] = "auto"
-    kernels: Literal["auto", "native", "pallas", "xla"] = "auto"
+    kernels: Kernels = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
@@ -179,8 +182,9 @@ class EngineConfig:
             raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
         if self.kv_cache_dtype not in ("auto", "int8"):
             raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r} must be 'auto' or 'int8'")
-        if self.kernels not in ("auto", "native", "pallas", "xla"):
-            raise ConfigError(f"kernels={self.kernels!r} must be 'auto', 'native', 'pallas' or 'xla'")
+        if self.kernels not in get_args(Kernels):
+            *others, last = map(repr, get_args(Kernels))
+            raise ConfigError(f"kernels={self.kernels!r} must be {', '.join(others)} or {last}")
         for field in ("max_model_len", "max_num_batched_tokens", "min_input_pad", "kv_cache_bytes", "kernel_threads"):
             value = getattr(self, field)
             if value is not None:
@@ -222,7 +226,7 @@ class EngineSettings(TypedDict, total=False):
     dtype: str
     quantization: Literal["int8"] | None
     kv_cache_dtype: Literal["auto", "int8"]
-    kernels: Literal["auto", "native", "pallas", "xla"]
+    kernels: Kernels
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int | None

@@ -19,7 +19,7 @@
     ├── RequestFailedError                  the step this request was in failed
     ├── RequestAbortedError                 the request was ended before it had anything to give
     ├── DeadlineExceededError               the request's deadline passed
-    ├── GuidanceError                       constraints that leave nothing to draw
+    ├── GuidanceError                       constraints that leave nothing to sample
     ├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
     └── BenchmarkError                      a measurement that cannot be made
 """
@@ -128,7 +128,7 @@ class DeadlineExceededError(AsurgeError):
 
 
 class GuidanceError(AsurgeError):
-    """A grammar failed while its text was written, or constraints leave nothing to draw. Fails its own request only."""
+    """A grammar failed while its text was written, or constraints leave nothing to sample. Fails its own request only."""
 
 
 class CompilationError(AsurgeError, RuntimeError):

@@ -32,13 +32,13 @@ class SamplingParams:
 
     Logits are changed in this order: allowed tokens, penalties, bias, logits processors, typical_p; then temperature,
     top_k, top_p and min_p. A request that uses none of penalties, bias, constraints, logprobs, processors or typical_p
-    is drawn within the model's own step, the others in a dispatch after it.
+    is sampled within the model's own step, the others in a dispatch after it.
 
     Attributes:
         n: completions of one prompt, which share the pages of its beginning.
-        best_of: draw this many completions and return the ``n`` likeliest, at the end.
+        best_of: sample this many completions and return the ``n`` likeliest, at the end.
         max_tokens: the most new tokens (``max_new_tokens`` is an alias); None: as many as fit the context.
-        min_tokens: no end token and no stop token is drawn before this many tokens.
+        min_tokens: no end token and no stop token is sampled before this many tokens.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2019).
@@ -49,10 +49,10 @@ class SamplingParams:
             neutral.
         logit_bias: added to logits, by token id; in [-100, 100].
         guided_decoding: the form the text must have.
-        allowed_token_ids: the only tokens that may be drawn; end tokens only if they are among them.
+        allowed_token_ids: the only tokens that may be sampled; end tokens only if they are among them.
         bad_words: texts that are never generated, including those that span several tokens.
         logits_processors: those of the engine's to apply, by name, each with its argument.
-        seed: the same seed draws the same tokens, whatever else is in the batch (to the rounding of plain JAX, where no kernels run); None: a random one.
+        seed: the same seed gives the same tokens, whatever else is in the batch (to the rounding of plain JAX, where no kernels run); None: a random one.
         logprobs: report the logprob of each token, and of this many of the likeliest tokens in its place.
         prompt_logprobs: the same for the tokens of the prompt.
         truncate_prompt_tokens: keep only this many tokens at the end of the prompt; -1: as many as the context holds.

@@ -30,7 +30,7 @@ Pooling = Literal["mean", "last"]
 """How the hidden states of a prompt become one vector: the mean of all, or that of its last token."""
 
 MAX_LOGPROBS = 20
-"""How many of the likeliest tokens a draw can report."""
+"""How many of the likeliest tokens can be reported beside a sampled one."""
 
 MAX_LOGIT_BIAS = 1024
 """How many tokens one request can bias."""
@@ -42,17 +42,18 @@ def mask_words(vocab_size: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Shaping:
-    """What is done to a row's logits before its draw, or reported about them, beyond what every draw can do.
+class LogitsShaping:
+    """What is done to a row's logits before its token is sampled, or reported about them, beyond what
+    every step can do.
 
-    A step with such a row draws apart: the forward pass first, then all its draws in a dispatch of their own, which
-    may wait for what the host has to say (`StepHandle.draw`).
+    A step with such a row samples apart: the forward pass first, then all its sampling in a dispatch of its own, which
+    may wait for what the host has to say (`StepHandle.sample`).
 
     Attributes:
         logit_bias: token ids and what is added to their logits.
         processors: indices of the engine's logits processors, and the argument each one gets.
-        logprobs: how many of the likeliest tokens to report beside the drawn one; None reports nothing.
-        masked: a mask of allowed tokens comes with each draw.
+        logprobs: how many of the likeliest tokens to report beside the sampled one; None reports nothing.
+        masked: a mask of allowed tokens comes with each token.
     """
 
     typical_p: float = 1.0
@@ -72,14 +73,18 @@ class Shaping:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowSampling:
-    """How one row's next token is drawn. Neutral values: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off."""
+    """How one row's next token is sampled. Neutral values: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
+
+    Attributes:
+        seed: of 32 bits.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    shaping: Shaping | None = None
+    shaping: LogitsShaping | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -113,13 +118,13 @@ class PlanRow:
         start: position of the first new token; all before it are in the pages.
         token_ids: the new tokens of a prefill chunk, int32 ``[n]``, n >= 1; None for a decode row, whose
             single token is the slot's last one.
-        samples: whether the chunk reaches the end of what is known, so that a token is drawn.
+        samples: whether the chunk reaches the end of what is known, so that a token is sampled.
         page_tables: as many as `RunnerLimits.windows`; they reach to position start + num_tokens - 1 at least.
-        sampling: how to draw.
-        draws: tokens that a decode row draws one after another, unless one of them is a stop token.
-        stop_token_ids: tokens that end the sequence; the device may look for only `DEVICE_STOPS` of them, and the draws after
+        sampling: how to sample.
+        decode_steps: tokens that a decode row samples one after another, unless one of them is a stop token.
+        stop_token_ids: tokens that end the sequence; the device may look for only `DEVICE_STOPS` of them, and the tokens after
             another one are void.
-        history: for a chunk that draws and whose shaping counts tokens: what there is to count.
+        history: for a chunk that samples and whose shaping counts tokens: what there is to count.
         targets: for a chunk whose prompt is scored, int32 ``[n]``: the prompt token that follows each of its tokens, -1 where
             none is to be scored.
         pooled: for a chunk of a prompt to be embedded: how many of its last tokens have their hidden states summed.
@@ -133,7 +138,7 @@ class PlanRow:
     samples: bool
     page_tables: tuple[PageTable, ...]
     sampling: RowSampling
-    draws: int = 1
+    decode_steps: int = 1
     stop_token_ids: frozenset[int] = frozenset()
     history: History | None = None
     targets: npt.NDArray[np.int32] | None = None
@@ -142,7 +147,7 @@ class PlanRow:
     @property
     def num_tokens(self) -> int:
         """Positions the row writes."""
-        return self.draws if self.token_ids is None else len(self.token_ids)
+        return self.decode_steps if self.token_ids is None else len(self.token_ids)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -159,23 +164,23 @@ class StepPlan:
         return self.decode + self.prefill
 
     @property
-    def draws(self) -> int:
-        """Steps in the group: the most that a row draws."""
-        return max((row.draws for row in self.decode), default=1)
+    def decode_steps(self) -> int:
+        """Steps in the group: the most that a row samples."""
+        return max((row.decode_steps for row in self.decode), default=1)
 
     @property
-    def draws_apart(self) -> bool:
-        """Whether the draws are a dispatch of their own."""
+    def samples_apart(self) -> bool:
+        """Whether the sampling is a dispatch of its own."""
         return any(row.samples and row.sampling.shaping is not None for row in self.rows)
 
     @property
-    def draws_nothing(self) -> bool:
-        """Whether it has rows and none of them draws: prompts that go on in the next step, or are only embedded."""
+    def samples_nothing(self) -> bool:
+        """Whether it has rows and none of them samples: prompts that go on in the next step, or are only embedded."""
         return bool(self.rows) and not any(row.samples for row in self.rows)
 
     @property
     def reads_all(self) -> bool:
-        """Whether the hidden states of all its tokens are read, and not only of those after which a token is drawn."""
+        """Whether the hidden states of all its tokens are read, and not only of those after which a token is sampled."""
         return any(row.targets is not None or row.pooled for row in self.prefill)
 
 
@@ -201,16 +206,16 @@ class TokenLogprobs:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What a step drew.
+    """What a step sampled.
 
     Attributes:
-        token_ids: int32 ``[rows, draws]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
+        token_ids: int32 ``[rows, decode_steps]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
             token.
         error: why the step failed, or None. Then no token is valid.
         state_epoch: of the pages and slots it ran on: whenever they are lost and made anew, empty, it is the next one.
         state_lost: that epoch is gone (the failure hit donated buffers): recompute everything.
         device_time_s: what the device took: from dispatch, or from the previous result if that came later, to this one.
-        logprobs: for a step that draws apart and has a row that asks, ``[rows]``.
+        logprobs: for a step that samples apart and has a row that asks, ``[rows]``.
         prompt_logprobs: by row, those of the prompt tokens it scored.
         pooled: by row, the sum of the normalised hidden states of ``PlanRow.pooled`` tokens, float32 ``[hidden]``.
     """
@@ -234,11 +239,11 @@ class StepResult:
 class StepHandle(Protocol):
     """A dispatched step."""
 
-    def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
-        """Send the draws of a step whose plan ``draws_apart``: once, and before the next dispatch. Never raises.
+    def sample(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
+        """Send the sampling of a step whose plan ``samples_apart``: once, and before the next dispatch. Never raises.
 
         Args:
-            masks: uint32 ``[rows, vocab / 32]``, rounded up, in the order of ``plan.rows``: the tokens each may draw,
+            masks: uint32 ``[rows, vocab / 32]``, rounded up, in the order of ``plan.rows``: the tokens each may sample,
                 bit t % 32 of word t // 32 for token t; None allows all.
         """
         ...
@@ -259,8 +264,8 @@ class RunnerLimits:
         max_num_batched_tokens: the token budget of a step.
         max_model_len: longest sequence, in tokens.
         prefill_quantum: a prefill chunk of n tokens costs n, rounded up to a multiple of this, of the budget.
-        max_draws: most steps in a group of decode steps.
-        vocab_size: token ids that can be drawn.
+        max_decode_steps: most steps in a group of decode steps.
+        vocab_size: token ids that can be sampled.
         hidden_size: numbers in a hidden state.
         windows: by page table: no layer that uses it sees more tokens back than this, itself included; None: some layer
             sees all. A sequence has a page in every table for each ``page_size`` tokens, until they fall behind the table's
@@ -273,14 +278,14 @@ class RunnerLimits:
     max_num_batched_tokens: int
     max_model_len: int
     prefill_quantum: int = 16
-    max_draws: int = 1
+    max_decode_steps: int = 1
     vocab_size: int = 0
     hidden_size: int = 0
     windows: tuple[int | None, ...] = (None,)
 
     @property
     def longest(self) -> int:
-        """The longest sequence that can run, in tokens: the model's limit, or what the pool holds. Its last token is drawn
+        """The longest sequence that can run, in tokens: the model's limit, or what the pool holds. Its last token is sampled
         but never computed, so it needs no page."""
         return min(self.max_model_len, self.tokens_held + 1)
 
@@ -309,7 +314,7 @@ class RunnerLimits:
         """
         if window is None:
             return columns
-        step = max(self.max_num_batched_tokens, self.max_draws) if step is None else step
+        step = max(self.max_num_batched_tokens, self.max_decode_steps) if step is None else step
         return min(columns, self.columns(window + step - 2) + 1)
 
 

@@ -3,7 +3,7 @@
 Each text is written alone, then all of them at once, with a seed for each and greedily, in each dtype and by each kind of kernels; what
 is counted is texts that come out otherwise. The CPU kernels compute each row in the same order whatever the others are. XLA has a
 program for each number of rows, and each sums its products in its own order: a bit less or more, which bfloat16 rounds to
-another number now and then, and a draw between two tokens as good as each other falls the other way.
+another number now and then, and a choice between two tokens as good as each other falls the other way.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ async def measure(model: str, texts: int, length: int, combinations: list[tuple[
             ]
             for name, temperature in (("seeded", 1.0), ("greedy", 0.0)):
                 changed, alike = await differing(engine, prompts, length, temperature=temperature)
-                rows.append(dict(dtype=dtype, kernels=kernels, draws=name, texts=texts, changed=changed, alike=alike))
+                rows.append(
+                    dict(dtype=dtype, kernels=kernels, decode_steps=name, texts=texts, changed=changed, alike=alike)
+                )
     return rows
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     ]
     rows = asyncio.run(measure(given.model, given.texts, given.length, combinations))
     table = Table(
-        "dtype", "kernels", "draws", "texts", "changed", "tokens alike before", title="Texts that company changes"
+        "dtype", "kernels", "samples", "texts", "changed", "tokens alike before", title="Texts that company changes"
     )
     for row in rows:
         table.add_row(*map(str, row.values()))

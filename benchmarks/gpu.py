@@ -69,7 +69,7 @@ class Scale:
     decode: tuple[int, ...] = (1, 32, 256)
     prefill: tuple[int, ...] = (2048, 8192)
     context: int = 1024
-    draws: int = 8
+    decode_steps: int = 8
     page_size: int = 64
     copy_bytes: int = 2 << 30
     product: int = 8192
@@ -145,25 +145,33 @@ class Steps:
     """One model and its pages, stepped as `asurge.runner.DeviceRunner` does it."""
 
     def __init__(
-        self, model: Decoder, attention: AttentionBackend, scale: Scale, sequences: int, tokens: int, draws: int = 1
+        self,
+        model: Decoder,
+        attention: AttentionBackend,
+        scale: Scale,
+        sequences: int,
+        tokens: int,
+        decode_steps: int = 1,
     ) -> None:
         self.scale, self.slots = scale, sequences
         self.columns = -(-tokens // scale.page_size)
         self.leaves, rebuild = split_model(model)
         layout = choose_layout(model.config.seen, lambda window: self.columns)
         self.tables = TableShape(1, self.columns)
-        self.spec = StepSpec(rebuild, attention, layout, self.tables, most_rows=0, most_tokens=0, max_draws=draws)
+        self.spec = StepSpec(
+            rebuild, attention, layout, self.tables, most_rows=0, most_tokens=0, max_decode_steps=decode_steps
+        )
         count = sequences * self.columns + 1
         self.pages = attention.allocate(count, model.config.num_layers)
         self.last = jnp.zeros((sequences + 1,), jnp.int32)
         self.compiled: dict[StepShape, Any] = {}
 
-    def row(self, slot: int, start: int, tokens: np.ndarray | None, draws: int = 1) -> PlanRow:
+    def row(self, slot: int, start: int, tokens: np.ndarray | None, decode_steps: int = 1) -> PlanRow:
         table = PageTable(0, np.arange(1 + slot * self.columns, 1 + (slot + 1) * self.columns, dtype=np.int32))
-        return PlanRow(str(slot), 0, slot, start, tokens, True, (table,), RowSampling(), draws)
+        return PlanRow(str(slot), 0, slot, start, tokens, True, (table,), RowSampling(), decode_steps)
 
     def prepare(self, plan: StepPlan, shape: StepShape, options: dict[str, str]) -> Callable[[], jax.Array]:
-        """A compiled step; each call runs it once more and returns what it drew."""
+        """A compiled step; each call runs it once more and returns what it sampled."""
         packed, _ = pack(plan, shape, self.tables, self.slots)
         if shape not in self.compiled:
             spec = dataclasses.replace(self.spec, most_rows=shape.rows, most_tokens=shape.tokens)
@@ -173,34 +181,34 @@ class Steps:
         step = self.compiled[shape]
 
         def run() -> jax.Array:
-            self.pages, self.last, drawn, _ = step(self.leaves, self.pages, self.last, packed)
-            return drawn
+            self.pages, self.last, sampled, _ = step(self.leaves, self.pages, self.last, packed)
+            return sampled
 
         return run
 
 
 def check_step(scale: Scale, kernels: str) -> Document:
-    """Tokens that a small float32 model draws after a prompt in two chunks, against a dense forward of the whole."""
+    """Tokens that a small float32 model samples after a prompt in two chunks, against a dense forward of the whole."""
     config = DecoderConfig(256, 128, 256, 1 if scale is SMALL else 2, 6, 2, 64, 512)
     prompt = np.random.default_rng(0).integers(0, 256, 150).astype(np.int32)
     model = random_model(config, "float32")
-    draws = 3 if scale is SMALL else 12
+    decode_steps = 3 if scale is SMALL else 12
     with jax.default_matmul_precision("highest"):
         steps = Steps(model, backend_for(kernels, config, scale, "float32"), scale, 2, 256)
         found: list[int] = []
         for begin, end in ((0, 70), (70, 150)):
             plan = StepPlan(0, (), (steps.row(1, begin, prompt[begin:end]),))
-            drawn = steps.prepare(plan, StepShape(2, 5, 16), {})()
-        found.append(int(drawn[-1, 0] if drawn.shape[0] == 1 else drawn[2 + -(-80 // 16) - 1, 0]))
-        for at in range(draws - 1):
+            sampled = steps.prepare(plan, StepShape(2, 5, 16), {})()
+        found.append(int(sampled[-1, 0] if sampled.shape[0] == 1 else sampled[2 + -(-80 // 16) - 1, 0]))
+        for at in range(decode_steps - 1):
             plan = StepPlan(0, (steps.row(1, 150 + at, None),), ())
             found.append(int(steps.prepare(plan, StepShape(2), {})()[0, 0]))
         whole = jnp.asarray(np.concatenate((prompt, found[:-1])), jnp.int32)
         logits = model.logits(model(whole, jnp.arange(len(whole)), DenseAttend(config)))[149:, : config.vocab_size]
-    best = logits.max(axis=-1) - logits[jnp.arange(draws), jnp.asarray(found)]
+    best = logits.max(axis=-1) - logits[jnp.arange(decode_steps), jnp.asarray(found)]
     return {
         "kernels": kernels,
-        "tokens": draws,
+        "tokens": decode_steps,
         "worst_gap_to_best_logit": float(best.max()),
         "right": bool(best.max() < 1e-3),
     }
@@ -253,18 +261,21 @@ def step_times(
     weight_bytes, parameters = footprint(model)
     per_token = 2 * config.num_kv_heads * config.head_dim * jnp.dtype(scale.dtype).itemsize * config.num_layers
     per_pair = 4 * config.num_heads * config.head_dim * config.num_layers
-    tokens = scale.context + scale.draws + 1
-    for rows, draws in itertools.product(scale.decode, (1, scale.draws)):
+    tokens = scale.context + scale.decode_steps + 1
+    for rows, decode_steps in itertools.product(scale.decode, (1, scale.decode_steps)):
         attention = backend_for(kernels, config, scale, scale.dtype)
-        steps = Steps(model, attention, scale, rows, tokens, draws)
-        plan = StepPlan(0, tuple(steps.row(slot, scale.context, None, draws) for slot in range(rows)), ())
-        took = seconds(steps.prepare(plan, StepShape(max(rows, 2)), options), max(1, scale.repeats // draws)) / draws
+        steps = Steps(model, attention, scale, rows, tokens, decode_steps)
+        plan = StepPlan(0, tuple(steps.row(slot, scale.context, None, decode_steps) for slot in range(rows)), ())
+        took = (
+            seconds(steps.prepare(plan, StepShape(max(rows, 2)), options), max(1, scale.repeats // decode_steps))
+            / decode_steps
+        )
         flops = rows * (2 * parameters + per_pair * scale.context)
         floor = floors.step_s(weight_bytes + rows * scale.context * per_token, flops)
         yield {
             "workload": "decode",
             "rows": rows,
-            "draws": draws,
+            "decode_steps": decode_steps,
             "context": scale.context,
             "step_s": took,
             "floor_s": floor,

@@ -59,8 +59,10 @@ async def load(url: str, given: argparse.Namespace, server: psutil.Process, cons
             begun = time.perf_counter()
             async with anyio.create_task_group() as tasks:
                 for stream in range(given.streams):
-                    drawn = random.random()
-                    behaviour = "leaves" if drawn < given.leave else "slow" if drawn < given.leave + given.slow else ""
+                    sampled = random.random()
+                    behaviour = (
+                        "leaves" if sampled < given.leave else "slow" if sampled < given.leave + given.slow else ""
+                    )
                     body = {"prompt": f"Question {at} {stream}: what", "max_tokens": given.tokens, "ignore_eos": True, "stream": True}  # fmt: skip
                     tasks.start_soon(one, http, body, found, behaviour)
             took = time.perf_counter() - begun

@@ -1,7 +1,7 @@
 """The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S]``.
 
 Products of the layers of S or M, and attention of sequences that generate, with contexts of their own and after a common
-beginning, in bf16 and int8; and random draws, beside those in plain JAX. In one dispatch, each kernel runs in too many copies to fit in the caches; figures are of the fastest
+beginning, in bf16 and int8; and random samples, beside those in plain JAX. In one dispatch, each kernel runs in too many copies to fit in the caches; figures are of the fastest
 of a few dispatches, since disturbances can only slow a kernel down.
 """
 
@@ -26,7 +26,7 @@ from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, 
 from asurge.ops.native import sampling as kernel
 from asurge.ops.native.huge_pages import zeros
 from asurge.ops.packed import pack, packed_argmax, packed_linear
-from asurge.ops.sampling import Sampler, sample
+from asurge.ops.sampling import SampleFunction, SamplingInputs, sample
 from benchmarks.checkpoints import CONFIGS
 
 PAGE, _COLD_BYTES, _REPEATS = 64, 300 << 20, 7
@@ -103,24 +103,34 @@ def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int, *, i
     return fastest_s(run) / layers
 
 
-def draws_s(draw: Sampler, vocab_size: int, rows: int, temperature: float, top_k: int, top_p: float) -> float:
-    """Seconds of a draw for each row, from logits that are in the caches."""
+def sampling_s(
+    sample: SampleFunction, vocab_size: int, rows: int, temperature: float, top_k: int, top_p: float
+) -> float:
+    """Seconds to sample a token for each row, from logits that are in the caches."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(rows, vocab_size)) * 2, jnp.float32)
-    settings = [np.full(rows, value, np.float32) for value in (temperature, top_p, 0.0)]
-    seeds, positions = np.arange(rows, dtype=np.uint32), np.arange(rows, dtype=np.int32)
-    run = jax.jit(functools.partial(draw, vocab_size=vocab_size))
-    return fastest_s(lambda: run(logits, settings[0], np.full(rows, top_k), *settings[1:], seeds, positions))
+    inputs = SamplingInputs(
+        temperature=jnp.full(rows, temperature, jnp.float32),
+        top_k=jnp.full(rows, top_k, jnp.int32),
+        top_p=jnp.full(rows, top_p, jnp.float32),
+        min_p=jnp.zeros(rows, jnp.float32),
+        seed=jnp.arange(rows, dtype=jnp.uint32),
+        position=jnp.arange(rows, dtype=jnp.int32),
+    )
+    run = jax.jit(functools.partial(sample, vocab_size=vocab_size))
+    return fastest_s(lambda: run(logits, inputs))
 
 
-def draws(vocab_sizes: list[int], rows: int = 64) -> Table:
+def sampling(vocab_sizes: list[int], rows: int = 64) -> Table:
     table = Table(
-        "vocabulary", "temperature", "top-k", "top-p", "kernel ms", "plain JAX ms", title=f"Draws for {rows} rows"
+        "vocabulary", "temperature", "top-k", "top-p", "kernel ms", "plain JAX ms", title=f"Sampling for {rows} rows"
     )
     settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 40, 1.0), (0.7, 0, 0.9), (1.5, 0, 0.95)]
     for vocab_size in vocab_sizes:
         for setting in settings:
-            cells = [f"{draws_s(draw, vocab_size, rows, *setting) * 1e3:.1f}" for draw in (kernel.sample, sample)]
+            cells = [
+                f"{sampling_s(sample, vocab_size, rows, *setting) * 1e3:.1f}" for sample in (kernel.sample, sample)
+            ]
             table.add_row(str(vocab_size), *map(str, setting), *cells, end_section=setting == settings[-1])
     return table
 
@@ -177,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     raw = CONFIGS[options.model]
     console, sizes = Console(), family_for(raw).config(raw)
     console.print(attention(sizes))
-    console.print(draws([4096, sizes.vocab_size]))
+    console.print(sampling([4096, sizes.vocab_size]))
     console.print(products(sizes, [int(rows) for rows in options.rows.split(",")]))
 
 

@@ -1,4 +1,4 @@
-"""What it costs to ask for more than a draw: time per token of many streams, against streams that ask for nothing.
+"""What it costs to ask for more than a sample: time per token of many streams, against streams that ask for nothing.
 
 ``python -m benchmarks.shaped --model S`` runs all kinds in turns, in one process, and compares each with the plain kind
 of the same temperature in the same round.

@@ -1,7 +1,7 @@
 """The event loop's time for a token, without a device: ``python -m benchmarks.loop_time --model FOLDER``.
 
 Everything between the device and a reader: planning, taking in results, text from tokens, and waking whoever waits. The runner
-draws at once, so the loop has nothing to wait for but its threads. Prints microseconds of the loop's thread for each token: the
+samples at once, so the loop has nothing to wait for but its threads. Prints microseconds of the loop's thread for each token: the
 least of several rounds, since a machine can only add to it. ``--profile`` prints where they go.
 """
 
@@ -32,23 +32,23 @@ KINDS: tuple[OutputKind, ...] = ("cumulative", "delta", "final")
 
 
 class InstantRunner:
-    """A `Runner` that draws ordinary tokens as soon as it is asked."""
+    """A `Runner` that samples ordinary tokens as soon as it is asked."""
 
     def __init__(self, limits: RunnerLimits, tokens: npt.NDArray[np.int32]) -> None:
         self.limits, self._tokens = limits, tokens
         self._rng = np.random.default_rng(0)
 
-    def dispatch(self, plan: StepPlan) -> Drawn:
-        return Drawn(plan, self._rng.choice(self._tokens, (len(plan.rows), plan.draws)))
+    def dispatch(self, plan: StepPlan) -> Sampled:
+        return Sampled(plan, self._rng.choice(self._tokens, (len(plan.rows), plan.decode_steps)))
 
 
-class Drawn:
+class Sampled:
     """A step that is over."""
 
     def __init__(self, plan: StepPlan, tokens: npt.NDArray[np.int32]) -> None:
         self._result = StepResult(plan, tokens)
 
-    def draw(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
+    def sample(self, masks: npt.NDArray[np.uint32] | None = None) -> None:
         pass
 
     def wait(self) -> StepResult:

@@ -68,7 +68,7 @@ class PagedDevice:
     """Executes plans one after another over real pages, and checks that each row finds exactly its own tokens.
 
     Tables with a window are read no further than it reaches; the first table has none. Each row reads its context through its page table, so a page given away too early, shared wrongly, or never
-    written shows up as a wrong draw, compared with the tokens of the sequence by the test.
+    written shows up as a wrong sample, compared with the tokens of the sequence by the test.
 
     State that is lost is made anew, empty, when the next step executes, and counts as the next ``state_epoch``.
     """
@@ -80,16 +80,16 @@ class PagedDevice:
         self.state_epoch, self.is_state_lost = 0, False
 
     def execute(self, plan: StepPlan) -> StepResult:
-        assert plan.draws <= self.limits.max_draws
-        assert plan.draws == 1 or not plan.prefill
+        assert plan.decode_steps <= self.limits.max_decode_steps
+        assert plan.decode_steps == 1 or not plan.prefill
         quantum = self.limits.prefill_quantum
         cost = len(plan.decode) + sum(-(-row.num_tokens // quantum) * quantum for row in plan.prefill)
         assert 0 < cost <= self.limits.max_num_batched_tokens
         assert len(plan.rows) <= self.limits.max_num_seqs
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
         self.renew()
-        tokens = np.full((len(plan.rows), plan.draws), -1, np.int32)
-        for step in range(plan.draws):
+        tokens = np.full((len(plan.rows), plan.decode_steps), -1, np.int32)
+        for step in range(plan.decode_steps):
             going = [at for at, row in enumerate(plan.rows) if _goes_on(row, tokens[at, :step])]
             for at in going:  # as on the device: all writes come before all reads
                 self._write(plan.rows[at], step)
@@ -112,7 +112,7 @@ class PagedDevice:
         state_epoch = self.state_epoch if state_epoch is None else state_epoch
         if state_lost and state_epoch == self.state_epoch:
             self.lose_state()
-        return StepResult(plan, np.zeros((len(plan.rows), plan.draws), np.int32), error, state_epoch, state_lost)
+        return StepResult(plan, np.zeros((len(plan.rows), plan.decode_steps), np.int32), error, state_epoch, state_lost)
 
     def lose_state(self) -> None:
         self.pages[:] = -2
@@ -150,9 +150,9 @@ class PagedDevice:
         return context
 
 
-def _goes_on(row: PlanRow, drawn: np.ndarray) -> bool:
-    """Whether a row has another step in a group, after what it has drawn."""
-    return len(drawn) < row.draws and row.stop_token_ids.isdisjoint(drawn.tolist())
+def _goes_on(row: PlanRow, sampled: np.ndarray) -> bool:
+    """Whether a row has another step in a group, after what it has sampled."""
+    return len(sampled) < row.decode_steps and row.stop_token_ids.isdisjoint(sampled.tolist())
 
 
 class FakeRunner:
@@ -160,7 +160,7 @@ class FakeRunner:
 
     Steps compute at dispatch. After `hold`, results stay unreadable until `release`. With ``overlapped_until``, the
     result of each step before that one becomes readable only when the next step has been dispatched, so a pipeline
-    that reads first hangs. ``on_dispatch`` can raise or return a result of its own; so can ``on_draw``, where draws are apart.
+    that reads first hangs. ``on_dispatch`` can raise or return a result of its own; so can ``on_sampling``, where samples are apart.
     """
 
     def __init__(
@@ -168,14 +168,14 @@ class FakeRunner:
         limits: RunnerLimits,
         *,
         on_dispatch: Callable[[StepPlan, StepResult], StepResult] | None = None,
-        on_draw: Callable[[StepPlan, StepResult], StepResult] | None = None,
+        on_sampling: Callable[[StepPlan, StepResult], StepResult] | None = None,
         overlapped_until: int = 0,
     ) -> None:
         self.limits = limits
         self.device = PagedDevice(limits)
         self.events: list[tuple[str, int]] = []
         self.masks: dict[int, np.ndarray | None] = {}
-        self.on_dispatch, self.on_draw = on_dispatch, on_draw
+        self.on_dispatch, self.on_sampling = on_dispatch, on_sampling
         self.stopped = False
         self._overlapped_until = overlapped_until
         self._dispatched = threading.Condition()
@@ -216,11 +216,11 @@ class _FakeHandle:
     def __init__(self, runner: FakeRunner, result: StepResult) -> None:
         self._runner, self._result = runner, result
 
-    def draw(self, masks: np.ndarray | None = None) -> None:
-        self._runner.events.append(("draw", self._result.plan.step_id))
+    def sample(self, masks: np.ndarray | None = None) -> None:
+        self._runner.events.append(("sample", self._result.plan.step_id))
         self._runner.masks[self._result.plan.step_id] = masks
-        if self._runner.on_draw is not None:
-            self._result = self._runner.on_draw(self._result.plan, self._result)
+        if self._runner.on_sampling is not None:
+            self._result = self._runner.on_sampling(self._result.plan, self._result)
 
     def wait(self) -> StepResult:
         return self._runner.wait(self._result)

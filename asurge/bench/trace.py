@@ -15,7 +15,7 @@ from asurge.pipeline import STAGES, Stage
 _KEPT = 60_000
 _SHOWN_STEPS = 16
 _FORMATS = (".json", ".png", ".svg", ".pdf")
-_HOST: tuple[Stage, ...] = ("plan", "dispatch", "draw", "apply", "deliver")
+_HOST: tuple[Stage, ...] = ("plan", "dispatch", "sample", "apply", "deliver")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

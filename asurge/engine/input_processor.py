@@ -19,7 +19,7 @@ from asurge.errors import InvalidRequestError
 from asurge.guidance import RepetitionStop, SequenceConstraint
 from asurge.params import MAX_SEED, EmbeddingParams, OutputKind, RequestOptions, SamplingParams, check_options
 from asurge.pipeline import Completion, Generation, LogprobFormatter, PromptInfo, PromptLogprobs
-from asurge.plan import RowSampling, Shaping
+from asurge.plan import LogitsShaping, RowSampling
 from asurge.scheduler import Request
 from asurge.text import (
     BLOCKING_CHARACTERS,
@@ -181,10 +181,10 @@ class InputProcessor:
         for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
             check_tokens(getattr(params, field) or (), self._vocab_size, field)
 
-    def _shaping(self, params: SamplingParams, *, masked: bool) -> Shaping | None:
-        """What a request asks for beyond what the model's own step draws; None if nothing."""
+    def _shaping(self, params: SamplingParams, *, masked: bool) -> LogitsShaping | None:
+        """What a request asks for beyond what the model's own step samples; None if nothing."""
         names = list(self._config.logits_processors)
-        shaping = Shaping(
+        shaping = LogitsShaping(
             typical_p=params.typical_p,
             repetition_penalty=params.repetition_penalty,
             frequency_penalty=params.frequency_penalty,
@@ -194,7 +194,7 @@ class InputProcessor:
             logprobs=_num_logprobs(params),
             masked=masked,
         )
-        return None if shaping == Shaping() else shaping
+        return None if shaping == LogitsShaping() else shaping
 
     def prompt_info(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptInfo:
         """What outputs report about a prompt. Its text is that of the tokens that are left of it, unless the settings say
@@ -314,14 +314,19 @@ def _request_options(options: RequestOptions, arrival_s: float) -> dict[str, Any
 
 
 def _num_logprobs(params: SamplingParams) -> int | None:
-    """How many of the likeliest tokens to report beside each drawn one; None reports nothing. Where the likeliest of several
-    completions are wanted, the drawn tokens must be reported."""
+    """How many of the likeliest tokens to report beside each sampled one; None reports nothing. Where the likeliest of several
+    completions are wanted, the sampled tokens must be reported."""
     ranks = params.best_of is not None and params.best_of > params.n
     return 0 if params.logprobs is None and ranks else params.logprobs
 
 
-def _sampling(params: SamplingParams, shaping: Shaping | None, index: int) -> RowSampling:
-    """How one of a request's completions is drawn; each has a seed of its own."""
-    seed = secrets.randbits(63) if params.seed is None else (params.seed + index) & MAX_SEED
+def _sampling(params: SamplingParams, shaping: LogitsShaping | None, index: int) -> RowSampling:
+    """How one of a request's completions is sampled; each has a seed of its own."""
+    seed = secrets.randbits(32) if params.seed is None else _fold_seed((params.seed + index) & MAX_SEED)
     top_k = min(max(params.top_k, 0), _MAX_TOP_K)
     return RowSampling(params.temperature, top_k, params.top_p, params.min_p, seed, shaping)
+
+
+def _fold_seed(seed: int) -> int:
+    """A seed of 64 bits as the 32 that sampling takes."""
+    return (seed ^ (seed >> 32)) & 0xFFFFFFFF

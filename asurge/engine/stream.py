@@ -40,8 +40,8 @@ class TokenStream:
         """Tokens of the prompt, and tokens generated so far, of all completions; nothing before admission."""
         if self._generation is None:
             return 0, 0
-        drawn = sum(len(completion.token_ids) for completion in self._generation.completions)
-        return len(self._generation.prompt.token_ids), drawn
+        sampled = sum(len(completion.token_ids) for completion in self._generation.completions)
+        return len(self._generation.prompt.token_ids), sampled
 
     def __aiter__(self) -> Self:
         return self

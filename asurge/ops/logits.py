@@ -1,4 +1,4 @@
-"""What a request can have done to its logits before a draw, and reported about them. All are ``[rows, vocab]`` in float32.
+"""What a request can have done to its logits before sampling, and reported about them. All are ``[rows, vocab]`` in float32.
 
 Each works row by row, and leaves rows whose parameter is neutral exactly as they are.
 """
@@ -17,7 +17,7 @@ from asurge.plan import MASK_BITS
 
 LogitsProcessor = Callable[[jax.Array, jax.Array], jax.Array]
 """A user's own shaping: a pure JAX function of one row's logits, float32 ``[vocab]``, and of a scalar, float32, that the
-request gives; it returns the logits to draw from."""
+request gives; it returns the logits to sample from."""
 
 IN_PROMPT = 1 << 15
 """Set where a token occurs in the prompt; the bits below count how often it was generated."""

@@ -1,23 +1,20 @@
-"""Drawing the next token of every row, exactly, without sorting or drawing noise over the whole vocabulary.
+"""Sampling the next token of every row, exactly, without sorting or making noise for the whole vocabulary.
 
 A full sort of 32 x 49152 takes 150 ms on two cores, noise for all of it 27 ms; the two-stage forms here take one to
 six. A cut by top-k or top-p beyond the candidates costs some 25 passes over a row, and is made in few rows if few need it. Which
-path serves a row depends on that row alone, and its noise on its seed and position alone, so a request draws the same tokens
-whatever runs beside it. On CPU a kernel draws the same tokens (`asurge.ops.native.sampling`).
+path serves a row depends on that row alone, and its noise on its seed and position alone, so a request gets the same tokens
+whatever runs beside it. On CPU a kernel samples the same tokens (`asurge.ops.native.sampling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from asurge.ops import native
-from asurge.ops.native import sampling as kernel
 
 T = TypeVar("T")
 
@@ -27,78 +24,71 @@ ROWS_A_TIME = 8
 _LOWEST = -1e30
 _PADDING = 2 * _LOWEST
 _FLOOR = -104.0
-"""The exponential of anything lower is 0 in float32, so a cut there keeps whatever can be drawn."""
+"""The exponential of anything lower is 0 in float32, so a cut there keeps whatever can be sampled."""
 _FEW = 8
 """Cuts are searched for in only an eighth of the rows if no more need one: few distributions outgrow the candidates."""
 
 
-Sampler = Callable[..., jax.Array]
-"""`sample`, or what draws as it does."""
+class SamplingInputs(NamedTuple):
+    """How the next token of each row is sampled; arrays of ``[rows]``.
+
+    Attributes:
+        temperature: float32; 0 is greedy.
+        top_k: int32; 0 or less keeps all.
+        top_p: float32; 1 keeps all.
+        min_p: float32; tokens less likely than this share of the likeliest are cut; 0 keeps all.
+        seed: uint32.
+        position: int32, of the token to be sampled, in its sequence.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    seed: jax.Array
+    position: jax.Array
 
 
-def choose_sampler(kernels: str, platform: str) -> Sampler:
-    """The CPU kernel, where it is wanted (``EngineConfig.kernels``) and there; `sample` elsewhere."""
-    wanted = platform == "cpu" and kernels in ("auto", "native")
-    return kernel.sample if wanted and native.unavailable() is None else sample
+class SampleFunction(Protocol):
+    """`sample`, or a kernel that samples the same tokens."""
+
+    def __call__(
+        self, logits: jax.Array, inputs: SamplingInputs, *, vocab_size: int, live: jax.Array | None = None
+    ) -> jax.Array: ...
 
 
-def sample(
-    logits: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    min_p: jax.Array,
-    seed: jax.Array,
-    position: jax.Array,
-    *,
-    vocab_size: int,
-    live: jax.Array | None = None,
-) -> jax.Array:
+def sample(logits: jax.Array, inputs: SamplingInputs, *, vocab_size: int, live: jax.Array | None = None) -> jax.Array:
     """One token id per row, int32 ``[rows]``.
 
     Temperature first, then top-k, top-p over what top-k left, and min-p (transformers' order). Of equal logits, greedy takes the
     first and top-k up to `CANDIDATES` keeps the first; a larger cut keeps all that equal its last.
 
     Args:
-        logits: float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding and never drawn. NaN and
-            -inf are never drawn either, unless a row has nothing else.
-        temperature: ``[rows]``; 0 is greedy.
-        top_k: int32 ``[rows]``; 0 or less keeps all.
-        top_p: ``[rows]``; 1 keeps all.
-        min_p: ``[rows]``; tokens less likely than this share of the likeliest are cut; 0 keeps all.
-        seed: uint32 ``[rows]``.
-        position: int32 ``[rows]``, of the token drawn.
+        logits: float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding and never sampled. NaN and
+            -inf are never sampled either, unless a row has nothing else.
+        inputs: how each row is sampled.
         vocab_size: real columns.
-        live: bool ``[rows]``; what is drawn for the others is undefined.
+        live: bool ``[rows]``; the tokens of the others are undefined.
     """
-    rows = (logits, temperature, top_k, top_p, min_p, seed, position)
-    return few_at_a_time(partial(_sample, vocab_size), *rows, live=live)
+    return few_at_a_time(partial(_sample, vocab_size), logits, *inputs, live=live)
 
 
-def _sample(
-    vocab_size: int,
-    logits: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    min_p: jax.Array,
-    seed: jax.Array,
-    position: jax.Array,
-) -> jax.Array:
+def _sample(vocab_size: int, logits: jax.Array, *arrays: jax.Array) -> jax.Array:
+    temperature, top_k, top_p, min_p, seed, position = SamplingInputs(*arrays)
     greedy, peak = _argmax(blocked(logits, vocab_size))
 
-    def draw() -> jax.Array:
+    def sample_some() -> jax.Array:
         blocks = blocked(logits, vocab_size)
         heat = jnp.where(temperature > 0, temperature, 1.0)[:, None, None]
         scaled = jnp.maximum((blocks - peak[:, None, None]) / heat, _LOWEST)
         scaled = jnp.where(blocks > _LOWEST, scaled, blocks)
         k = jnp.where(top_k < vocab_size, jnp.maximum(top_k, 0), 0)
         cuts = _Cuts(k, top_p, jnp.log(min_p))
-        drawn = _draw(scaled, cuts, _keys(seed, position), temperature > 0)
-        return jnp.where(temperature > 0, drawn, greedy)
+        sampled = _sample_scaled(scaled, cuts, _keys(seed, position), temperature > 0)
+        return jnp.where(temperature > 0, sampled, greedy)
 
-    drawn: jax.Array = lax.cond(jnp.any(temperature > 0), draw, lambda: greedy)
-    return drawn
+    sampled: jax.Array = lax.cond(jnp.any(temperature > 0), sample_some, lambda: greedy)
+    return sampled
 
 
 def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Array | None = None) -> T:
@@ -106,7 +96,7 @@ def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Arra
     out as zeros.
 
     On CPU it works on `ROWS_A_TIME` rows at a time: what is computed in between then stays in the caches, and in memory that the
-    process already has (for 64 rows of 49152, greedy draws take 6 ms instead of 16, random ones 12 instead of 19).
+    process already has (for 64 rows of 49152, greedy sampling takes 6 ms instead of 16, random sampling 12 instead of 19).
     """
     rows = arrays[0].shape[0]
     if jax.default_backend() != "cpu" or rows <= ROWS_A_TIME:
@@ -128,7 +118,7 @@ def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Arra
 
 
 def argmax(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """The greedy draw of `sample`, int32 ``[rows]``."""
+    """Greedy sampling as in `sample`, int32 ``[rows]``."""
     return _argmax(blocked(logits, vocab_size))[0]
 
 
@@ -165,7 +155,7 @@ def _keys(seed: jax.Array, position: jax.Array) -> jax.Array:
     return jax.vmap(lambda one, at: jax.random.fold_in(jax.random.fold_in(root, one), at))(seed, position)
 
 
-def _draw(blocks: jax.Array, cuts: _Cuts, keys: jax.Array, wanted: jax.Array) -> jax.Array:
+def _sample_scaled(blocks: jax.Array, cuts: _Cuts, keys: jax.Array, wanted: jax.Array) -> jax.Array:
     """A random token per row from temperature-scaled logits ``[rows, blocks, BLOCK]`` whose maxima are 0.
 
     Rows that are not ``wanted`` get any token, and cause no work of their own.
@@ -195,8 +185,8 @@ def _draw(blocks: jax.Array, cuts: _Cuts, keys: jax.Array, wanted: jax.Array) ->
         cut, weights = _cut(blocks, sums, values[:, -1], made)
         return jnp.where(covered, narrow, _hierarchical(blocks, cut, weights, keys))
 
-    drawn: jax.Array = lax.cond(jnp.any(wanted & ~covered), wide, lambda: narrow)
-    return drawn
+    sampled: jax.Array = lax.cond(jnp.any(wanted & ~covered), wide, lambda: narrow)
+    return sampled
 
 
 def top(blocks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

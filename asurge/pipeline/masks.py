@@ -1,4 +1,4 @@
-"""Which tokens the constrained requests may draw: kept up to date with what they drew, step by step."""
+"""Which tokens the constrained requests may get: kept up to date with what they have, step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Masks:
     """The constraints of all requests that have one, by sequence.
 
     `accept` is called on the loop, `fill` in a worker thread, never both at once for one request: a mask is filled once
-    everything planned before it has been accepted, and nothing is accepted for its step before that is drawn. `finished` may
+    everything planned before it has been accepted, and nothing is accepted for its step before that is sampled. `finished` may
     be called at any time: a constraint itself must not be asked while its mask is filled.
 
     Args:
@@ -37,11 +37,11 @@ class Masks:
         self._finished.discard(sequence_id)
 
     def wanted(self, plan: StepPlan) -> bool:
-        """Whether any row of a plan draws under a mask."""
+        """Whether any row of a plan samples under a mask."""
         return any(row.samples and row.sequence_id in self._constraints for row in plan.rows)
 
     def accept(self, updates: Iterable[SequenceUpdate]) -> dict[str, BaseException]:
-        """Take in what requests drew; returns the failures by sequence."""
+        """Take in what requests sampled; returns the failures by sequence."""
         failed: dict[str, BaseException] = {}
         for update in updates:
             constraint = self._constraints.get(update.sequence_id)
@@ -55,11 +55,11 @@ class Masks:
         return failed
 
     def finished(self, sequence_id: str) -> bool:
-        """Whether nothing may follow what a request has drawn."""
+        """Whether nothing may follow what a request has sampled."""
         return sequence_id in self._finished
 
     def fill(self, plan: StepPlan) -> tuple[npt.NDArray[np.uint32], dict[str, BaseException]]:
-        """Masks ``[rows, words]`` of a plan's rows, and the failures by sequence; those may draw anything. Blocks."""
+        """Masks ``[rows, words]`` of a plan's rows, and the failures by sequence; those may sample anything. Blocks."""
         masks = np.full((len(plan.rows), self._words), 0xFFFFFFFF, np.uint32)
         rows = {
             index: constraint

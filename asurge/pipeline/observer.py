@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("asurge.engine")
 
-Stage = Literal["plan", "dispatch", "draw", "device", "apply", "deliver"]
-STAGES: tuple[Stage, ...] = ("plan", "dispatch", "draw", "device", "apply", "deliver")
+Stage = Literal["plan", "dispatch", "sample", "device", "apply", "deliver"]
+STAGES: tuple[Stage, ...] = ("plan", "dispatch", "sample", "device", "apply", "deliver")
 
 
 class StepObserver(Protocol):
     """Told of each stage of each step when it is over. Called on the loop and in worker threads; must be quick.
 
-    ``plan``: the scheduler decides. ``dispatch``: packing and sending. ``draw``: masks and draws apart. ``device``: the
+    ``plan``: the scheduler decides. ``dispatch``: packing and sending. ``sample``: masks, and sampling apart. ``device``: the
     device computes, as far as the host can tell. ``apply``: the scheduler takes the result in. ``deliver``: texts.
     """
 

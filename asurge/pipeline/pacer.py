@@ -39,9 +39,9 @@ class Pacer:
     @property
     def pace(self) -> Pace:
         """How much the next step may do; the scheduler and the device bound it further."""
-        return Pace(self._draws(self._group_s), self._draws(self._unread_group_s), self._prompt_tokens())
+        return Pace(self._decode_steps(self._group_s), self._decode_steps(self._unread_group_s), self._prompt_tokens())
 
-    def _draws(self, group_s: float) -> int:
+    def _decode_steps(self, group_s: float) -> int:
         return 1 if not self._step_s else max(1, int(group_s / self._step_s))
 
     def _prompt_tokens(self) -> int | None:
@@ -53,7 +53,7 @@ class Pacer:
         """Take in how long the device took for a plan."""
         tokens = sum(row.num_tokens for row in plan.prefill)
         if not tokens:
-            self._step_s = _smoothed(self._step_s, device_time_s / plan.draws)
+            self._step_s = _smoothed(self._step_s, device_time_s / plan.decode_steps)
         else:
             beside_s = (self._step_s or 0.0) if plan.decode else 0.0
             self._token_s = _smoothed(self._token_s, max(device_time_s - beside_s, 0.0) / tokens)

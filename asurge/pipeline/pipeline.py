@@ -241,8 +241,8 @@ class Pipeline:
         async with plans, handles:
             async for plan in plans:
                 handle = await self.threads.dispatch(partial(self._dispatch, plan))
-                if plan.draws_apart:
-                    await self._draw(plan, handle)
+                if plan.samples_apart:
+                    await self._sample(plan, handle)
                 await handles.send(handle)
 
     def _dispatch(self, plan: StepPlan) -> StepHandle:
@@ -254,21 +254,21 @@ class Pipeline:
     def _saw(self, stage: Stage, plan: StepPlan, begin_s: float) -> None:
         self.step_observers.saw(stage, plan.step_id, begin_s, self.clock())
 
-    async def _draw(self, plan: StepPlan, handle: StepHandle) -> None:
-        """Send the draws that follow a running forward pass. Masks depend on all tokens drawn before, which arrive while it
+    async def _sample(self, plan: StepPlan, handle: StepHandle) -> None:
+        """Send the sampling that follows a running forward pass. Masks depend on all tokens sampled before, which arrive while it
         runs, and are filled while it runs."""
         masked = self._masks.wanted(plan)
         while masked and self._applied < plan.step_id - 1:
             await self._newly_applied.wait()
 
-        def fill_and_draw() -> dict[str, BaseException]:
+        def fill_and_sample() -> dict[str, BaseException]:
             begin_s = self.clock()
             masks, failed = self._masks.fill(plan) if masked else (None, {})
-            handle.draw(masks)
-            self._saw("draw", plan, begin_s)
+            handle.sample(masks)
+            self._saw("sample", plan, begin_s)
             return failed
 
-        self._fail_all(await self.threads.dispatch(fill_and_draw))
+        self._fail_all(await self.threads.dispatch(fill_and_sample))
 
     async def _collect(
         self, handles: MemoryObjectReceiveStream[StepHandle], updates: MemoryObjectSendStream[_News]
@@ -276,7 +276,7 @@ class Pipeline:
         async with handles, updates:
             async for handle in handles:
                 result = await self.threads.read(handle.wait)
-                self._totals.steps += result.plan.draws
+                self._totals.steps += result.plan.decode_steps
                 self.request_observers.stepped(result.plan)
                 self._pacer.see(result.plan, result.device_time_s)
                 self._totals.device_time_s += result.device_time_s

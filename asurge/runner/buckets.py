@@ -87,7 +87,7 @@ class PlacedRow(NamedTuple):
     begin: int
     length: int
     last: bool
-    """Whether this part ends the chunk, so that its draw is the row's."""
+    """Whether this part ends the chunk, so that its token is the row's."""
 
 
 def place(plan: StepPlan, shape: StepShape) -> list[PlacedRow]:

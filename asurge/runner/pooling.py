@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax import lax
 from asurge.plan import StepPlan
 from asurge.runner.buckets import StepShape, place
 from asurge.runner.compilation import begin_fetch
+from asurge.runner.program import Program
 from asurge.runner.step import Leaves, Rebuild
 
 _NOBODY = -1
@@ -42,43 +42,33 @@ class Pooler:
     """Sums the normalised hidden states of prompts that are embedded.
 
     Args:
-        most_tokens: of a step, padding included.
         most_rows: prompts that one step can have chunks of.
+        flat: the hidden states ``[tokens, hidden]`` that a step leaves, as shapes.
     """
 
-    def __init__(self, rebuild: Rebuild, most_tokens: int, most_rows: int) -> None:
-        self._rebuild, self._tokens, self._shape = rebuild, most_tokens, PoolShape(most_rows)
-        self._program: jax.stages.Compiled | None = None
-
-    def programs(self, leaves: Leaves, flat: jax.ShapeDtypeStruct) -> dict[PoolShape, Callable[[], jax.stages.Lowered]]:
-        """What is to be compiled."""
-
+    def __init__(self, rebuild: Rebuild, most_rows: int, leaves: Leaves, flat: jax.ShapeDtypeStruct) -> None:
         def pool(leaves: Leaves, flat: jax.Array, owners: jax.Array) -> jax.Array:
-            hidden = self._rebuild(leaves).norm(flat.astype(jnp.float32))
+            hidden = rebuild(leaves).norm(flat.astype(jnp.float32))
             # Padding may hold NaN or infinities, and 0 times those is NaN.
             hidden = jnp.where((owners == _NOBODY)[:, None], 0.0, hidden)
-            mine = owners == jnp.arange(self._shape.pool_rows, dtype=jnp.int32)[:, None]
+            mine = owners == jnp.arange(most_rows, dtype=jnp.int32)[:, None]
             return jnp.matmul(mine.astype(jnp.float32), hidden, precision=lax.Precision.HIGHEST)
 
+        self._tokens = flat.shape[0]
         owners = jax.ShapeDtypeStruct((self._tokens,), jnp.int32)
-        return {self._shape: lambda: jax.jit(pool).lower(leaves, flat, owners)}
-
-    def use(self, programs: Mapping[PoolShape, jax.stages.Compiled]) -> None:
-        """Take what was compiled; it may hold other programs too."""
-        self._program = programs[self._shape]
+        self.program = Program(PoolShape(most_rows), pool, (leaves, flat, owners))
 
     def warm_up(self, leaves: Leaves, flat: jax.Array) -> None:
         """Run once on padding alone."""
-        assert self._program is not None
-        self._program(leaves, flat, np.full(self._tokens, _NOBODY, np.int32)).block_until_ready()
+        self.program(leaves, flat, np.full(self._tokens, _NOBODY, np.int32)).block_until_ready()
 
     def dispatch(self, plan: StepPlan, shape: StepShape, leaves: Leaves, flat: jax.Array | None) -> Sums | None:
         """Send what a plan has to sum; None if it has nothing."""
         rows = [index for index, row in enumerate(plan.rows) if row.pooled]
         if not rows:
             return None
-        assert self._program is not None and flat is not None
-        sums = self._program(leaves, flat, _owners(plan, shape, rows, self._tokens))
+        assert flat is not None
+        sums = self.program(leaves, flat, _owners(plan, shape, rows, self._tokens))
         begin_fetch(sums)
         return Sums(sums, rows)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from asurge.ops.sampling import few_at_a_time
 from asurge.plan import MAX_LOGPROBS, StepPlan, TokenLogprobs
 from asurge.runner.buckets import StepShape, place
 from asurge.runner.compilation import begin_fetch
+from asurge.runner.program import Program
 from asurge.runner.sampling_inputs import pack_logprobs, unpack_logprobs
 from asurge.runner.step import Leaves, Rebuild
 
@@ -36,53 +36,44 @@ class Scores:
 
     def read(self) -> dict[int, TokenLogprobs]:
         """Wait: by plan row, its scored tokens in order."""
-        told = unpack_logprobs(np.concatenate([np.asarray(part) for part in self._parts])[: len(self._owners)])
-        return {int(row): told.take(np.flatnonzero(self._owners == row)) for row in np.unique(self._owners)}
+        found = unpack_logprobs(np.concatenate([np.asarray(part) for part in self._parts])[: len(self._owners)])
+        return {int(row): found.take(np.flatnonzero(self._owners == row)) for row in np.unique(self._owners)}
 
 
-class Scorer:
-    """Reports how likely the model found the tokens of prompts."""
+class PromptScorer:
+    """Reports how likely the model found the tokens of prompts.
 
-    def __init__(self, rebuild: Rebuild, vocab_size: int) -> None:
-        self._rebuild, self._vocab_size = rebuild, vocab_size
-        self._program: jax.stages.Compiled | None = None
+    Args:
+        flat: the hidden states ``[tokens, hidden]`` that a step leaves, as shapes.
+    """
 
-    def programs(
-        self, leaves: Leaves, flat: jax.ShapeDtypeStruct
-    ) -> dict[ScoreShape, Callable[[], jax.stages.Lowered]]:
-        """What is to be compiled."""
-
-        def tell(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    def __init__(self, rebuild: Rebuild, vocab_size: int, leaves: Leaves, flat: jax.ShapeDtypeStruct) -> None:
+        def report(logits: jax.Array, tokens: jax.Array) -> jax.Array:
             return pack_logprobs(logprobs(logits, tokens, MAX_LOGPROBS))
 
         def score(leaves: Leaves, flat: jax.Array, packed: jax.Array) -> jax.Array:
-            logits = self._rebuild(leaves).logits(flat[packed[0]])[:, : self._vocab_size]
-            return few_at_a_time(tell, logits, packed[1])
+            logits = rebuild(leaves).logits(flat[packed[0]])[:, :vocab_size]
+            return few_at_a_time(report, logits, packed[1])
 
         packed = jax.ShapeDtypeStruct((2, SCORE_ROWS), jnp.int32)
-        return {ScoreShape(SCORE_ROWS): lambda: jax.jit(score).lower(leaves, flat, packed)}
-
-    def use(self, programs: Mapping[ScoreShape, jax.stages.Compiled]) -> None:
-        """Take what was compiled; it may hold other programs too."""
-        self._program = programs[ScoreShape(SCORE_ROWS)]
+        self.program = Program(ScoreShape(SCORE_ROWS), score, (leaves, flat, packed))
 
     def warm_up(self, leaves: Leaves, flat: jax.Array) -> None:
         """Run once on padding alone."""
-        assert self._program is not None
-        self._program(leaves, flat, np.zeros((2, SCORE_ROWS), np.int32)).block_until_ready()
+        self.program(leaves, flat, np.zeros((2, SCORE_ROWS), np.int32)).block_until_ready()
 
     def dispatch(self, plan: StepPlan, shape: StepShape, leaves: Leaves, flat: jax.Array | None) -> Scores | None:
         """Send what a plan has to score; None if it has nothing."""
         if all(row.targets is None for row in plan.prefill):
             return None
-        assert self._program is not None and flat is not None
+        assert flat is not None
         owners, at, targets = _positions(plan, shape)
         parts = []
         for begin in range(0, len(at), SCORE_ROWS):
             packed = np.zeros((2, SCORE_ROWS), np.int32)
             size = min(SCORE_ROWS, len(at) - begin)
             packed[0, :size], packed[1, :size] = at[begin : begin + size], targets[begin : begin + size]
-            part = self._program(leaves, flat, packed)
+            part = self.program(leaves, flat, packed)
             begin_fetch(part)
             parts.append(part)
         return Scores(parts, owners) if parts else None

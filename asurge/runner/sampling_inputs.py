@@ -1,4 +1,4 @@
-"""The inputs of a dispatch of draws as one int32 array, and what it reports as another: one upload, one download.
+"""The inputs of a dispatch that samples as one int32 array, and what it reports as another: one upload, one download.
 
 Layout of a row: fields, arguments of the engine's logits processors, the mask of allowed tokens, ids of biased tokens and their
 biases. Floats travel as their bit patterns.
@@ -15,12 +15,15 @@ import numpy.typing as npt
 from jax import lax
 
 from asurge.ops.logits import Logprobs
-from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, PlanRow, Shaping, TokenLogprobs, mask_words
-from asurge.runner.step_inputs import fold_seed
+from asurge.ops.sampling import SamplingInputs
+from asurge.plan import MAX_LOGIT_BIAS, MAX_LOGPROBS, LogitsShaping, PlanRow, TokenLogprobs, mask_words
+from asurge.runner.packed_fields import SAMPLING_TYPES, PackedFields, Views
 
-_INTEGERS = ("at", "slot", "counted", "position", "top_k", "seed", "tells")
-_FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repetition", "frequency", "presence")
-_FIELDS = {name: index for index, name in enumerate(_INTEGERS + _FLOATS)}
+FIELDS = PackedFields(
+    dict.fromkeys(("at", "slot", "counted", "position", "reports"), np.int32)
+    | SAMPLING_TYPES
+    | dict.fromkeys(("typical_p", "repetition", "frequency", "presence"), np.float32)
+)
 _UNUSED = float("nan")
 """The argument of a logits processor that a row does not use."""
 
@@ -29,7 +32,7 @@ LOGPROB_COLUMNS = 2 + 2 * MAX_LOGPROBS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DrawLayout:
+class SampleLayout:
     """Where things are in a packed row. ``slots`` do not include the scratch slot, which takes what counts for nobody.
 
     Attributes:
@@ -43,7 +46,7 @@ class DrawLayout:
     @property
     def arguments(self) -> slice:
         """Columns of the logits processors."""
-        return slice(len(_FIELDS), len(_FIELDS) + self.processors)
+        return slice(len(FIELDS), len(FIELDS) + self.processors)
 
     @property
     def mask(self) -> slice:
@@ -67,65 +70,64 @@ class DrawLayout:
         return self.biases.stop
 
     def empty(self, rows: int) -> npt.NDArray[np.int32]:
-        """Rows whose draws do not count."""
+        """Rows whose tokens count for nobody."""
         packed = np.zeros((rows, self.columns), np.int32)
-        floats = packed.view(np.float32)
-        packed[:, [_FIELDS["slot"], _FIELDS["counted"]]] = self.slots
-        floats[:, [_FIELDS["top_p"], _FIELDS["typical_p"], _FIELDS["repetition"]]] = 1.0
-        floats[:, self.arguments] = _UNUSED
+        views = FIELDS.views(packed)
+        FIELDS.write(views, slice(None), slot=self.slots, counted=self.slots, top_p=1.0, typical_p=1.0, repetition=1.0)
+        views[np.float32][:, self.arguments] = _UNUSED
         packed[:, self.mask] = -1
         packed[:, self.bias_ids] = self.vocab_size
         return packed
 
-    def fill(self, packed: npt.NDArray[np.int32], row: PlanRow, at: int, mask: npt.NDArray[np.uint32] | None) -> None:
-        """What a row asks for, in a row of `empty`; what it does not ask for stays neutral.
+    def fill(self, views: Views, index: int, row: PlanRow, at: int, mask: npt.NDArray[np.uint32] | None) -> None:
+        """What a row asks for, in one of the rows of `empty`; what it does not ask for stays neutral.
 
         Args:
-            at: the device row whose hidden state it draws from.
+            views: of the packed rows (`FIELDS`).
+            index: which of them.
+            at: the device row whose hidden state it samples from.
             mask: of allowed tokens; None allows all.
         """
-        sampling, floats = row.sampling, packed.view(np.float32)
-        packed[_FIELDS["at"]], packed[_FIELDS["slot"]] = at, row.slot
+        sampling = row.sampling
+        FIELDS.write(views, index, at=at, slot=row.slot)
         if sampling.temperature > 0:
-            packed[_FIELDS["position"]] = row.start + row.num_tokens
-            packed[_FIELDS["top_k"]] = sampling.top_k
-            packed.view(np.uint32)[_FIELDS["seed"]] = fold_seed(sampling.seed)
-            floats[_FIELDS["temperature"]] = sampling.temperature
-            floats[_FIELDS["top_p"]] = sampling.top_p
-            floats[_FIELDS["min_p"]] = sampling.min_p
+            FIELDS.write(views, index, position=row.start + row.num_tokens)
+            FIELDS.write_sampling(views, index, sampling)
         if sampling.shaping is not None:
-            self._fill_shaping(packed, row.slot, sampling.shaping)
+            self._fill_shaping(views, index, row.slot, sampling.shaping)
             if mask is not None and sampling.shaping.masked:
-                packed[self.mask] = mask.view(np.int32)
+                views[np.uint32][index, self.mask] = mask
 
-    def _fill_shaping(self, packed: npt.NDArray[np.int32], slot: int, shaping: Shaping) -> None:
-        floats = packed.view(np.float32)
-        packed[_FIELDS["tells"]] = shaping.logprobs is not None
-        floats[_FIELDS["typical_p"]] = shaping.typical_p
+    def _fill_shaping(self, views: Views, index: int, slot: int, shaping: LogitsShaping) -> None:
+        FIELDS.write(views, index, reports=shaping.logprobs is not None, typical_p=shaping.typical_p)
         if shaping.counts:
-            packed[_FIELDS["counted"]] = slot
-            floats[_FIELDS["repetition"]] = shaping.repetition_penalty
-            floats[_FIELDS["frequency"]] = shaping.frequency_penalty
-            floats[_FIELDS["presence"]] = shaping.presence_penalty
-        for index, argument in shaping.processors:
-            floats[self.arguments][index] = argument
+            FIELDS.write(
+                views,
+                index,
+                counted=slot,
+                repetition=shaping.repetition_penalty,
+                frequency=shaping.frequency_penalty,
+                presence=shaping.presence_penalty,
+            )
+        integers, floats = views[np.int32][index], views[np.float32][index]
+        for processor, argument in shaping.processors:
+            floats[self.arguments][processor] = argument
         if shaping.logit_bias:
             ids, biases = zip(*shaping.logit_bias, strict=True)
-            packed[self.bias_ids][: len(ids)] = ids
+            integers[self.bias_ids][: len(ids)] = ids
             floats[self.biases][: len(biases)] = biases
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DrawInputs:
+class SampleRows:
     """Packed rows, unpacked on the device: ``[rows]`` each, unless stated otherwise.
 
     Attributes:
-        at: the row of the hidden states to draw from.
-        slot: where the drawn token is written; the scratch slot if it counts for nobody.
-        counted: the slot whose counts penalise tokens and take in what is drawn; the scratch slot if none do.
-        position: of the token to be drawn in its sequence.
-        seed: uint32.
-        tells: whether logprobs are asked for.
+        at: the row of the hidden states to sample from.
+        slot: where the sampled token is written; the scratch slot if it counts for nobody.
+        counted: the slot whose counts penalise tokens and take in the sampled token; the scratch slot if none do.
+        sampling: how the token is sampled.
+        reports: whether logprobs are wanted.
         arguments: float32 ``[rows, processors]``; NaN where a processor is not used.
         mask: uint32 ``[rows, words]``.
         bias_ids, biases: ``[rows, MAX_LOGIT_BIAS]``.
@@ -134,13 +136,8 @@ class DrawInputs:
     at: jax.Array
     slot: jax.Array
     counted: jax.Array
-    position: jax.Array
-    top_k: jax.Array
-    seed: jax.Array
-    tells: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
+    sampling: SamplingInputs
+    reports: jax.Array
     typical_p: jax.Array
     repetition: jax.Array
     frequency: jax.Array
@@ -151,15 +148,13 @@ class DrawInputs:
     biases: jax.Array
 
 
-def unpack_draws(packed: jax.Array, layout: DrawLayout) -> DrawInputs:
-    """The inverse of `DrawLayout.fill`, on the device."""
-    floats = lax.bitcast_convert_type(packed, jnp.float32)
-    fields = {name: packed[:, _FIELDS[name]] for name in _INTEGERS} | {
-        name: floats[:, _FIELDS[name]] for name in _FLOATS
-    }
-    fields["seed"] = lax.bitcast_convert_type(fields["seed"], jnp.uint32)
-    return DrawInputs(
+def unpack_rows(packed: jax.Array, layout: SampleLayout) -> SampleRows:
+    """The inverse of `SampleLayout.fill`, on the device."""
+    fields, floats = FIELDS.unpack(packed[:, : len(FIELDS)]), lax.bitcast_convert_type(packed, jnp.float32)
+    sampling = {name: fields.pop(name) for name in SamplingInputs._fields}
+    return SampleRows(
         **fields,
+        sampling=SamplingInputs(**sampling),
         arguments=floats[:, layout.arguments],
         mask=lax.bitcast_convert_type(packed[:, layout.mask], jnp.uint32),
         bias_ids=packed[:, layout.bias_ids],

@@ -14,7 +14,7 @@ from jax import lax
 from asurge.models.decoder import Decoder, Layer
 from asurge.ops.attention import AttentionBackend, Heads, Pages, Rows, up_to_last
 from asurge.ops.packed import LIVE_ROWS
-from asurge.ops.sampling import Sampler, sample
+from asurge.ops.sampling import SampleFunction, sample
 from asurge.runner.buckets import StepShape
 from asurge.runner.page_layout import PageLayout
 from asurge.runner.step_inputs import StepInputs, TableShape, unpack
@@ -25,7 +25,7 @@ StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.
 
 
 class HiddenStates(NamedTuple):
-    """What a step leaves for draws, scores and embeddings, padded so that all shapes' look the same.
+    """What a step leaves for samplers, scores and embeddings, padded so that all shapes' look the same.
 
     Attributes:
         last: ``[StepSpec.most_rows, hidden]``, of each row's last token.
@@ -46,8 +46,8 @@ class StepSpec:
     tables: TableShape
     most_rows: int
     most_tokens: int
-    max_draws: int = 1
-    sample: Sampler = sample
+    max_decode_steps: int = 1
+    sample: SampleFunction = sample
 
 
 class PagedAttend:
@@ -69,11 +69,11 @@ class PagedAttend:
 
 
 def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
-    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, drawn [rows, draws], hidden states)``.
+    """``(leaves, pages, last_token [slots + 1], packed) -> (pages, last_token, sampled [rows, decode_steps], hidden states)``.
 
-    ``last_token`` holds each slot's last drawn token and a scratch slot at the end, so that the next step can be
+    ``last_token`` holds each slot's last sampled token and a scratch slot at the end, so that the next step can be
     dispatched before this one's tokens are read. Shapes without prefill run as many steps as their rows ask for. In a step that
-    draws apart, what is drawn here is void.
+    samples apart, what is sampled here is void.
     """
 
     def step(
@@ -82,15 +82,15 @@ def make_step(spec: StepSpec, shape: StepShape) -> StepFunction:
         model = spec.rebuild(leaves)
         inputs = unpack(packed, shape, spec.tables, last_token.shape[0] - 1)
         tokens = jnp.concatenate((last_token[inputs.slot[: shape.decode_rows]], inputs.tokens))
-        if shape.prefill_rows or spec.max_draws == 1:
-            pages, drawn, flat, last = _forward(spec, model, shape, inputs, pages, tokens)
-            tokens, drawn = drawn, drawn[:, None]
+        if shape.prefill_rows or spec.max_decode_steps == 1:
+            pages, sampled, flat, last = _forward(spec, model, shape, inputs, pages, tokens)
+            tokens, sampled = sampled, sampled[:, None]
         else:
-            pages, tokens, drawn, last = _decode_group(spec, model, shape, inputs, pages, tokens)
+            pages, tokens, sampled, last = _decode_group(spec, model, shape, inputs, pages, tokens)
         hidden = HiddenStates(
             _padded(last, spec.most_rows), _padded(flat, spec.most_tokens) if shape.prefill_rows else None
         )
-        return pages, last_token.at[inputs.slot].set(tokens), drawn, hidden
+        return pages, last_token.at[inputs.slot].set(tokens), sampled, hidden
 
     return step
 
@@ -102,7 +102,7 @@ def _padded(array: jax.Array, rows: int) -> jax.Array:
 def _forward(
     spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
 ) -> tuple[Pages, jax.Array, jax.Array, jax.Array]:
-    """One step: the pages written, a draw for each row, and the hidden states of all tokens and of each row's last, as far as
+    """One step: the pages written, a token for each row, and the hidden states of all tokens and of each row's last, as far as
     they are read."""
     by_table = [
         Rows(shape.decode_rows, shape.prefill_rows, shape.prefill_len, inputs.start, inputs.length, page_table)
@@ -115,15 +115,10 @@ def _forward(
     flat = model(tokens, rows.positions, attend, up_to_last(rows.real, LIVE_ROWS), up_to_last(read, LIVE_ROWS))
     last = flat[rows.first + jnp.maximum(inputs.length - 1, 0)]
 
-    def draw() -> jax.Array:
+    def from_logits() -> jax.Array:
         return spec.sample(
             model.logits(last, up_to_last(live, LIVE_ROWS)),
-            inputs.temperature,
-            inputs.top_k,
-            inputs.top_p,
-            inputs.min_p,
-            inputs.seed,
-            inputs.start + inputs.length,
+            inputs.sampling,
             vocab_size=model.config.vocab_size,
             live=live,
         )
@@ -134,33 +129,35 @@ def _forward(
     def nothing() -> jax.Array:
         return jnp.zeros(shape.rows, jnp.int32)
 
-    how = jnp.where(inputs.draws_nothing > 0, 2, jnp.any(inputs.temperature > 0).astype(jnp.int32))
-    return attend.state, lax.switch(how, (greedy, draw, nothing)), flat, last
+    how = jnp.where(inputs.samples_nothing > 0, 2, jnp.any(inputs.sampling.temperature > 0).astype(jnp.int32))
+    return attend.state, lax.switch(how, (greedy, from_logits, nothing)), flat, last
 
 
 _Group = tuple[jax.Array, Pages, jax.Array, jax.Array, jax.Array, jax.Array]
-"""State of a group of decode steps: steps done, pages, last tokens, rows that go on, what was drawn, last hidden states."""
+"""State of a group of decode steps: steps done, pages, last tokens, rows that go on, sampled tokens, last hidden states."""
 
 
 def _decode_group(
     spec: StepSpec, model: Decoder, shape: StepShape, inputs: StepInputs, pages: Pages, tokens: jax.Array
 ) -> tuple[Pages, jax.Array, jax.Array, jax.Array]:
-    """Decode steps until each row has its draws or a stop token; -1 stands where a row drew nothing."""
+    """Decode steps until each row has its tokens or a stop token; -1 stands where a row has none."""
 
     def body(group: _Group) -> _Group:
-        index, pages, tokens, going, drawn, _ = group
-        now = dataclasses.replace(inputs, start=inputs.start + index, length=going.astype(jnp.int32))
+        index, pages, tokens, going, sampled, _ = group
+        start, length = inputs.start + index, going.astype(jnp.int32)
+        sampling = inputs.sampling._replace(position=start + length)
+        now = dataclasses.replace(inputs, start=start, length=length, sampling=sampling)
         pages, fresh, _, last = _forward(spec, model, shape, now, pages, tokens)
-        drawn = lax.dynamic_update_index_in_dim(drawn, jnp.where(going, fresh, -1), index, axis=1)
+        sampled = lax.dynamic_update_index_in_dim(sampled, jnp.where(going, fresh, -1), index, axis=1)
         tokens = jnp.where(going, fresh, tokens)
-        going &= (index + 1 < inputs.draws) & ~(inputs.stops == fresh[None, :]).any(axis=0)
-        return index + 1, pages, tokens, going, drawn, last
+        going &= (index + 1 < inputs.decode_steps) & ~(inputs.stops == fresh[None, :]).any(axis=0)
+        return index + 1, pages, tokens, going, sampled, last
 
-    drawn = jnp.full((shape.rows, spec.max_draws), -1, jnp.int32)
+    sampled = jnp.full((shape.rows, spec.max_decode_steps), -1, jnp.int32)
     last = jnp.zeros((shape.rows, model.config.hidden_size), model.norm.weight[...].dtype)
-    start: _Group = (jnp.int32(0), pages, tokens, inputs.length > 0, drawn, last)
-    _, pages, tokens, _, drawn, last = lax.while_loop(lambda group: group[3].any(), body, start)
-    return pages, tokens, drawn, last
+    start: _Group = (jnp.int32(0), pages, tokens, inputs.length > 0, sampled, last)
+    _, pages, tokens, _, sampled, last = lax.while_loop(lambda group: group[3].any(), body, start)
+    return pages, tokens, sampled, last
 
 
 def leaves_of(model: Decoder) -> Leaves:

@@ -74,5 +74,5 @@ class StepsInFlight:
         for plan, sequences in self._steps:
             for sequence, row in zip(sequences, plan.rows, strict=True):
                 if sequence.phase is not Phase.ENDED and row.samples and row.epoch >= sequence.valid_epoch:
-                    tokens[sequence] += row.draws
+                    tokens[sequence] += row.decode_steps
         return tokens

@@ -68,7 +68,7 @@ class PrefixCache:
 
     def lookup(self, sequence: Sequence) -> Tables:
         """Pages whose contents begin the sequence: in each table, those that a token after them sees. One token always remains
-        to be computed: it draws the next."""
+        to be computed: it samples the next."""
         columns = self._columns(sequence)
         tables = Tables(columns, [first_column(window, columns * self._page_size, self._page_size) for window in self._windows], [])  # fmt: skip
         for table, first in enumerate(tables.first):

@@ -16,7 +16,7 @@ from asurge.record import hot_dataclass
 class SequenceUpdate:
     """What one applied step brought one request. A stop token that ends it is part of ``token_ids``.
 
-    ``logprobs`` are those of a step that draws apart, of ``token_ids``; ``prompt_logprobs`` continue those before.
+    ``logprobs`` are those of a step that samples apart, of ``token_ids``; ``prompt_logprobs`` continue those before.
     ``embedding``, float32 ``[hidden]``, is what was pooled, not normalised.
     """
 

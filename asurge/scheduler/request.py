@@ -65,14 +65,14 @@ class Pace(NamedTuple):
     """How much one step may do.
 
     Attributes:
-        draws: when all that is left to do is to decode, up to this many steps are planned as one group.
-        unread_draws: the same, where nobody reads tokens as they come.
+        decode_steps: when all that is left to do is to decode, up to this many steps are planned as one group.
+        unread_decode_steps: the same, where nobody reads tokens as they come.
         prompt_tokens: the most prompt tokens beside rows whose tokens somebody reads as they come, within the budget; at least
             one quantum. None: no bound but the budget.
     """
 
-    draws: int = 1
-    unread_draws: int = 1
+    decode_steps: int = 1
+    unread_decode_steps: int = 1
     prompt_tokens: int | None = None
 
 
@@ -133,39 +133,39 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens known, and drawn but not read yet."""
+        """Tokens known, and sampled but not read yet."""
         return self.known + self.pending
 
-    def void_draws(self) -> None:
-        """Disown all draws in flight: what they were computed from is gone."""
+    def void_tokens(self) -> None:
+        """Disown all sampled tokens in flight: what they were computed from is gone."""
         self.valid_epoch = self.epoch
         self.pending = 0
         self.scored = self.told
 
     @property
-    def draws_next(self) -> bool:
-        """Whether a decode row comes next: all that is left to compute is the last drawn token, the slot on the
+    def samples_next(self) -> bool:
+        """Whether a decode row comes next: all that is left to compute is the last sampled token, the slot on the
         device holds it, and another one may follow it."""
         length = len(self.token_ids) + self.pending
         return self.in_slot and self.scheduled == length - 1 and length < self.max_length
 
     @property
-    def draws_apart(self) -> bool:
-        """Whether a step that draws for this sequence makes its draws a dispatch of their own."""
+    def samples_apart(self) -> bool:
+        """Whether a step that samples for this sequence makes its sampling a dispatch of its own."""
         return self.request.sampling.shaping is not None
 
     def plan_chunk(self, count: int) -> PlanRow:
-        """A row of the next ``count`` known tokens; it draws if they are all there is and a token is wanted."""
+        """A row of the next ``count`` known tokens; it samples if they are all there is and a token is wanted."""
         tokens = np.asarray(self.token_ids[self.scheduled : self.scheduled + count], np.int32)
         pooling, shaping = self.request.pooling, self.request.sampling.shaping
         ends = self.scheduled + count == self.length
-        draws = ends and pooling is None
+        samples = ends and pooling is None
         history = None
-        if draws and shaping is not None and shaping.counts:
+        if samples and shaping is not None and shaping.counts:
             history = History(np.asarray(self.token_ids, np.int32), len(self.request.prompt_token_ids))
         targets = self._score(count) if self.request.prompt_logprobs else None
         pooled = count if pooling == "mean" else int(pooling == "last" and ends)
-        return self._row(tokens, count, draws=int(draws), history=history, targets=targets, pooled=pooled)
+        return self._row(tokens, count, num_sampled=int(samples), history=history, targets=targets, pooled=pooled)
 
     def pool(self, row: PlanRow, sums: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """Take in what a chunk adds to the embedding; returns the embedding when the prompt is at its end."""
@@ -185,16 +185,16 @@ class Sequence:
         self.scored = end
         return targets
 
-    def plan_decode(self, draws: int) -> PlanRow:
-        """A row of the last drawn token and what is drawn from it, ``draws`` tokens in all."""
-        return self._row(None, draws, draws=draws)
+    def plan_decode(self, steps: int) -> PlanRow:
+        """A row of the last sampled token and what is sampled from it, ``steps`` tokens in all."""
+        return self._row(None, steps, num_sampled=steps)
 
     def _row(
         self,
         tokens: npt.NDArray[np.int32] | None,
         count: int,
         *,
-        draws: int,
+        num_sampled: int,
         history: History | None = None,
         targets: npt.NDArray[np.int32] | None = None,
         pooled: int = 0,
@@ -202,18 +202,18 @@ class Sequence:
         """Advances the sequence to where the step will leave it."""
         start = self.scheduled
         self.scheduled += count
-        self.pending += draws
-        self.in_slot |= draws > 0
+        self.pending += num_sampled
+        self.in_slot |= num_sampled > 0
         return PlanRow(
             sequence_id=self.sequence_id,
             epoch=self.epoch,
             slot=self.slot,
             start=start,
             token_ids=tokens,
-            samples=draws > 0,
+            samples=num_sampled > 0,
             page_tables=self.tables.planned(),
             sampling=self.request.sampling,
-            draws=max(draws, 1),
+            decode_steps=max(num_sampled, 1),
             stop_token_ids=self.request.stop_token_ids,
             history=history,
             targets=targets,

@@ -139,7 +139,7 @@ class RunningSet:
             self.running.move_to_end(other)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take slot and pages away; the sequence waits in its old place and is recomputed. Draws in flight count."""
+        """Take slot and pages away; the sequence waits in its old place and is recomputed. Samples in flight count."""
         self._totals.preemptions += 1
         self.vacate(sequence)
         sequence.phase = Phase.WAITING

@@ -144,24 +144,24 @@ class Scheduler:
         self._running_set.make_room()
         group = self._group(pace)
         budget = self.limits.max_num_batched_tokens
-        running = [(one, one.draws_next) for one in self._running]
-        draws = min(budget, sum([drawing for _, drawing in running]))
-        budget -= draws
-        if pace.prompt_tokens is not None and any([drawing and one.request.streamed for one, drawing in running]):
+        running = [(one, one.samples_next) for one in self._running]
+        decode_rows = min(budget, sum([decodes for _, decodes in running]))
+        budget -= decode_rows
+        if pace.prompt_tokens is not None and any([decodes and one.request.streamed for one, decodes in running]):
             budget = min(budget, max(pace.prompt_tokens, self.limits.prefill_quantum))
         decode: list[SequenceRow] = []
         prefill: list[SequenceRow] = []
         # By rank: a sequence preempted for another's pages comes later, and has no row in this step yet.
-        for sequence, drawing in running:
+        for sequence, decodes in running:
             if sequence.phase is not Phase.RUNNING:
                 continue
-            if drawing:
+            if decodes:
                 count = group if group == 1 else min(group, sequence.max_length - sequence.length)
-                if draws and self._running_set.reserve(sequence, count):
+                if decode_rows and self._running_set.reserve(sequence, count):
                     decode.append((sequence, sequence.plan_decode(count)))
                     self._tenants.charge(sequence.request.tenant, 0, count)
                     self._cache.register(sequence)
-                    draws -= 1
+                    decode_rows -= 1
             elif sequence.scheduled < sequence.known:
                 budget = self._plan_chunk(sequence, budget, prefill)
         while self._running_set.free_slots and budget >= self.limits.prefill_quantum:
@@ -178,8 +178,8 @@ class Scheduler:
         """How many steps decode rows may run in one go: one, unless nothing waits that could run before they end, and there
         are pages for more."""
         read = any([one.request.streamed for one in self._running])
-        most = min(pace.draws if read else pace.unread_draws, self.limits.max_draws)
-        if most == 1 or not all(one.draws_next and not one.draws_apart for one in self._running):
+        most = min(pace.decode_steps if read else pace.unread_decode_steps, self.limits.max_decode_steps)
+        if most == 1 or not all(one.samples_next and not one.samples_apart for one in self._running):
             return 1
         if self._waiting:
             if read or self._running_set.free_slots:
@@ -205,7 +205,7 @@ class Scheduler:
         if threshold is None:
             return sequence.known
         alone = not self._waiting and not any(
-            other.scheduled < other.known and not other.draws_next for other in self._running if other is not sequence
+            other.scheduled < other.known and not other.samples_next for other in self._running if other is not sequence
         )
         return sequence.known if alone else threshold
 
@@ -235,7 +235,7 @@ class Scheduler:
             sequence.told += 0 if scores is None else len(scores.chosen)
             if row.samples:
                 logprobs = None if result.logprobs is None else result.logprobs.take(slice(index, index + 1))
-                updates.append(self._append(sequence, tokens[: row.draws], logprobs, scores))
+                updates.append(self._append(sequence, tokens[: row.decode_steps], logprobs, scores))
             elif scores is not None:
                 updates.append(
                     SequenceUpdate(sequence.sequence_id, (), None, None, sequence.cached, prompt_logprobs=scores)
@@ -250,9 +250,9 @@ class Scheduler:
         return updates
 
     def _append(
-        self, sequence: Sequence, tokens: list[int], drawn: TokenLogprobs | None, scored: TokenLogprobs | None
+        self, sequence: Sequence, tokens: list[int], sampled: TokenLogprobs | None, scored: TokenLogprobs | None
     ) -> SequenceUpdate:
-        """Take in what a row drew, up to where the sequence ends."""
+        """Take in what a row sampled, up to where the sequence ends."""
         request, stops = sequence.request, sequence.request.stop_token_ids
         sequence.pending -= len(tokens)
         for at, token in enumerate(tokens, 1):
@@ -272,7 +272,7 @@ class Scheduler:
             self._end(sequence)
         elif sequence.phase is Phase.RUNNING:
             self._cache.register(sequence)
-        return SequenceUpdate(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, drawn, scored)
+        return SequenceUpdate(request.sequence_id, taken, reason, stop_reason, sequence.cached, None, sampled, scored)
 
     def _apply_failure(self, result: StepResult, step: LandedStep) -> list[SequenceUpdate]:
         """Fail the requests of a failed step, and have every sequence that depends on what it was to write start over.
@@ -293,13 +293,13 @@ class Scheduler:
         return updates
 
     def _recompute(self, affected: list[Sequence]) -> None:
-        """Have running sequences start over. Waiting ones may have drawn from pages they no longer hold, so
-        their draws in flight are void too."""
+        """Have running sequences start over. Waiting ones may have sampled from pages they no longer hold, so
+        their tokens in flight are void too."""
         for sequence in self._waiting:
-            sequence.void_draws()
+            sequence.void_tokens()
         for sequence in reversed(affected):
             self._running_set.preempt(sequence)
-            sequence.void_draws()
+            sequence.void_tokens()
 
     def forget_cache(self) -> None:
         """Let no further request find pages of earlier ones: what filled them has changed."""

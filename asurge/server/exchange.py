@@ -42,7 +42,7 @@ class Exchange:
     for what was done, however it ended.
 
     Attributes:
-        charges_drawn: whether tokens that are drawn are charged.
+        charges_sampled: whether tokens that are sampled are charged.
 
     Raises:
         ApiError: the server takes no requests.
@@ -52,7 +52,7 @@ class Exchange:
         self.request, self.state, self.key = request, request.app[STATE], request[KEY]
         self._streams: list[tuple[Served, TokenStream]] = []
         self._named: list[tuple[Served, str]] = []
-        self._tokens, self.charges_drawn = 0, True
+        self._tokens, self.charges_sampled = 0, True
 
     def __enter__(self) -> Self:
         self.state.enter(self)
@@ -65,8 +65,8 @@ class Exchange:
         if isinstance(error, ConnectionError | asyncio.CancelledError) and not self.request.get(SENT, False):
             self.state.disconnects += 1
         usages = [stream.usage for _, stream in self._streams]
-        drawn = sum(drawn for _, drawn in usages) if self.charges_drawn else 0
-        self.key.charge(self._tokens + sum(prompt for prompt, _ in usages), drawn)
+        sampled = sum(sampled for _, sampled in usages) if self.charges_sampled else 0
+        self.key.charge(self._tokens + sum(prompt for prompt, _ in usages), sampled)
 
     def follow(self, served: Served, stream: TokenStream) -> TokenStream:
         """An engine's stream that serves this request."""

@@ -54,7 +54,7 @@ class Tokenizer:
     several threads at once.
 
     Attributes:
-        sampling_defaults: how the checkpoint's authors want texts drawn, as fields of `asurge.SamplingParams`, where a request
+        sampling_defaults: how the checkpoint's authors want texts sampled, as fields of `asurge.SamplingParams`, where a request
             over HTTP does not say.
     """
 

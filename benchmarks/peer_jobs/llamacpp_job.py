@@ -28,7 +28,7 @@ class Stepped:
 
     def step(self) -> list[tuple[str, int, bool]]:
         decoding_first = sorted(self._open.items(), key=lambda item: len(item[1].pending) > 1)
-        batch, drawn = self._batch, []
+        batch, sampled = self._batch, []
         batch.n_tokens = 0
         for name, sequence in decoding_first:
             now = sequence.pending[: BATCH - batch.n_tokens]
@@ -41,12 +41,12 @@ class Stepped:
                 batch.n_tokens += 1
             if now and not sequence.pending:
                 batch.logits[batch.n_tokens - 1] = True
-                drawn.append((name, sequence, batch.n_tokens - 1))
+                sampled.append((name, sequence, batch.n_tokens - 1))
         status = llama.llama_decode(self._context, batch)
         if status:
             raise RuntimeError(f"llama_decode ended with status {status}")
         news = []
-        for name, sequence, at in drawn:
+        for name, sequence, at in sampled:
             logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, at), (self._vocab_size,))
             sequence.pending.append(int(logits.argmax()))
             sequence.left -= 1

@@ -294,13 +294,13 @@ def test_a_stepped_engine_is_cut_at_the_limit(monkeypatch: pytest.MonkeyPatch) -
 
 
 class MadeLlama(types.ModuleType):
-    """Bindings that draw the token after the last one, and note every batch."""
+    """Bindings that sample the token after the last one, and note every batch."""
 
     def __init__(self) -> None:
         super().__init__("llama_cpp")
         self.batches: list[list[tuple[int, int, int]]] = []
         self.removed: list[int] = []
-        self._drawn: dict[int, Any] = {}
+        self._sampled: dict[int, Any] = {}
 
     def llama_get_memory(self, context: Any) -> None:
         return None
@@ -315,12 +315,12 @@ class MadeLlama(types.ModuleType):
     def llama_decode(self, context: Any, batch: types.SimpleNamespace) -> int:
         rows = range(batch.n_tokens)
         self.batches.append([(batch.seq_id[at][0], batch.pos[at], batch.token[at]) for at in rows])
-        self._drawn = {at: batch.token[at] + 1 for at in rows if batch.logits[at]}
+        self._sampled = {at: batch.token[at] + 1 for at in rows if batch.logits[at]}
         return 0
 
     def llama_get_logits_ith(self, context: Any, at: int) -> Any:
         self._logits = np.zeros(2000, np.float32)
-        self._logits[self._drawn[at]] = 1.0
+        self._logits[self._sampled[at]] = 1.0
         return np.ctypeslib.as_ctypes(self._logits)
 
 

@@ -48,9 +48,9 @@ def test_steps_that_seem_to_overlap_count_once() -> None:
     assert trace.device_share == pytest.approx(2.5 / 3)
 
 
-async def test_draws_apart_are_a_stage_of_their_own(tiny: Engine) -> None:
+async def test_sampling_apart_is_a_stage_of_their_own(tiny: Engine) -> None:
     trace = await traced(tiny, SamplingParams(max_tokens=4, logprobs=1))
-    assert "draw" in {span.stage for span in trace.spans}
+    assert "sample" in {span.stage for span in trace.spans}
 
 
 async def test_traces_are_written(tiny: Engine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Random texts under constraints: a model that draws any allowed token."""
+"""Random texts under constraints: a model that samples any allowed token."""
 
 from __future__ import annotations
 

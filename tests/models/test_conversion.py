@@ -320,7 +320,7 @@ def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str
 
 @needs_kernels
 def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
-    """The hidden states of all their tokens are read, though none but the last is drawn behind."""
+    """The hidden states of all their tokens are read, though none but the last is sampled behind."""
     told = []
     for chosen in ("native", "xla"):
         model = load(folders["llama, tied"])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asurge.ops.sampling import Sampler, sample
+from asurge.ops.sampling import SampleFunction, SamplingInputs, sample
 
 VOCAB, PADDED, DRAWS = 300, 384, 8192
 draw_plain = jax.jit(sample, static_argnames="vocab_size")
@@ -20,18 +20,20 @@ def draws(
     min_p: float = 0.0,
     count: int = DRAWS,
     seed: int = 7,
-    draw: Sampler = draw_plain,
+    draw: SampleFunction = draw_plain,
 ) -> np.ndarray:
     """One row drawn at many positions."""
     return np.asarray(
         draw(
             jnp.broadcast_to(row, (count, PADDED)),
-            jnp.full(count, temperature, jnp.float32),
-            jnp.full(count, top_k, jnp.int32),
-            jnp.full(count, top_p, jnp.float32),
-            jnp.full(count, min_p, jnp.float32),
-            jnp.full(count, seed, jnp.uint32),
-            jnp.arange(count, dtype=jnp.int32),
+            SamplingInputs(
+                temperature=jnp.full(count, temperature, jnp.float32),
+                top_k=jnp.full(count, top_k, jnp.int32),
+                top_p=jnp.full(count, top_p, jnp.float32),
+                min_p=jnp.full(count, min_p, jnp.float32),
+                seed=jnp.full(count, seed, jnp.uint32),
+                position=jnp.arange(count, dtype=jnp.int32),
+            ),
             vocab_size=VOCAB,
         )
     )

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asurge.config import Kernels
 from asurge.errors import ConfigError
-from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, choose_attention, gpu, selection
+from asurge.ops import kernels as kernel_choice
+from asurge.ops.attention import AttentionShape, GpuAttention, Window, XlaAttention, gpu
 from asurge.ops.attention.gpu_kernel import Tuning, paged_attention
+from asurge.ops.kernels import choose_attention
 from tests.ops import reference
 from tests.ops.reference import Layout, Paged
 
@@ -92,7 +95,7 @@ def test_which_devices_it_is_for(capability: str, reason: str | None, monkeypatc
 
 
 def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    selection._warn.cache_clear()
+    kernel_choice._warn.cache_clear()
     odd = AttentionShape(8, 2, 96, 64, jnp.dtype(jnp.bfloat16))
     with caplog.at_level(logging.WARNING, "asurge"):
         assert isinstance(choose_attention(SHAPE, "auto", "gpu")[0], GpuAttention)
@@ -116,6 +119,6 @@ def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
         ("pallas", "abacus", "no kernel for abacus"),
     ],
 )
-def test_kernels_asked_for_by_name(kernels: selection.Kernels, platform: str, reason: str) -> None:
+def test_kernels_asked_for_by_name(kernels: Kernels, platform: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         choose_attention(SHAPE, kernels, platform)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asurge.ops.attention import AttentionShape, Rows, TpuAttention, choose_attention
+from asurge.ops.attention import AttentionShape, Rows, TpuAttention
 from asurge.ops.attention.tpu import ragged
+from asurge.ops.kernels import choose_attention
 from tests.ops.backends import Served, ragged_attention
 
 SHAPE = AttentionShape(4, 2, 128, 16, jnp.dtype(jnp.float32))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from asurge.ops.attention import AttentionShape, Window, XlaAttention, choose_attention
+from asurge.ops.attention import AttentionShape, Window, XlaAttention
+from asurge.ops.kernels import choose_attention
 from tests.ops.backends import BACKENDS, Served
 
 ACCELERATORS = ("gpu", "tpu")

@@ -1,4 +1,4 @@
-"""Shaping of logits against float64 references, row by row."""
+"""LogitsShaping of logits against float64 references, row by row."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_mask_allows_the_tokens_of_its_bits(allowed: set[int]) -> None:
 @given(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(0, 40), st.integers(1, 13))
 @settings(max_examples=30, deadline=None)
 def test_recorded_and_drawn_tokens_count_the_same(tokens: list[int], prompt: int, chunk: int) -> None:
-    """A history in chunks, then the rest drawn one after another, is the history all at once."""
+    """A history in chunks, then the rest sampled one after another, is the history all at once."""
     prompt = min(prompt, len(tokens))
     expected = np.bincount(tokens[prompt:], minlength=VOCAB)
     expected[tokens[:prompt]] |= IN_PROMPT

@@ -39,19 +39,19 @@ def resize() -> Iterator[Callable[[int], None]]:
     library.asurge_set_threads(len(os.sched_getaffinity(0)))
 
 
-def draw(seed: int, *shape: int) -> jax.Array:
+def sample(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
 
 
 def product(seed: int, rows: int = 64, depth: int = 256, columns: int = 560) -> Product:
     """Big enough that several members prepare and multiply."""
-    x, norm, weight = draw(seed, rows, depth), draw(seed, depth), pack(draw(seed + 1, columns, depth))
+    x, norm, weight = sample(seed, rows, depth), sample(seed, depth), pack(sample(seed + 1, columns, depth))
     call = jax.jit(partial(packed_linear, epsilon=1e-5)).lower(x, weight, norm=norm).compile()
     return lambda: np.asarray(call(x, weight, norm=norm).astype(jnp.float32))
 
 
 def largest(seed: int, columns: int = 960) -> Product:
-    x, weight = draw(seed, 40, 64), pack(draw(seed + 1, columns, 64))
+    x, weight = sample(seed, 40, 64), pack(sample(seed + 1, columns, 64))
     call = jax.jit(partial(packed_argmax, candidates=columns)).lower(x, weight).compile()
     return lambda: np.asarray(call(x, weight))
 
@@ -60,8 +60,8 @@ def attention(seed: int) -> Product:
     backend = NativeAttention(AttentionShape(4, 2, 32, 32, jnp.dtype(jnp.bfloat16)))
     start, length = jnp.asarray([9, 40, 0, 32], jnp.int32), jnp.asarray([1, 0, 32, 20], jnp.int32)
     rows = Rows(2, 2, 32, start, length, jnp.arange(8, dtype=jnp.int32).reshape(4, 2))
-    angle = draw(seed, rows.tokens, 1, 16).astype(jnp.float32)
-    heads = Heads(draw(seed + 1, rows.tokens, 8, 32), 4, 2, jnp.cos(angle), jnp.sin(angle))
+    angle = sample(seed, rows.tokens, 1, 16).astype(jnp.float32)
+    heads = Heads(sample(seed + 1, rows.tokens, 8, 32), 4, 2, jnp.cos(angle), jnp.sin(angle))
 
     def run() -> tuple[jax.Array, jax.Array, jax.Array]:
         out, ((keys, values),) = backend.attend(heads, backend.allocate(8), rows, None)

@@ -45,13 +45,13 @@ class Layer:
     ) -> None:
         rng = np.random.default_rng(seed)
 
-        def draw(*shape: int) -> jax.Array:
+        def sample(*shape: int) -> jax.Array:
             return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
 
-        self.x, self.weight = draw(rows, depth), draw(columns, depth)
-        self.norm = draw(depth) if norm else None
-        self.bias = draw(columns) if bias else None
-        self.residual = draw(rows, columns) if residual else None
+        self.x, self.weight = sample(rows, depth), sample(columns, depth)
+        self.norm = sample(depth) if norm else None
+        self.bias = sample(columns) if bias else None
+        self.residual = sample(rows, columns) if residual else None
         self.gated, self.activation, self.int8 = gated, activation, int8
 
     def kernel(self, **options: Any) -> jax.Array:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from asurge.ops import native
+from asurge.ops.kernels import choose_sampler
 from asurge.ops.native import sampling as kernel
-from asurge.ops.sampling import BLOCK, CANDIDATES, Sampler, choose_sampler, sample
+from asurge.ops.sampling import BLOCK, CANDIDATES, SampleFunction, SamplingInputs, sample
 from tests.kernels import needs_kernels
 from tests.ops.draws import PADDED, VOCAB, chi_square, draw_plain, draws
 
@@ -27,7 +28,7 @@ draw_by_kernel = jax.jit(kernel.sample, static_argnames="vocab_size")
 
 
 @pytest.fixture(params=["plain JAX", pytest.param("kernel", marks=needs_kernels)])
-def draw(request: pytest.FixtureRequest) -> Sampler:
+def draw(request: pytest.FixtureRequest) -> SampleFunction:
     return draw_plain if request.param == "plain JAX" else draw_by_kernel
 
 
@@ -64,7 +65,7 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float, min
         (3.0, 200, 1.0, 0.02), (3.0, 0, 0.9, 0.05), (3.0, 0, 0.5, 0.2), (3.0, 100, 0.9, 0.3), (1.0, 8, 0.9, 0.2),
     ],
 )  # fmt: skip
-def test_draws_follow_the_distribution(setting: Setting, draw: Sampler) -> None:
+def test_draws_follow_the_distribution(setting: Setting, draw: SampleFunction) -> None:
     row = logits()
     probabilities = reference(row, *setting)
     observed = draws(row, *setting, draw=draw)
@@ -75,7 +76,7 @@ def test_draws_follow_the_distribution(setting: Setting, draw: Sampler) -> None:
     assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
-def test_greedy_takes_the_lowest_of_equals_and_no_padding(draw: Sampler) -> None:
+def test_greedy_takes_the_lowest_of_equals_and_no_padding(draw: SampleFunction) -> None:
     row = logits()
     row[[17, 170]] = row[:VOCAB].max() + 1
     assert set(draws(row, 0.0, 0, 1.0, count=256, draw=draw)) == {17}
@@ -83,22 +84,22 @@ def test_greedy_takes_the_lowest_of_equals_and_no_padding(draw: Sampler) -> None
 
 
 @pytest.mark.parametrize("top_k", [3, CANDIDATES])
-def test_a_short_top_k_keeps_the_first_of_equals(top_k: int, draw: Sampler) -> None:
+def test_a_short_top_k_keeps_the_first_of_equals(top_k: int, draw: SampleFunction) -> None:
     assert set(draws(np.zeros(PADDED, np.float32), 1.0, top_k, 1.0, draw=draw)) == set(range(top_k))
 
 
 def large(
-    draw: Sampler, row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024
+    draw: SampleFunction, row: npt.NDArray[np.float32], top_k: int, top_p: float, count: int = 1024
 ) -> npt.NDArray[np.int32]:
     """Draws over a vocabulary of more blocks than candidates."""
     settings = (jnp.ones(count), jnp.full(count, top_k, jnp.int32), jnp.full(count, top_p), jnp.zeros(count))
     seeds, positions = jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.int32)
     rows = jnp.broadcast_to(row, (count, len(row)))
-    return np.asarray(draw(rows, *settings, seeds, positions, vocab_size=len(row)))
+    return np.asarray(draw(rows, SamplingInputs(*settings, seeds, positions), vocab_size=len(row)))
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(40, 1.0), (CANDIDATES, 0.9), (0, 0.3), (0, 0.9), (100, 1.0), (0, 1.0)])
-def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p: float, draw: Sampler) -> None:
+def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p: float, draw: SampleFunction) -> None:
     row = (np.random.default_rng(3).normal(size=80 * BLOCK) * 2.5).astype(np.float32)
     probabilities = reference(row, 1.0, top_k, top_p)
     observed = large(draw, row, top_k, top_p)
@@ -107,7 +108,7 @@ def test_candidates_come_from_a_large_vocabulary_in_two_stages(top_k: int, top_p
     assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
-def test_of_equals_in_many_blocks_the_first_is_a_candidate(draw: Sampler) -> None:
+def test_of_equals_in_many_blocks_the_first_is_a_candidate(draw: SampleFunction) -> None:
     row = np.zeros(80 * BLOCK, np.float32)
     first, best = 3 * BLOCK + 10, 70 * BLOCK + 5
     row[[first, best - 1, best]] = 4.0, 4.0, 4.5
@@ -115,14 +116,14 @@ def test_of_equals_in_many_blocks_the_first_is_a_candidate(draw: Sampler) -> Non
 
 
 @pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (1.0, 70, 1.0), (1.0, 0, 0.9)])
-def test_equals_are_equally_likely(setting: Setting, draw: Sampler) -> None:
+def test_equals_are_equally_likely(setting: Setting, draw: SampleFunction) -> None:
     """Nothing tells equal logits apart, so a wide cut keeps all of them."""
     statistic, freedom = chi_square(draws(np.zeros(PADDED, np.float32), *setting, draw=draw), np.full(VOCAB, 1 / VOCAB))
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("setting", [(0.0, 0, 1.0), (5.0, 0, 1.0), (5.0, 50, 1.0), (5.0, 200, 0.99), (5.0, 0, 0.99)])
-def test_masked_tokens_are_never_drawn(setting: Setting, draw: Sampler) -> None:
+def test_masked_tokens_are_never_drawn(setting: Setting, draw: SampleFunction) -> None:
     row = logits()
     row[: VOCAB - 20] = -np.inf
     row[VOCAB - 20] = np.nan
@@ -135,30 +136,32 @@ def test_masked_tokens_are_never_drawn(setting: Setting, draw: Sampler) -> None:
 @pytest.mark.parametrize(
     "setting", [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 60, 1.0), (1.0, 0, 0.5), (1.0, 2**31 - 1, 0.9)]
 )
-def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float], draw: Sampler) -> None:
+def test_small_vocabularies(vocab_size: int, setting: tuple[float, int, float], draw: SampleFunction) -> None:
     count = 256
     temperature, top_k, top_p = setting
     row = np.where(np.arange(PADDED) < vocab_size, 0.0, 99.0).astype(np.float32)
     tokens = draw(
         jnp.broadcast_to(row, (count, PADDED)),
-        jnp.full(count, temperature),
-        jnp.full(count, top_k),
-        jnp.full(count, top_p),
-        jnp.zeros(count),
-        jnp.zeros(count, jnp.uint32),
-        jnp.arange(count),
+        SamplingInputs(
+            temperature=jnp.full(count, temperature),
+            top_k=jnp.full(count, top_k),
+            top_p=jnp.full(count, top_p),
+            min_p=jnp.zeros(count),
+            seed=jnp.zeros(count, jnp.uint32),
+            position=jnp.arange(count),
+        ),
         vocab_size=vocab_size,
     )
     assert 0 <= tokens.min() <= tokens.max() < vocab_size
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
-def test_a_tiny_temperature_is_greedy(temperature: float, draw: Sampler) -> None:
+def test_a_tiny_temperature_is_greedy(temperature: float, draw: SampleFunction) -> None:
     row = logits(spread=100.0)
     assert set(draws(row, temperature, 0, 1.0, count=256, draw=draw)) == {row[:VOCAB].argmax()}
 
 
-def test_the_largest_seeds_and_negative_top_k_are_taken(draw: Sampler) -> None:
+def test_the_largest_seeds_and_negative_top_k_are_taken(draw: SampleFunction) -> None:
     row = logits()
     largest = draws(row, 1.0, 0, 1.0, count=256, seed=2**32 - 1, draw=draw)
     assert (largest != draws(row, 1.0, 0, 1.0, count=256, draw=draw)).any()
@@ -170,7 +173,7 @@ def test_nothing_sorts_or_draws_noise_over_the_vocabulary() -> None:
     vocab = 128 * 1024
     shapes = [jax.ShapeDtypeStruct((4, vocab), jnp.float32)]
     shapes += [jax.ShapeDtypeStruct((4,), kind) for kind in ("float32", "int32", *["float32"] * 2, "uint32", "int32")]
-    jaxpr = jax.make_jaxpr(lambda *inputs: sample(*inputs, vocab_size=vocab))(*shapes)
+    jaxpr = jax.make_jaxpr(lambda rows, *inputs: sample(rows, SamplingInputs(*inputs), vocab_size=vocab))(*shapes)
     costly = [one for one in equations(jaxpr.jaxpr) if one.primitive.name in ("sort", "top_k", "random_bits", "cumsum")]
     assert {"top_k", "random_bits"} <= {one.primitive.name for one in costly}
     sizes = [variable.aval.size for one in costly for variable in (*one.invars, *one.outvars)]
@@ -188,23 +191,27 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn
                 yield from equations(inner)
 
 
-def each(draw: Sampler, rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]) -> dict[int, int]:
+def each(
+    draw: SampleFunction, rows: npt.NDArray[np.float32], settings: list[Setting], order: list[int]
+) -> dict[int, int]:
     """Draw some rows, in some order: by row, its token. A row's seed and position depend on the row alone."""
     picked = [(*settings[at], 0.0)[:4] for at in order]
     tokens = draw(
         jnp.asarray(rows[order]),
-        jnp.asarray([one[0] for one in picked], jnp.float32),
-        jnp.asarray([one[1] for one in picked], jnp.int32),
-        jnp.asarray([one[2] for one in picked], jnp.float32),
-        jnp.asarray([one[3] for one in picked], jnp.float32),
-        jnp.asarray([100 + at for at in order], jnp.uint32),
-        jnp.asarray([5 * at for at in order], jnp.int32),
+        SamplingInputs(
+            temperature=jnp.asarray([one[0] for one in picked], jnp.float32),
+            top_k=jnp.asarray([one[1] for one in picked], jnp.int32),
+            top_p=jnp.asarray([one[2] for one in picked], jnp.float32),
+            min_p=jnp.asarray([one[3] for one in picked], jnp.float32),
+            seed=jnp.asarray([100 + at for at in order], jnp.uint32),
+            position=jnp.asarray([5 * at for at in order], jnp.int32),
+        ),
         vocab_size=VOCAB,
     )
     return dict(zip(order, np.asarray(tokens).tolist(), strict=True))
 
 
-def test_a_row_draws_the_same_in_any_company(draw: Sampler) -> None:
+def test_a_row_draws_the_same_in_any_company(draw: SampleFunction) -> None:
     """Alone, among greedy rows, among rows that take the wide path, in another place: the same token."""
     rng = np.random.default_rng(1)
     settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8), (2.0, 100, 0.9), (1.0, 0, 0.2)] * 3
@@ -218,7 +225,7 @@ def test_a_row_draws_the_same_in_any_company(draw: Sampler) -> None:
         assert each(draw, rows, settings, some).items() <= together.items()
 
 
-def test_a_cut_found_among_few_rows_is_the_one_found_among_all(draw: Sampler) -> None:
+def test_a_cut_found_among_few_rows_is_the_one_found_among_all(draw: SampleFunction) -> None:
     """The search runs in a part of the rows when few need it."""
     count = 40
     rows = np.stack([logits(seed) for seed in range(count)])
@@ -231,7 +238,7 @@ def test_a_cut_found_among_few_rows_is_the_one_found_among_all(draw: Sampler) ->
             assert {at: found[at] for at in places}.items() <= all_wide.items()
 
 
-def test_seeds_and_positions_change_the_draw(draw: Sampler) -> None:
+def test_seeds_and_positions_change_the_draw(draw: SampleFunction) -> None:
     row = logits(spread=0.1)
     assert len(set(draws(row, 1.0, 0, 1.0, count=256, draw=draw).tolist())) > 32
     assert (
@@ -241,7 +248,7 @@ def test_seeds_and_positions_change_the_draw(draw: Sampler) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_broken_logits_still_give_a_token(temperature: float, value: float, draw: Sampler) -> None:
+def test_broken_logits_still_give_a_token(temperature: float, value: float, draw: SampleFunction) -> None:
     row = np.full(PADDED, value, np.float32)
     tokens = draws(row, temperature, 0, 0.9, count=256, draw=draw)
     assert ((tokens >= 0) & (tokens < VOCAB)).all()
@@ -262,8 +269,8 @@ def test_the_kernel_draws_what_plain_jax_draws(vocab_size: int, spread: float) -
         rng.integers(2**32, size=count, dtype=np.uint32),
         rng.integers(2**20, size=count, dtype=np.int32),
     )
-    plain = np.asarray(draw_plain(rows, *inputs, vocab_size=vocab_size))
-    assert (plain != np.asarray(draw_by_kernel(rows, *inputs, vocab_size=vocab_size))).sum() <= 1
+    plain = np.asarray(draw_plain(rows, SamplingInputs(*inputs), vocab_size=vocab_size))
+    assert (plain != np.asarray(draw_by_kernel(rows, SamplingInputs(*inputs), vocab_size=vocab_size))).sum() <= 1
 
 
 @needs_kernels
@@ -278,7 +285,10 @@ def test_the_kernel_leaves_out_rows_that_are_not_live() -> None:
     )
     inputs += (np.arange(count, dtype=np.uint32), np.arange(count, dtype=np.int32))
     live = np.arange(count) % 3 == 0
-    every, some = (np.asarray(draw_by_kernel(rows, *inputs, vocab_size=VOCAB, live=which)) for which in (None, live))
+    every, some = (
+        np.asarray(draw_by_kernel(rows, SamplingInputs(*inputs), vocab_size=VOCAB, live=which))
+        for which in (None, live)
+    )
     assert (some == np.where(live, every, 0)).all()
 
 
@@ -292,12 +302,7 @@ def test_the_kernel_refuses_what_does_not_fit(wrong: dict[str, int], message: st
     with pytest.raises(Exception, match=message):
         kernel.sample(
             jnp.zeros((rows, PADDED)),
-            some,
-            some,
-            some,
-            some,
-            jnp.zeros(sizes["seed"]),
-            some,
+            SamplingInputs(some, some, some, some, jnp.zeros(sizes["seed"]), some),
             vocab_size=sizes["vocab_size"],
         ).block_until_ready()
 

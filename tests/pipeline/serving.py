@@ -10,7 +10,7 @@ from asurge.outputs import RequestOutput
 from asurge.params import OutputKind
 from asurge.pipeline import Completion, Generation, Pipeline, PromptInfo
 from asurge.pipeline.completion import Detokenizer
-from asurge.plan import RowSampling, Shaping
+from asurge.plan import LogitsShaping, RowSampling
 from asurge.scheduler import Request, Scheduler
 from asurge.text import StopMatcher
 from tests.fakes import VOCAB, FakeRunner, limits
@@ -60,7 +60,7 @@ def submit(
     detokenizer: Detokenizer | None = None,
     apart: bool = False,
 ) -> Generation:
-    sampling = RowSampling(shaping=Shaping() if apart else None)
+    sampling = RowSampling(shaping=LogitsShaping() if apart else None)
     request = Request(name, list(prompt), max_tokens, sampling, arrival_s=pipeline.clock())
     completion = Completion(name, detokenizer=detokenizer or Spelling(), stops=StopMatcher(stop) if stop else None)
     generation = Generation(

@@ -13,7 +13,7 @@ from asurge.errors import RequestFailedError
 from asurge.guidance import SequenceConstraint
 from asurge.pipeline import Completion, Generation, Pipeline, PromptInfo
 from asurge.pipeline import pipeline as pipeline_module
-from asurge.plan import RowSampling, Shaping
+from asurge.plan import LogitsShaping, RowSampling
 from asurge.scheduler import Request
 from tests.fakes import FakeRunner, Panic, continuation
 from tests.pipeline.serving import LIMITS, PROMPT, read, serving, submit
@@ -87,7 +87,7 @@ class Borrowed(SequenceConstraint):
 
 
 def constrained(pipeline: Pipeline, constraint: SequenceConstraint, name: str = "a") -> Generation:
-    sampling = RowSampling(shaping=Shaping(masked=True))
+    sampling = RowSampling(shaping=LogitsShaping(masked=True))
     request = Request(name, list(PROMPT), STEPS, sampling, arrival_s=pipeline.clock())
     generation = Generation(
         name, PromptInfo(None, list(PROMPT)), [Completion(name)], arrival_s=request.arrival_s, clock=pipeline.clock
@@ -105,8 +105,8 @@ async def test_a_mask_knows_all_tokens_before_it(depth: int) -> None:
     assert output.outputs[0].token_ids == expected
     assert watched.asked[:STEPS] == [expected[:count] for count in range(STEPS)]
     assert watched.dispatched[:STEPS] == list(range(1, STEPS + 1)), "its own step runs already"
-    draws = [step for kind, step in runner.events if kind == "draw"]
-    assert [int(runner.masks[step][0, 0]) for step in draws[:STEPS]] == list(range(1, STEPS + 1))  # type: ignore[index]
+    samples = [step for kind, step in runner.events if kind == "sample"]
+    assert [int(runner.masks[step][0, 0]) for step in samples[:STEPS]] == list(range(1, STEPS + 1))  # type: ignore[index]
 
 
 async def test_free_requests_in_the_same_steps_have_masks_of_ones() -> None:

@@ -9,54 +9,54 @@ from asurge.pipeline.pacer import Pacer
 from asurge.plan import PlanRow, RowSampling, StepPlan
 
 
-def plan(draws: int = 1, prompt_tokens: int = 0, *, decodes: bool = True) -> StepPlan:
+def plan(decode_steps: int = 1, prompt_tokens: int = 0, *, decodes: bool = True) -> StepPlan:
     def row(count: int, tokens: int | None) -> PlanRow:
         ids = None if tokens is None else np.zeros(tokens, np.int32)
         return PlanRow("one", 0, 0, 0, ids, True, (), RowSampling(), count)
 
     prefill = (row(1, prompt_tokens),) if prompt_tokens else ()
-    return StepPlan(0, (row(draws, None),) if decodes else (), prefill)
+    return StepPlan(0, (row(decode_steps, None),) if decodes else (), prefill)
 
 
 def test_nothing_is_grouped_before_a_step_was_seen() -> None:
-    assert Pacer().pace.draws == 1
+    assert Pacer().pace.decode_steps == 1
 
 
-@pytest.mark.parametrize(("step_s", "draws"), [(0.030, 1), (0.013, 1), (0.012, 2), (0.002, 12), (1e-5, 2500)])
-def test_a_group_fills_its_time_with_whole_steps(step_s: float, draws: int) -> None:
+@pytest.mark.parametrize(("step_s", "decode_steps"), [(0.030, 1), (0.013, 1), (0.012, 2), (0.002, 12), (1e-5, 2500)])
+def test_a_group_fills_its_time_with_whole_steps(step_s: float, decode_steps: int) -> None:
     pacer = Pacer(0.025)
-    pacer.see(plan(draws=1), step_s)
-    assert pacer.pace.draws == draws
+    pacer.see(plan(decode_steps=1), step_s)
+    assert pacer.pace.decode_steps == decode_steps
 
 
-@pytest.mark.parametrize(("step_s", "draws"), [(0.3, 1), (0.06, 4), (0.030, 8)])
-def test_groups_that_nobody_reads_take_longer(step_s: float, draws: int) -> None:
+@pytest.mark.parametrize(("step_s", "decode_steps"), [(0.3, 1), (0.06, 4), (0.030, 8)])
+def test_groups_that_nobody_reads_take_longer(step_s: float, decode_steps: int) -> None:
     pacer = Pacer(0.025, unread_group_s=0.25)
-    assert pacer.pace.unread_draws == 1
-    pacer.see(plan(draws=1), step_s)
-    assert (pacer.pace.unread_draws, pacer.pace.draws) == (draws, 1)
+    assert pacer.pace.unread_decode_steps == 1
+    pacer.see(plan(decode_steps=1), step_s)
+    assert (pacer.pace.unread_decode_steps, pacer.pace.decode_steps) == (decode_steps, 1)
 
 
 def test_a_groups_time_counts_for_each_of_its_steps() -> None:
     pacer = Pacer(0.025)
-    pacer.see(plan(draws=4), 0.020)
-    assert pacer.pace.draws == 5
+    pacer.see(plan(decode_steps=4), 0.020)
+    assert pacer.pace.decode_steps == 5
 
 
 def test_one_slow_step_changes_little_and_many_change_all() -> None:
     pacer = Pacer(0.025)
-    pacer.see(plan(draws=1), 0.0025)
-    pacer.see(plan(draws=1), 0.0125)
-    assert pacer.pace.draws == 5
+    pacer.see(plan(decode_steps=1), 0.0025)
+    pacer.see(plan(decode_steps=1), 0.0125)
+    assert pacer.pace.decode_steps == 5
     for _ in range(50):
-        pacer.see(plan(draws=1), 0.0125)
-    assert pacer.pace.draws in (1, 2)
+        pacer.see(plan(decode_steps=1), 0.0125)
+    assert pacer.pace.decode_steps in (1, 2)
 
 
 def test_a_step_without_a_time_groups_nothing() -> None:
     pacer = Pacer(0.025)
-    pacer.see(plan(draws=1), 0.0)
-    assert pacer.pace.draws == 1
+    pacer.see(plan(decode_steps=1), 0.0)
+    assert pacer.pace.decode_steps == 1
 
 
 def test_nothing_bounds_prompts_before_both_kinds_of_steps_were_seen() -> None:
@@ -93,7 +93,7 @@ def test_steps_with_prompts_do_not_count_for_groups() -> None:
     pacer = Pacer(0.025)
     pacer.see(plan(), 0.005)
     pacer.see(plan(prompt_tokens=100), 0.300)
-    assert pacer.pace.draws == 5
+    assert pacer.pace.decode_steps == 5
 
 
 def test_prompts_that_take_no_time_bound_nothing() -> None:

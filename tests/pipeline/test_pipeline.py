@@ -200,12 +200,12 @@ async def test_a_draw_that_takes_the_state_along_leaves_no_page_to_be_found() ->
     def lose(plan: StepPlan, result: StepResult) -> StepResult:
         if plan.step_id != 3:
             return result
-        return runner.device.fail(plan, MemoryError("at the draw"), state_lost=True)
+        return runner.device.fail(plan, MemoryError("at the sample"), state_lost=True)
 
-    runner = FakeRunner(LIMITS, on_draw=lose, overlapped_until=6)
+    runner = FakeRunner(LIMITS, on_sampling=lose, overlapped_until=6)
     async with serving(runner) as (pipeline, scheduler, _):
         told = submit(pipeline, "told", max_tokens=20, apart=True)
-        with pytest.raises(RequestFailedError, match="at the draw"):
+        with pytest.raises(RequestFailedError, match="at the sample"):
             await read(told)
         assert runner.events.index(("dispatch", 4)) < runner.events.index(("read", 3))
         output = await read(submit(pipeline, "later"))

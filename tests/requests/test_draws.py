@@ -1,4 +1,4 @@
-"""What a request can have done to its draws, alone and in company, against whole forward passes."""
+"""What a request can have done to its samples, alone and in company, against whole forward passes."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ async def test_greedy_tokens_equal_the_reference(engine: Engine, reference: Refe
 
 async def test_everyone_gets_the_same_in_mixed_company(engine: Engine) -> None:
     """Rows that ask for nothing, greedy and random, beside rows that ask for everything."""
-    drawn = SamplingParams(max_tokens=STEPS, temperature=1.3, min_p=0.02, seed=3, ignore_eos=True)
-    wishes = [GREEDY, drawn, dataclasses.replace(drawn, top_k=40, top_p=0.9, seed=8)]
+    sampled = SamplingParams(max_tokens=STEPS, temperature=1.3, min_p=0.02, seed=3, ignore_eos=True)
+    wishes = [GREEDY, sampled, dataclasses.replace(sampled, top_k=40, top_p=0.9, seed=8)]
     wishes += [dataclasses.replace(GREEDY, **given) for given, _ in CASES.values()]
-    wishes += [dataclasses.replace(drawn, typical_p=0.8, seed=seed, logprobs=2) for seed in range(3)]
+    wishes += [dataclasses.replace(sampled, typical_p=0.8, seed=seed, logprobs=2) for seed in range(3)]
     alone = [await ask(engine, params) for params in wishes]
     together = await engine.generate([PROMPT] * len(wishes), wishes, use_tqdm=False)
     for one, other in zip(alone, together, strict=True):
@@ -93,7 +93,7 @@ async def test_a_preempted_request_counts_its_tokens_anew(tiny_folder: Path, eng
 
 
 async def test_logprobs_are_those_of_the_model_itself(engine: Engine, reference: Reference) -> None:
-    """Of what is drawn hot, biased and cut, the model's own opinion."""
+    """Of what is sampled hot, biased and cut, the model's own opinion."""
     params = SamplingParams(max_tokens=STEPS, temperature=1.5, seed=1, top_k=30, logit_bias={9: 4.0}, logprobs=3, ignore_eos=True)  # fmt: skip
     completion = (await ask(engine, params)).outputs[0]
     expected = reference.logprobs(PROMPT + completion.token_ids)[len(PROMPT) - 1 : -1]

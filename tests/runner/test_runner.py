@@ -12,7 +12,7 @@ import pytest
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, load_model
-from asurge.plan import PlanRow, RowSampling, RunnerLimits, Shaping, StepPlan
+from asurge.plan import LogitsShaping, PlanRow, RowSampling, RunnerLimits, StepPlan
 from asurge.runner import DeviceRunner
 from asurge.runner.memory import num_pages
 from tests.checkpoints import random_tokens
@@ -63,12 +63,12 @@ def test_chunked_prefill_and_decode_equal_the_whole(runner: DeviceRunner, expect
     assert tokens == expected
 
 
-def group(slot: int, start: int, pages: range, draws: int, stops: frozenset[int] = frozenset()) -> PlanRow:
-    return PlanRow(f"slot{slot}", 0, slot, start, None, True, one_table(pages), RowSampling(), draws, stops)
+def group(slot: int, start: int, pages: range, samples: int, stops: frozenset[int] = frozenset()) -> PlanRow:
+    return PlanRow(f"slot{slot}", 0, slot, start, None, True, one_table(pages), RowSampling(), samples, stops)
 
 
 def test_a_group_of_decode_steps_equals_single_ones(runner: DeviceRunner, expected: list[int]) -> None:
-    """Rows of one group draw as many tokens as each asks for, and none behind a stop token."""
+    """Rows of one group sample as many tokens as each asks for, and none behind a stop token."""
     stop = next(token for at, token in enumerate(expected) if at > 1 and token not in expected[:at])
     end = expected.index(stop) + 1
     tables = [range(1, 9), range(9, 17), range(17, 25)]
@@ -86,7 +86,7 @@ def test_a_group_of_decode_steps_equals_single_ones(runner: DeviceRunner, expect
         expected[1:6] + [-1] * 3,
         expected[1:end] + [-1] * (9 - end),
     ]
-    # What comes next takes each row's own last token, wherever in the group it was drawn.
+    # What comes next takes each row's own last token, wherever in the group it was sampled.
     after = run(runner, [row(1, len(PROMPT) + 5, None, True, tables[1])], [])
     assert after.token_ids.tolist() == [[expected[6]]]
 
@@ -137,7 +137,7 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
     """The device tells of a failed step when it is read, and again for each step that was in flight behind it."""
     steps = [runner.dispatch(StepPlan(at, (), (row(0, 0, PROMPT[:8], True, range(1, 9)),))) for at in range(2)]
     for step in steps:
-        step._drawn.delete()  # reading raises, as it does when the computation failed
+        step._sampled.delete()  # reading raises, as it does when the computation failed
     before = runner._last_token
     assert steps[0].wait().state_lost
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
@@ -156,7 +156,7 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
     prompt = PROMPT[:8]
     run(runner, [], [row(0, 0, prompt, True, range(1, 9))])
     before = runner.state_epoch
-    shaped = RowSampling(shaping=Shaping(logprobs=1))
+    shaped = RowSampling(shaping=LogitsShaping(logprobs=1))
     step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
     with monkeypatch.context() as broken:
         if taken == "last tokens":  # right after the dispatch: the copy to the host cannot be begun
@@ -167,12 +167,12 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
             broken.setattr("asurge.runner.sampling.begin_fetch", begin_fetch)
         else:
 
-            def draw(*given: object) -> None:
-                runner.drawer._counts().delete()
+            def sample(*given: object) -> None:
+                runner.sampler.counts().delete()
                 raise MemoryError("no room")
 
-            broken.setattr(runner.drawer, "draw", draw)
-        step.draw()
+            broken.setattr(runner.sampler, "sample", sample)
+        step.sample()
     after = run(runner, [], [row(0, 0, prompt, True, range(1, 9))])
     result = step.wait()
     assert isinstance(result.error, MemoryError)
@@ -185,9 +185,9 @@ def test_a_draw_that_fails_before_its_dispatch_loses_nothing(
 ) -> None:
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
     before = runner.state_epoch
-    shaped = RowSampling(shaping=Shaping(masked=True))
+    shaped = RowSampling(shaping=LogitsShaping(masked=True))
     step = runner.dispatch(StepPlan(0, (dataclasses.replace(row(0, 8, None, True, range(1, 9)), sampling=shaped),), ()))
-    step.draw(np.zeros((1, 2), np.uint32))  # masks of another vocabulary
+    step.sample(np.zeros((1, 2), np.uint32))  # masks of another vocabulary
     result = step.wait()
     assert (type(result.error), result.state_lost) == (ValueError, False)
     assert run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))]).state_epoch == before
@@ -202,7 +202,7 @@ def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model:
         assert ([one.sequence_id for one in plan.prefill], len(plan.decode)) == ([str(count)], count)
         assert runner.dispatch(plan).wait().error is None
         driver.step(plan)
-        while driver.scheduler.statistics().waiting or any(not one.draws_next for one in driver.scheduler._running):
+        while driver.scheduler.statistics().waiting or any(not one.samples_next for one in driver.scheduler._running):
             driver.step()
 
 
@@ -227,7 +227,7 @@ def test_lost_pages_are_freed_before_others_are_made(runner: DeviceRunner, monke
     """An accelerator has no room for both."""
     prompt = random_tokens(8, seed=3)
     step = runner.dispatch(StepPlan(0, (), (row(0, 0, prompt, True, range(1, 9)),)))
-    step._drawn.delete()
+    step._sampled.delete()
     assert step.wait().state_lost
     old, allocate = jax.tree.leaves(runner._pages), runner._allocate
 

@@ -43,9 +43,9 @@ class TracingDevice(PagedDevice):
         result = super().execute(plan)
         spoiled = set[str]()
         # Rows are traced in plan order: a row that shares a page written in the same step comes behind its writer.
-        for row, drawn in zip(plan.rows, result.token_ids.tolist(), strict=True):
-            steps = sum(token >= 0 for token in drawn)
-            written = [int(before[row.slot]), *drawn[: steps - 1]]
+        for row, sampled in zip(plan.rows, result.token_ids.tolist(), strict=True):
+            steps = sum(token >= 0 for token in sampled)
+            written = [int(before[row.slot]), *sampled[: steps - 1]]
             if not self._trace(row, written):
                 spoiled.add(row.sequence_id)
         self.read_garbage[plan.step_id] = spoiled

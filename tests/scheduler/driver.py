@@ -41,8 +41,8 @@ class Driver:
     def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:
         self.scheduler.add(request(name, prompt, max_tokens, **treated))
 
-    def plan(self, draws: int = 1, bound: int | None = None, unread: int = 1) -> StepPlan:
-        plan = self.scheduler.plan(Pace(draws, unread, bound))
+    def plan(self, decode_steps: int = 1, bound: int | None = None, unread: int = 1) -> StepPlan:
+        plan = self.scheduler.plan(Pace(decode_steps, unread, bound))
         self.scheduler.check()
         assert plan is not None
         self.plans.append(plan)

@@ -73,24 +73,24 @@ class History:
     def dispatch(
         self,
         *,
-        draws: int = 1,
+        decode_steps: int = 1,
         bound: int | None = None,
         fails: bool = False,
         state_lost: bool = False,
-        at_draw: bool = False,
+        at_sampling: bool = False,
     ) -> bool:
-        """Plan one step and run it, or have it fail before it reaches the device; or, ``at_draw``, when its forward pass has run."""
+        """Plan one step and run it, or have it fail before it reaches the device; or, ``at_sampling``, when its forward pass has run."""
         if len(self.flying) == self.depth:
             return False
-        plan = self.scheduler.plan(Pace(draws, draws, bound))
+        plan = self.scheduler.plan(Pace(decode_steps, decode_steps, bound))
         self.scheduler.check()
         if plan is None:
             return False
-        self.groups += plan.draws > 1
-        self.groups_while_others_wait += plan.draws > 1 and self.scheduler.num_waiting > 0
+        self.groups += plan.decode_steps > 1
+        self.groups_while_others_wait += plan.decode_steps > 1 and self.scheduler.num_waiting > 0
         broken = fails or state_lost
         self.device.renew()
-        if at_draw or not broken:
+        if at_sampling or not broken:
             result = self.device.execute(plan)
         if broken:
             result = self.device.fail(plan, RuntimeError("dispatch"), state_lost=state_lost)

@@ -35,7 +35,7 @@ def test_a_prompt_that_is_embedded_draws_nothing_and_ends_with_its_last_chunk(
     assert [(row.num_tokens, row.samples, row.pooled) for plan in plans for row in plan.rows] == [
         (size, False, count) for size, count in zip((16, 16, 5), pooled, strict=True)
     ]
-    assert all(plan.draws_nothing for plan in plans)
+    assert all(plan.samples_nothing for plan in plans)
     assert [driver.step(plan) for plan in plans[:2]] == [[], []]
     (update,) = driver.step(plans[2])
     assert update.embedding == embedding(prompt, pooling)
@@ -107,7 +107,7 @@ def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None
     assert found == [[("b", 12)], [("b", 2), ("c", 8)], [("c", 4)]]  # from where b is read, it counts
 
 
-GROUPED = limits(max_draws=4, max_num_seqs=2)
+GROUPED = limits(max_decode_steps=4, max_num_seqs=2)
 
 
 def test_steps_are_grouped_more_where_nobody_reads_along() -> None:
@@ -115,10 +115,10 @@ def test_steps_are_grouped_more_where_nobody_reads_along() -> None:
     driver.add("a", numbers(), 12, streamed=False)
     driver.step()
     assert driver.step(driver.plan(2, unread=4))
-    assert driver.plans[-1].draws == 4
+    assert driver.plans[-1].decode_steps == 4
     driver.add("b", numbers(8, 20), 12)
     driver.step()
-    assert driver.plan(2, unread=4).draws == 2
+    assert driver.plan(2, unread=4).decode_steps == 2
 
 
 def test_for_a_slot_a_group_is_no_longer_than_the_first_to_end() -> None:
@@ -129,7 +129,7 @@ def test_for_a_slot_a_group_is_no_longer_than_the_first_to_end() -> None:
     driver.add("c", numbers(8, 40), 4, streamed=False)
     groups = []
     while (plan := driver.plan(unread=4)).decode or not groups:
-        groups.append([row.draws for row in plan.decode])
+        groups.append([row.decode_steps for row in plan.decode])
         driver.step(plan)
         if len(driver.started) == 3:
             break
@@ -142,7 +142,7 @@ def test_who_reads_along_does_not_make_others_wait_longer_for_a_slot() -> None:
     driver.add("b", numbers(8, 20), 12, streamed=False)
     driver.step()
     driver.add("c", numbers(8, 40), 4)
-    assert driver.plan(4, unread=4).draws == 1
+    assert driver.plan(4, unread=4).decode_steps == 1
 
 
 def test_prompts_alone_take_the_whole_budget() -> None:
@@ -155,7 +155,7 @@ def test_the_next_step_is_planned_before_the_last_ones_tokens_are_known() -> Non
     driver = Driver()
     driver.add("a", numbers(6), 3)
     plans = [driver.plan() for _ in range(3)]
-    assert driver.scheduler.plan() is None  # three tokens are on their way: no more may be drawn
+    assert driver.scheduler.plan() is None  # three tokens are on their way: no more may be sampled
     assert [row.token_ids is None for plan in plans for row in plan.rows] == [False, True, True]
     tokens = [token for plan in plans for update in driver.step(plan) for token in update.token_ids]
     assert tokens == continuation(numbers(6), 3)

@@ -26,7 +26,7 @@ WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 3), (None, 5, 9), (None
 def limits(pages: int, slots: int, budget: int, windows: tuple[int | None, ...] = (None,)) -> RunnerLimits:
     """A pool of so many pages for each table."""
     pages = pages * len(windows)
-    return RunnerLimits(pages, 4, slots, max(budget, slots), 40, prefill_quantum=4, max_draws=4, windows=windows)
+    return RunnerLimits(pages, 4, slots, max(budget, slots), 40, prefill_quantum=4, max_decode_steps=4, windows=windows)
 
 
 class Simulation(RuleBasedStateMachine):
@@ -113,9 +113,9 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(turns=st.lists(st.integers(0, 5), min_size=1, max_size=16))
     def run(self, turns: list[int]) -> None:
-        for draws in turns:
-            if draws:
-                self.history.dispatch(draws=draws)
+        for decode_steps in turns:
+            if decode_steps:
+                self.history.dispatch(decode_steps=decode_steps)
             else:
                 self.history.receive()
 
@@ -123,9 +123,9 @@ class Simulation(RuleBasedStateMachine):
     def abort(self, request: str) -> None:
         self.history.abort(request)
 
-    @rule(lost=st.booleans(), at_draw=st.booleans())
-    def fail_at_dispatch(self, lost: bool, at_draw: bool) -> None:
-        self.history.dispatch(fails=True, state_lost=lost, at_draw=at_draw)
+    @rule(lost=st.booleans(), at_sampling=st.booleans())
+    def fail_at_dispatch(self, lost: bool, at_sampling: bool) -> None:
+        self.history.dispatch(fails=True, state_lost=lost, at_sampling=at_sampling)
 
     @rule(alone=st.booleans())
     def fail_at_read(self, alone: bool) -> None:
@@ -177,11 +177,11 @@ def dense_history(seed: int, reached: Counter[str], windows: tuple[int | None, .
             history.lose_state()
         elif chance < 0.65:
             history.dispatch(
-                draws=rng.randint(1, 4),
+                decode_steps=rng.randint(1, 4),
                 bound=rng.choice((None, None, 1, 6)),
                 fails=rng.random() < 0.06,
                 state_lost=rng.random() < 0.03,
-                at_draw=rng.random() < 0.5,
+                at_sampling=rng.random() < 0.5,
             )
         else:
             history.receive()

@@ -15,7 +15,7 @@ from tests.scheduler.driver import Driver
 
 
 class WindowedDevice(PagedDevice):
-    """Draws from the last tokens only, and reads no others."""
+    """Samples from the last tokens only, and reads no others."""
 
     def _draw(self, row: PlanRow, step: int) -> int:
         if not row.samples:
@@ -30,7 +30,7 @@ class WindowedDevice(PagedDevice):
 
 
 def limits(window: int, *, pages: int = 14, slots: int = 3) -> RunnerLimits:
-    return RunnerLimits(pages, 4, slots, 12, 48, prefill_quantum=4, max_draws=3, windows=(window,))
+    return RunnerLimits(pages, 4, slots, 12, 48, prefill_quantum=4, max_decode_steps=3, windows=(window,))
 
 
 @pytest.mark.parametrize("window", [2, 3, 4, 5, 9])
@@ -56,7 +56,7 @@ def test_any_history_gives_the_windowed_reference(window: int) -> None:
             elif (
                 chance < 0.65
                 and len(flying) < 3
-                and (plan := scheduler.plan(Pace(draws := rng.randint(1, 3), draws))) is not None
+                and (plan := scheduler.plan(Pace(samples := rng.randint(1, 3), samples))) is not None
             ):
                 flying.append(device.execute(plan))
             elif flying:

@@ -71,7 +71,7 @@ async def test_a_text_can_be_scored_alone(client: openai.AsyncOpenAI, demo: Engi
 
 
 async def test_a_score_has_no_completion(demo: Engine, running: Running) -> None:
-    """What is drawn on the way is neither told nor charged."""
+    """What is sampled on the way is neither told nor charged."""
     server = ApiServer(demo)
     url, used = await running.start(server.app), server.keys.anonymous.usage
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:

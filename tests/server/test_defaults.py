@@ -1,4 +1,4 @@
-"""What checkpoints say about drawing, and where clients put a schema."""
+"""What checkpoints say about sampling, and where clients put a schema."""
 
 from __future__ import annotations
 

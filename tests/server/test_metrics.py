@@ -68,7 +68,7 @@ async def test_where_the_time_and_the_tokens_of_requests_went(
     parts = (told[f"asurge_request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode"))
     assert sum(parts) == pytest.approx(told["asurge_e2e_request_latency_seconds_sum"])
     assert told["asurge_request_params_max_tokens_sum"] == told["asurge_request_max_num_generation_tokens_sum"] == 10
-    # Each token but the first is computed when the next one is drawn.
+    # Each token but the first is computed when the next one is sampled.
     assert told["asurge_iteration_tokens_total_sum"] == told["asurge_request_prompt_tokens_sum"] * 1.5 + 3 * 4
     assert told["asurge_admission_rejections_total"] == 1
     assert told["vllm:cache_config_info"] == 1

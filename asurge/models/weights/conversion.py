@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asurge.config import Kernels
 from asurge.errors import ConfigError
 from asurge.models.decoder import LINEARS, Decoder
 from asurge.models.layers import Int8Linear, Linear
 from asurge.models.weights.loading import read_all, value_of
 from asurge.models.weights.packing import pack_model
 from asurge.ops import native
+from asurge.ops.kernels import fall_back, wants_native_products
 from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
 
-_log = logging.getLogger("asurge")
 
-
-def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | None:
+def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> str | None:
     """Replace the linear layers of a model in place, one after another, so that memory peaks at one extra layer. What is still in a
     checkpoint (`open_model`) is read.
 
@@ -32,13 +30,10 @@ def convert(model: Decoder, *, kernels: str, quantization: str | None) -> str | 
     int8 = quantization == "int8"
     if int8 and model.config.experts is not None:
         raise ConfigError("quantization='int8' does not cover mixtures of experts: leave it out")
-    # On accelerators, XLA's own products are wanted.
-    wanted = kernels == "native" or (kernels == "auto" and jax.default_backend() == "cpu")
+    wanted = wants_native_products(kernels, jax.default_backend())
     reason = unable(model, int8=int8) if wanted else None
     if reason is not None:
-        if kernels == "native":
-            raise ConfigError(f"kernels='native' cannot serve this model: {reason}; use kernels='auto' or 'xla'")
-        _log.warning("matrix products run in plain XLA: %s", reason)
+        fall_back("matrix products", kernels, reason)
     if wanted and reason is None:
         pack_model(model, int8=int8)
     elif int8:

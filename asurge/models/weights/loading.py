@@ -59,7 +59,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     Args:
         path: a folder in Hugging Face's form, or a GGUF file.
         dtype: what weights are read as.
-        progress: draw a bar as they are read.
+        progress: show a bar as they are read.
         check: called for each parameter that is read; ends that if it raises.
 
     Raises:

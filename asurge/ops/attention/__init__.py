@@ -4,7 +4,6 @@ from asurge.ops.attention.gpu import GpuAttention
 from asurge.ops.attention.interface import AttentionBackend, AttentionShape, Heads, Pages, Rows, Window, up_to_last
 from asurge.ops.attention.native import NativeAttention
 from asurge.ops.attention.reference import dense_attention
-from asurge.ops.attention.selection import choose_attention
 from asurge.ops.attention.tpu import TpuAttention
 from asurge.ops.attention.xla import XlaAttention
 
@@ -19,7 +18,6 @@ __all__ = [
     "TpuAttention",
     "Window",
     "XlaAttention",
-    "choose_attention",
     "dense_attention",
     "up_to_last",
 ]

@@ -31,7 +31,8 @@ class GpuAttention(SeparateLevels):
         interpret: run the kernel as plain JAX operations, for tests without a GPU.
     """
 
-    name = "pallas"
+    kernels = "pallas"
+    platforms = frozenset({"gpu"})
     skips_padding = True
 
     def __init__(

@@ -179,13 +179,26 @@ def up_to_last(flags: jax.Array, size: int) -> jax.Array:
 
 
 class AttentionBackend(Protocol):
-    """Attention over pages on one kind of device."""
+    """Attention over pages on some kinds of devices.
 
-    name: str
+    Attributes:
+        kernels: the name its kernels have in the setting ``kernels``.
+        platforms: those it runs on.
+    """
+
+    kernels: str
+    platforms: frozenset[str]
     skips_padding: bool
     """Whether rows of padding cost next to nothing."""
     shares_arrays: bool
     """Whether all levels of pages are in the same arrays, so that one program can serve all layers."""
+
+    def __init__(self, shape: AttentionShape) -> None: ...
+
+    @staticmethod
+    def unable(shape: AttentionShape) -> str | None:
+        """Why it cannot serve a shape, or None."""
+        ...
 
     @property
     def page_bytes(self) -> int:

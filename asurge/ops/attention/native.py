@@ -27,7 +27,8 @@ class NativeAttention:
     plus four for each token of a head: its scale (``native/kv_pages.h``).
     """
 
-    name = "native"
+    kernels = "native"
+    platforms = frozenset({"cpu"})
     skips_padding = True
     shares_arrays = True
 

@@ -37,7 +37,8 @@ class TpuAttention(SeparateLevels):
         kernel: another one with the same signature, for tests without a TPU.
     """
 
-    name = "pallas"
+    kernels = "pallas"
+    platforms = frozenset({"tpu"})
     skips_padding = True
 
     def __init__(self, shape: AttentionShape, *, kernel: Kernel | None = None) -> None:

@@ -59,8 +59,13 @@ def write_pages(pages: jax.Array, new: jax.Array, page_ids: jax.Array, offsets: 
 class XlaAttention(SeparateLevels):
     """`asurge.ops.attention.AttentionBackend` in plain XLA."""
 
-    name = "xla"
+    kernels = "xla"
+    platforms = frozenset({"cpu", "gpu", "tpu"})
     skips_padding = False
+
+    @staticmethod
+    def unable(shape: AttentionShape) -> str | None:
+        """Nothing: it serves every shape."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape

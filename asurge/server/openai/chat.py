@@ -275,10 +275,10 @@ def logprobs_of(one: CompletionOutput, most: int, tokenizer: Tokenizer, *, by_id
     """
     content = []
     for token, logprobs in zip(one.token_ids, one.logprobs or (), strict=False):
-        drawn = _top(token, logprobs[token], tokenizer, by_id=by_id)
+        sampled = _top(token, logprobs[token], tokenizer, by_id=by_id)
         likeliest = [_top(other, at, tokenizer, by_id=by_id) for other, at in logprobs.items() if at.rank <= most]
         content.append(
-            TokenLogprob(token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=likeliest)
+            TokenLogprob(token=sampled.token, logprob=sampled.logprob, bytes=sampled.bytes, top_logprobs=likeliest)
         )
     return ChoiceLogprobs(content=content)
 

@@ -46,7 +46,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         exchange.relaxes(await exchange.prepared(lambda: relaxed(body.form())))
         params = with_bounded_logprobs(params, [len(prompt) for prompt in prompts], served, exchange.state.config)
         options = exchange.options(body)
-        exchange.charges_drawn = not body.scores
+        exchange.charges_sampled = not body.scores
         streams = [exchange.follow(served, served.engine.stream(prompt, params, **options)) for prompt in prompts]
         answer = CompletionAnswer(body, served)
         if body.streams:

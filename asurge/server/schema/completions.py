@@ -25,7 +25,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
     @property
     def scores(self) -> bool:
-        """Whether it asks only for the prompt's logprobs: the one token that has to be drawn is left out."""
+        """Whether it asks only for the prompt's logprobs: the one token that has to be sampled is left out."""
         return bool(self.echo) and self.max_tokens == 0
 
 
