@@ -16,13 +16,15 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("asurge/ops/native")
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mfma"]
+AVX512 = [
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni", "-mfma"
+]  # fmt: skip
 # The same sources make a library for each of these kinds of processors, told by the first flag; but `ffi_bindings` is the same for all,
 # and `cpu_support` asks whether this processor is of a kind, before its instructions are used.
 VARIANTS = {
     "amx": ["-DASURGE_AMX", *AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
-    "avx512": ["-DASURGE_AVX512", *AVX512, "-mavx512vnni"],
-    "avx2": ["-DASURGE_AVX2", "-mavx2", "-mfma"],
+    "avx512": ["-DASURGE_AVX512", *AVX512],
+    "avx2": ["-DASURGE_AVX2", "-mavx2", "-mfma", "-mf16c"],
 }
 LIBRARIES = {variant: FOLDER / f"libasurge_kernels_{variant}.so" for variant in VARIANTS}
 

@@ -8,12 +8,9 @@ bf16 table to float32 before it looks anything up.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax import lax
 
 from asurge.ops import native
@@ -157,19 +154,15 @@ def _call(
     candidates: int = 0,
     layer: int | jax.Array = 0,
 ) -> jax.Array:
-    def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
-        # From numpy: tracing an operation for each operand left out took a fifth of a warm start.
-        return np.zeros((0,), dtype) if array is None else array
-
     result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
         x,
         weight if weight.ndim == 6 else weight[None],
-        given(scale, jnp.float32),
-        given(norm, jnp.bfloat16),
-        given(bias, jnp.bfloat16),
-        given(residual, jnp.bfloat16),
-        given(live, jnp.int32),
-        given(allowed, jnp.uint32),
+        native.given(scale, jnp.float32),
+        native.given(norm, jnp.bfloat16),
+        native.given(bias, jnp.bfloat16),
+        native.given(residual, jnp.bfloat16),
+        native.given(live, jnp.int32),
+        native.given(allowed, jnp.uint32),
         native.number(layer),
         epsilon=np.float32(epsilon),
         gated=gated,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from asurge.processors import ProcessorProbe
 
@@ -21,12 +23,25 @@ FOLDER = Path(__file__).parent
 LIBRARIES = tuple(FOLDER / f"libasurge_kernels_{kind}.so" for kind in ("amx", "avx512", "avx2"))
 """The best first."""
 
-TARGETS = ("asurge_linear", "asurge_attention", "asurge_sample", "asurge_pack", "asurge_zeros")
+TARGETS = (
+    "asurge_linear",
+    "asurge_grouped_linear",
+    "asurge_grouped_rows",
+    "asurge_attention",
+    "asurge_sample",
+    "asurge_pack",
+    "asurge_zeros",
+)
 
 
 def number(value: int | jax.Array) -> jax.Array | np.int32:
     """An operand of 32 bits, as kernels take it, whatever an application has made JAX's default."""
     return value.astype(jnp.int32) if isinstance(value, jax.Array) else np.int32(value)
+
+
+def given(array: jax.Array | None, dtype: jnp.dtype) -> jax.Array | npt.NDArray[Any]:
+    """An operand, empty where it is left out. From numpy: tracing an operation for each took a fifth of a warm start."""
+    return np.zeros((0,), dtype) if array is None else array
 
 
 @functools.cache

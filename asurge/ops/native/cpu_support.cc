@@ -7,7 +7,7 @@ namespace {
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace
@@ -15,9 +15,9 @@ bool has_avx512() {
 
 extern "C" int asurge_available() {
 #if defined(ASURGE_AVX2)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #elif defined(ASURGE_AVX512)
-  return has_avx512() && __builtin_cpu_supports("avx512vnni");
+  return has_avx512();
 #else
   if (!has_avx512() || !__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") ||
       !__builtin_cpu_supports("amx-int8")) {

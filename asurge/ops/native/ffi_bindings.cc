@@ -1,5 +1,6 @@
 // What Python loads: XLA FFI handlers, and a few plain C functions.
 #include "attention.h"
+#include "grouped.h"
 #include "linear.h"
 #include "huge_pages.h"
 #include "pack.h"
@@ -30,60 +31,124 @@ T* part_or_null(const ffi::AnyBuffer& buffer, int32_t part, size_t parts) {
   return first ? first + buffer.size_bytes() / sizeof(T) / parts * part : nullptr;
 }
 
-ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
-                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
-                  Number layer_number, ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu,
-                  int32_t candidates) {
-  const auto x_shape = x.dimensions(), stack = weight.dimensions();
-  if (x_shape.size() != 2 || stack.size() != 6) {
-    return ffi::Error::InvalidArgument("linear takes x [rows, depth] and packed weights, a layer behind the other");
-  }
-  const size_t layers = stack[0];
-  const int32_t layer = *layer_number.typed_data();
-  if (layer < 0 || size_t(layer) >= layers) return ffi::Error::InvalidArgument("linear has no such layer");
-  const auto weight_shape = stack.last(5);
-  asurge::Linear call{};
-  call.x = data_or_null<uint16_t>(x);
-  call.norm = part_or_null<uint16_t>(norm, layer, layers);
-  call.epsilon = epsilon;
-  call.weight = part_or_null<uint8_t>(weight, layer, layers);
-  call.scale = part_or_null<float>(scale, layer, layers);
-  call.bias = part_or_null<uint16_t>(bias, layer, layers);
-  call.residual = data_or_null<uint16_t>(residual);
-  call.gated = gated;
-  call.activation = gelu ? asurge::Linear::Activation::kGeluTanh : asurge::Linear::Activation::kSilu;
+// What products share, whatever their weights are stored as.
+struct LinearOperands {
+  ffi::AnyBuffer x, norm, bias, residual, live, allowed;
+  int32_t layer;
+  ffi::Result<ffi::AnyBuffer> out;
+  float epsilon;
+  bool gated, gelu;
+  int32_t candidates;
+};
+
+// Fills in all but the weights, of `columns` columns and in this many layers.
+ffi::Error set_operands(asurge::Linear& call, LinearOperands& given, size_t layers, size_t columns) {
+  const auto x_shape = given.x.dimensions();
+  if (x_shape.size() != 2) return ffi::Error::InvalidArgument("linear takes x [rows, depth]");
+  if (given.layer < 0 || size_t(given.layer) >= layers) return ffi::Error::InvalidArgument("linear has no such layer");
+  call.x = data_or_null<uint16_t>(given.x);
+  call.norm = part_or_null<uint16_t>(given.norm, given.layer, layers);
+  call.epsilon = given.epsilon;
+  call.bias = part_or_null<uint16_t>(given.bias, given.layer, layers);
+  call.residual = data_or_null<uint16_t>(given.residual);
+  call.gated = given.gated;
+  call.activation = given.gelu ? asurge::Linear::Activation::kGeluTanh : asurge::Linear::Activation::kSilu;
   call.rows = static_cast<int>(x_shape[0]);
   call.depth = static_cast<int>(x_shape[1]);
-  call.columns = static_cast<int>(weight_shape[0] * 16);
-  if (weight_shape[1] * 16 * weight_shape[4] != call.depth) {
-    return ffi::Error::InvalidArgument("x and the packed weight differ in depth");
-  }
-  call.live = data_or_null<int32_t>(live);
-  call.candidates = candidates;
-  call.allowed = data_or_null<uint32_t>(allowed);
-  const size_t rows = x_shape[0], columns = call.columns, width = gated ? columns / 2 : columns;
-  const bool argmax = out->element_type() == ffi::S32, int8 = weight.element_type() == ffi::S8;
-  if (!fits(norm, layers * call.depth) || !fits(bias, layers * columns) || !fits(scale, layers * columns) ||
-      !fits(residual, rows * columns) || !fits(live, (rows + 15) / 16) ||
-      !fits(allowed, rows * ((candidates + 31) / 32)) || out->element_count() != (argmax ? rows : rows * width)) {
+  call.columns = static_cast<int>(columns);
+  call.live = data_or_null<int32_t>(given.live);
+  call.candidates = given.candidates;
+  call.allowed = data_or_null<uint32_t>(given.allowed);
+  ffi::AnyBuffer& out = *given.out;
+  const size_t rows = x_shape[0], width = given.gated ? columns / 2 : columns;
+  const bool argmax = out.element_type() == ffi::S32;
+  if (!fits(given.norm, layers * call.depth) || !fits(given.bias, layers * columns) || !fits(given.residual, rows * columns) ||
+      !fits(given.live, (rows + 15) / 16) || !fits(given.allowed, rows * ((given.candidates + 31) / 32)) ||
+      out.element_count() != (argmax ? rows : rows * width)) {
     return ffi::Error::InvalidArgument("an operand of linear has the wrong size");
   }
-  if (int8 != (call.scale != nullptr) || weight_shape[2] != 16 || weight_shape[3] != 16 ||
-      weight_shape[4] != (int8 ? 4 : 2)) {
-    return ffi::Error::InvalidArgument("int8 weights, and only they, are packed by four and have scales");
-  }
-  if (candidates < 0 || candidates > call.columns || (gated && (columns % 32 || call.residual)) ||
-      (call.residual && out->element_type() != ffi::BF16) || (gated && out->element_type() != ffi::BF16)) {
+  if (given.candidates < 0 || size_t(given.candidates) > columns || (given.gated && (columns % 32 || call.residual)) ||
+      (call.residual && out.element_type() != ffi::BF16) || (given.gated && out.element_type() != ffi::BF16)) {
     return ffi::Error::InvalidArgument("linear does not combine these");
   }
-  if (out->element_type() == ffi::F32) {
-    call.out_f32 = static_cast<float*>(out->untyped_data());
-  } else if (out->element_type() == ffi::S32) {
-    call.out_argmax = static_cast<int32_t*>(out->untyped_data());
+  if (out.element_type() == ffi::F32) {
+    call.out_f32 = static_cast<float*>(out.untyped_data());
+  } else if (argmax) {
+    call.out_argmax = static_cast<int32_t*>(out.untyped_data());
   } else {
-    call.out_bf16 = static_cast<uint16_t*>(out->untyped_data());
+    call.out_bf16 = static_cast<uint16_t*>(out.untyped_data());
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm, ffi::AnyBuffer bias,
+                  ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed, Number layer,
+                  ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates) {
+  const auto stack = weight.dimensions();
+  if (stack.size() != 6) return ffi::Error::InvalidArgument("linear takes packed weights, a layer behind the other");
+  const size_t layers = stack[0], columns = stack[1] * 16;
+  asurge::Linear call{};
+  LinearOperands given{x, norm, bias, residual, live, allowed, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
+  if (auto error = set_operands(call, given, layers, columns); error.failure()) return error;
+  call.weight = part_or_null<uint8_t>(weight, given.layer, layers);
+  call.scale = part_or_null<float>(scale, given.layer, layers);
+  if (stack[2] * 16 * stack[5] != call.depth || !fits(scale, layers * columns)) {
+    return ffi::Error::InvalidArgument("x, the packed weight and its scales differ in size");
+  }
+  const bool int8 = weight.element_type() == ffi::S8;
+  if (int8 != (call.scale != nullptr) || stack[3] != 16 || stack[4] != 16 || stack[5] != (int8 ? 4 : 2)) {
+    return ffi::Error::InvalidArgument("int8 weights, and only they, are packed by four and have scales");
   }
   asurge::run(call);
+  return ffi::Error::Success();
+}
+
+// The strips of one layer, if they lie within the weight.
+const asurge::StripEntry* strips_of(const ffi::AnyBuffer& weight, const ffi::AnyBuffer& strips, int32_t layer, int depth) {
+  const auto shape = strips.dimensions();
+  if (shape.size() != 3 || shape[2] != 2 || layer < 0 || layer >= shape[0]) return nullptr;
+  const auto* entries = static_cast<const asurge::StripEntry*>(strips.untyped_data()) + layer * shape[1];
+  for (int64_t strip = 0; strip < shape[1]; ++strip) {
+    const asurge::StripEntry entry = entries[strip];
+    if (entry.type < asurge::GroupedType{} || entry.type >= asurge::GroupedType::kCount) return nullptr;
+    if (size_t(entry.line) * 64 + asurge::strip_bytes(entry.type, depth) > weight.size_bytes()) return nullptr;
+  }
+  return entries;
+}
+
+ffi::Error grouped_linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer strips, ffi::AnyBuffer norm,
+                          ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
+                          Number layer, ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu,
+                          int32_t candidates) {
+  const auto shape = strips.dimensions();
+  if (shape.size() != 3) return ffi::Error::InvalidArgument("linear takes strips [layers, columns / 16, 2]");
+  asurge::Linear call{};
+  LinearOperands given{x, norm, bias, residual, live, allowed, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
+  if (auto error = set_operands(call, given, shape[0], shape[1] * 16); error.failure()) return error;
+  call.weight = data_or_null<uint8_t>(weight);
+  call.strips = strips_of(weight, strips, given.layer, call.depth);
+  if (call.strips == nullptr) return ffi::Error::InvalidArgument("a strip lies outside of the weight, or its type is unknown");
+  if (call.depth % 16) return ffi::Error::InvalidArgument("the depth of grouped weights is a multiple of 16");
+  asurge::run(call);
+  return ffi::Error::Success();
+}
+
+ffi::Error grouped_rows(ffi::AnyBuffer weight, ffi::AnyBuffer strips, ffi::BufferR1<ffi::S32> columns,
+                        ffi::Result<ffi::BufferR2<ffi::BF16>> out) {
+  const auto shape = out->dimensions();
+  const size_t count = columns.element_count();
+  const int depth = static_cast<int>(shape[1]);
+  asurge::GroupedRows rows{data_or_null<uint8_t>(weight), strips_of(weight, strips, 0, depth), columns.typed_data(),
+                           static_cast<int>(count), depth, reinterpret_cast<uint16_t*>(out->untyped_data())};
+  if (rows.strips == nullptr || size_t(shape[0]) != count || depth % 16) {
+    return ffi::Error::InvalidArgument("an operand of rows has the wrong size");
+  }
+  for (size_t index = 0; index < count; ++index) {
+    if (rows.columns[index] < 0 || rows.columns[index] >= strips.dimensions()[1] * 16) {
+      return ffi::Error::InvalidArgument("there is no such row");
+    }
+  }
+  asurge::take_rows(rows);
   return ffi::Error::Success();
 }
 
@@ -223,6 +288,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Attr<bool>("gelu")
                                   .Attr<int32_t>("candidates"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_linear, grouped_linear,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Number>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("epsilon")
+                                  .Attr<bool>("gated")
+                                  .Attr<bool>("gelu")
+                                  .Attr<int32_t>("candidates"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_rows, grouped_rows,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Ret<ffi::BufferR2<ffi::BF16>>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_attention, attention,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
@@ -270,6 +359,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_pack, pack,
                                   .Attr<bool>("gated"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_zeros, zeros, ffi::Ffi::Bind().Ret<ffi::AnyBuffer>());
+
+extern "C" int64_t asurge_grouped_strip_bytes(int32_t type, int32_t depth) {
+  return static_cast<int64_t>(asurge::strip_bytes(static_cast<asurge::GroupedType>(type), depth));
+}
+
+// See `asurge::GroupedPacking`.
+extern "C" void asurge_grouped_pack(int32_t type, const uint8_t* rows, int64_t row_bytes, const int32_t* order, int32_t columns,
+                                    int32_t depth, uint8_t* out) {
+  asurge::pack({static_cast<asurge::GroupedType>(type), rows, static_cast<size_t>(row_bytes), order, columns, depth, out});
+}
 
 extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resize(threads); }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "grouped.h"
+
 namespace asurge {
 
 struct Linear {
@@ -10,8 +12,10 @@ struct Linear {
   const uint16_t* x;
   const uint16_t* norm;
   float epsilon;
-  // Packed B tiles [columns / 16][depth / 32 or 64][16][16][2 or 4], bf16 or int8; scale [columns] when int8, else null.
+  // Where each strip of 16 columns lies in `weight`, [columns / 16], if weights are grouped (`grouped.h`); else null, and
+  // packed B tiles [columns / 16][depth / 32 or 64][16][16][2 or 4], bf16 or int8; scale [columns] when int8, else null.
   const uint8_t* weight;
+  const StripEntry* strips;
   const float* scale;
   // [columns] bf16, [rows, columns] bf16, or null.
   const uint16_t* bias;

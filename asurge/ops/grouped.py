@@ -1,0 +1,205 @@
+"""Weights of 2 to 8 bits whose scales belong to groups of 16 or 32 numbers, as GGUF files have them, for the CPU kernels.
+
+Codes are multiplied as they are, with rows of x quantised to 8 bits (a scale for each 64 numbers): nothing is widened. Strips of
+16 columns lie in one array of bytes, in the order in which products read them (`asurge/ops/native/grouped.h`), and a table says
+where each begins and what its type is: layers, and parts of one layer's weight, may differ.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from asurge.ops import native
+from asurge.ops.norm import Activation
+from asurge.ops.packed import COLUMNS
+
+LINE = 64
+"""Strips begin at multiples of this many bytes."""
+
+TYPES = (
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
+)  # fmt: skip
+"""The types of GGUF tensors that the kernels multiply; a table of strips has their indices."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawMatrix:
+    """A matrix as a GGUF file has it.
+
+    Attributes:
+        type: one of `TYPES`.
+        rows: uint8 ``[columns, row_bytes]``, contiguous; mapped or in memory.
+        depth: numbers in a row.
+        order: int32 ``[columns]``: which row is each column's; None: as they are.
+    """
+
+    type: str
+    rows: npt.NDArray[np.uint8]
+    depth: int
+    order: npt.NDArray[np.int32] | None = None
+
+    @property
+    def columns(self) -> int:
+        """Its rows are columns of the product."""
+        return len(self.rows)
+
+
+def unpackable(matrix_type: str, columns: int, depth: int) -> str | None:
+    """Why a matrix cannot be put into strips, or None."""
+    if matrix_type not in TYPES:
+        return f"weights are stored as {matrix_type}"
+    if columns % COLUMNS or depth % 32:
+        return f"a weight of [{columns}, {depth}] is not a multiple of [{COLUMNS}, 32]"
+    return None
+
+
+def strip_bytes(matrix_type: str, depth: int) -> int:
+    """Bytes of one strip; those of a whole number of lines."""
+    library = _library()
+    return int(library.asurge_grouped_strip_bytes(TYPES.index(matrix_type), depth))
+
+
+def packed_bytes(parts: Sequence[RawMatrix]) -> int:
+    """Bytes of some matrices' strips."""
+    return sum(-(-part.columns // COLUMNS) * strip_bytes(part.type, part.depth) for part in parts)
+
+
+def pack_parts(
+    parts: Sequence[RawMatrix], out: npt.NDArray[np.uint8], at: int, *, gated: bool = False
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Put a layer's weight, matrices one below the other, into strips from byte ``at`` of ``out`` on.
+
+    Args:
+        gated: there are two, gate and up; their strips are multiplied in turns.
+
+    Returns:
+        The table ``[strips, 2]`` of the strips, and the byte after the last one.
+    """
+    tables = []
+    for part in parts:
+        strips, size = -(-part.columns // COLUMNS), strip_bytes(part.type, part.depth)
+        order = np.full(strips * COLUMNS, -1, np.int32)
+        order[: part.columns] = np.arange(part.columns) if part.order is None else part.order
+        _pack(part, order, out[at : at + strips * size])
+        lines = at // LINE + np.arange(strips, dtype=np.int64) * (size // LINE)
+        tables.append(
+            np.stack((lines.astype(np.uint32).view(np.int32), np.full(strips, TYPES.index(part.type), np.int32)), 1)
+        )
+        at += strips * size
+    if gated:
+        table = np.concatenate(tables)
+        return np.ascontiguousarray(table.reshape(2, -1, 2).swapaxes(0, 1).reshape(-1, 2)), at
+    return np.concatenate(tables), at
+
+
+def grouped_linear(
+    x: jax.Array,
+    weight: jax.Array,
+    strips: jax.Array,
+    *,
+    norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+    bias: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    live: jax.Array | None = None,
+    gated: bool = False,
+    activation: Activation = "silu",
+    dtype: jnp.dtype = jnp.bfloat16,
+    layer: int | jax.Array = 0,
+) -> jax.Array:
+    """`asurge.ops.packed.packed_linear` with grouped weights.
+
+    Args:
+        weight: uint8 ``[bytes]``, of all layers.
+        strips: int32 ``[layers, columns / 16, 2]``: where each begins, in lines, and its type.
+    """
+    columns = strips.shape[1] * COLUMNS // (2 if gated else 1)
+    out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
+    gelu = activation == "gelu_tanh"
+    return _call(out, x, weight, strips, norm, epsilon, bias, residual, live, None, gated=gated, gelu=gelu, layer=layer)
+
+
+def grouped_argmax(
+    x: jax.Array,
+    weight: jax.Array,
+    strips: jax.Array,
+    *,
+    norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+    live: jax.Array | None = None,
+    allowed: jax.Array | None = None,
+    candidates: int,
+) -> jax.Array:
+    """`asurge.ops.packed.packed_argmax` with grouped weights."""
+    out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
+    return _call(out, x, weight, strips, norm, epsilon, None, None, live, allowed, candidates=candidates)
+
+
+def take_grouped_rows(weight: jax.Array, strips: jax.Array, rows: jax.Array, depth: int) -> jax.Array:
+    """Rows of a table that is packed, as an embedding looks them up: bf16 ``[tokens, depth]``."""
+    out = jax.ShapeDtypeStruct((rows.shape[0], depth), jnp.bfloat16)
+    taken: jax.Array = jax.ffi.ffi_call("asurge_grouped_rows", out)(weight, strips, rows.astype(jnp.int32))
+    return taken
+
+
+def _call(
+    out: jax.ShapeDtypeStruct,
+    x: jax.Array,
+    weight: jax.Array,
+    strips: jax.Array,
+    norm: jax.Array | None,
+    epsilon: float,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    live: jax.Array | None,
+    allowed: jax.Array | None,
+    *,
+    gated: bool = False,
+    gelu: bool = False,
+    candidates: int = 0,
+    layer: int | jax.Array = 0,
+) -> jax.Array:
+    result: jax.Array = jax.ffi.ffi_call("asurge_grouped_linear", out)(
+        x,
+        weight,
+        strips,
+        native.given(norm, jnp.bfloat16),
+        native.given(bias, jnp.bfloat16),
+        native.given(residual, jnp.bfloat16),
+        native.given(live, jnp.int32),
+        native.given(allowed, jnp.uint32),
+        native.number(layer),
+        epsilon=np.float32(epsilon),
+        gated=gated,
+        gelu=gelu,
+        candidates=np.int32(candidates),
+    )
+    return result
+
+
+def _pack(part: RawMatrix, order: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
+    rows = np.ascontiguousarray(part.rows)
+    pointer = ctypes.c_void_p
+    _library().asurge_grouped_pack(
+        ctypes.c_int32(TYPES.index(part.type)),
+        pointer(rows.ctypes.data),
+        ctypes.c_int64(rows.shape[1]),
+        pointer(order.ctypes.data),
+        ctypes.c_int32(len(order)),
+        ctypes.c_int32(part.depth),
+        pointer(out.ctypes.data),
+    )
+
+
+def _library() -> ctypes.CDLL:
+    library = native.loaded() if native.unavailable() is None else None
+    assert library is not None, "the kernels were chosen"
+    library.asurge_grouped_strip_bytes.restype = ctypes.c_int64
+    return library

@@ -1,0 +1,153 @@
+// Products of grouped weights by the dot products of bytes of AVX-512 (VNNI).
+#pragma once
+
+#include "grouped.h"
+#include "quantized_rows.h"
+#include "simd.h"
+
+namespace asurge {
+
+constexpr int kMostGroupedLines = 8;
+
+template <Codebook book, int zero_bits>
+inline __m512i look_up(__m512i nibbles) {
+  const int8_t* values = book == Codebook::kIQ4 ? kIQ4Values : kE2M1Values;
+  const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(values)));
+  return _mm512_shuffle_epi8(_mm512_add_epi8(table, _mm512_set1_epi8(static_cast<char>(1 << zero_bits))), nibbles);
+}
+
+// The codes of a part, unsigned.
+template <typename F>
+[[gnu::always_inline]] inline void load_codes(const uint8_t* part, __m512i (&w)[8]) {
+  const auto line = [&](int at) { return _mm512_loadu_si512(part + 64 * at); };
+  constexpr int low_lines = F::bits >= 4 ? 4 : 0;
+  if constexpr (F::bits == 8) {
+    for (int v = 0; v < 8; ++v) w[v] = _mm512_xor_si512(line(v), _mm512_set1_epi8(-128));
+    return;
+  }
+  if constexpr (low_lines) {
+    const __m512i nibble = _mm512_set1_epi8(0x0F);
+    for (int v = 0; v < 4; ++v) {
+      const __m512i both = line(v);
+      w[v] = _mm512_and_si512(both, nibble);
+      w[v + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    }
+  }
+  if constexpr (F::bits == 6 || F::bits < 4) {
+    constexpr int up = F::bits == 6 ? 4 : 0;
+    const __m512i mask = _mm512_set1_epi8(3 << up);
+    for (int h = 0; h < 2; ++h) {
+      const __m512i both = line(low_lines + h);
+      for (int k = 0; k < 4; ++k) {
+        const int right = 2 * k - up;
+        const __m512i moved = right >= 0 ? _mm512_srli_epi16(both, right) : _mm512_slli_epi16(both, -right);
+        const __m512i two = _mm512_and_si512(moved, mask);
+        w[4 * h + k] = low_lines ? _mm512_or_si512(w[4 * h + k], two) : two;
+      }
+    }
+  }
+  if constexpr (F::bits == 5 || F::bits == 3) {
+    const __m512i one = _mm512_set1_epi8(F::bits == 5 ? 16 : 4);
+    const uint8_t* single = part + 64 * (F::bits == 5 ? 4 : 2);
+    for (int v = 0; v < 8; ++v) {
+      uint64_t set;
+      std::memcpy(&set, single + 8 * v, 8);
+      w[v] = _mm512_mask_add_epi8(w[v], _cvtu64_mask64(set), w[v], one);
+    }
+  }
+  if constexpr (F::book != Codebook::kNone) {
+    for (auto& vector : w) vector = look_up<F::book, F::zero_bits>(vector);
+  }
+}
+
+inline __m512 load_halves(const uint8_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+template <bool is_unsigned>
+inline __m512 load_bytes(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_ps(is_unsigned ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes));
+}
+
+// The scales or minima of a group: one level's, or the product of two.
+template <typename F>
+inline __m512 load_factor(const uint8_t* first, int group, __m512 outer) {
+  if constexpr (F::two_levels) {
+    return _mm512_mul_ps(load_bytes<F::has_minimum>(first + 16 * group), outer);
+  } else {
+    return load_halves(first + 32 * group);
+  }
+}
+
+// The sums of `kCount` dot products, from -zero times the sum of x on.
+template <typename F, int kFirst, int kCount>
+[[gnu::always_inline]] inline __m512 dot_codes(const __m512i (&w)[8], const int8_t* x, int32_t minus_sum) {
+  __m512i sum = F::zero_bits < 0 ? _mm512_setzero_si512() : _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), F::zero_bits < 0 ? 0 : F::zero_bits);
+  for (int v = kFirst; v < kFirst + kCount; ++v) {
+    int32_t four;
+    std::memcpy(&four, x + 4 * v, 4);
+    sum = _mm512_dpbusd_epi32(sum, w[v], _mm512_set1_epi32(four));
+  }
+  return _mm512_cvtepi32_ps(sum);
+}
+
+// `kLines` rows of x, `steps` apart, by a strip: [kLines][16] float32, `out_columns` apart. What lies `ahead` bytes after it is
+// fetched meanwhile.
+template <typename F, int kLines>
+[[gnu::noinline]] void multiply_grouped(const uint8_t* strip, const QuantizedStep* x, int steps, float* out, int out_columns,
+                                        ptrdiff_t ahead) {
+  constexpr int per_part = 32 / F::group;
+  __m512 sums[kLines];
+  for (auto& sum : sums) sum = _mm512_setzero_ps();
+  for (int at = 0; at < steps; at += F::block / kStep, strip += F::block_bytes) {
+    if (ahead) {
+      for (int byte = 0; byte < F::block_bytes; byte += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(strip + ahead + byte), _MM_HINT_T0);
+      }
+    }
+    const __m512 outer = F::two_levels ? load_halves(strip) : _mm512_setzero_ps();
+    const __m512 outer_minimum = F::two_levels && F::has_minimum ? load_halves(strip + 32) : _mm512_setzero_ps();
+    for (int step = 0; step < F::block / kStep && at + step < steps; ++step) {
+      const QuantizedStep* here = x + at + step;
+      __m512 product[kLines];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const int part = 2 * step + half;
+        __m512i w[8];
+        load_codes<F>(strip + F::codes_at + part * F::part_bytes, w);
+        const __m512 scale = load_factor<F>(strip + F::scales_at, per_part * part, outer);
+        const __m512 second = per_part == 2 ? load_factor<F>(strip + F::scales_at, per_part * part + 1, outer) : scale;
+        for (int line = 0; line < kLines; ++line) {
+          const QuantizedStep& row = here[line * steps];
+          const int8_t* codes = row.codes + 32 * half;
+          if constexpr (per_part == 1) {
+            const __m512 sum = dot_codes<F, 0, 8>(w, codes, row.minus32[half]);
+            product[line] = half ? _mm512_fmadd_ps(sum, scale, product[line]) : _mm512_mul_ps(sum, scale);
+          } else {
+            const __m512 low = dot_codes<F, 0, 4>(w, codes, row.minus16[2 * half]);
+            const __m512 high = dot_codes<F, 4, 4>(w, codes, row.minus16[2 * half + 1]);
+            product[line] = half ? _mm512_fmadd_ps(low, scale, product[line]) : _mm512_mul_ps(low, scale);
+            product[line] = _mm512_fmadd_ps(high, second, product[line]);
+          }
+        }
+        if constexpr (F::has_minimum) {
+          for (int group = 0; group < per_part; ++group) {
+            const __m512 minimum = load_factor<F>(strip + F::minima_at, per_part * part + group, outer_minimum);
+            for (int line = 0; line < kLines; ++line) {
+              const QuantizedStep& row = here[line * steps];
+              const float weighted = per_part == 1 ? row.sums32[half] : row.sums16[2 * half + group];
+              sums[line] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(weighted), sums[line]);
+            }
+          }
+        }
+      }
+      for (int line = 0; line < kLines; ++line) {
+        sums[line] = _mm512_fmadd_ps(product[line], _mm512_set1_ps(here[line * steps].scale), sums[line]);
+      }
+    }
+  }
+  for (int line = 0; line < kLines; ++line) _mm512_storeu_ps(out + line * out_columns, sums[line]);
+}
+
+}  // namespace asurge

@@ -1,0 +1,93 @@
+// Products with grouped weights (`grouped.h`): rows of x in 8 bits, codes unpacked in registers, sums in float32.
+#pragma once
+
+#include "linear_output.h"
+#include "quantized_rows.h"
+#include "thread_pool.h"
+
+#ifdef ASURGE_AVX2
+#include "grouped_avx2.h"
+#else
+#include "grouped_avx512.h"
+#endif
+
+namespace asurge {
+
+constexpr ptrdiff_t kGroupedAhead = 4096;  // bytes of weights fetched early while few rows wait for memory
+
+// `count` rows of x, `steps` apart, by a strip, so many at a time as registers hold sums of.
+template <typename F, int kLines = kMostGroupedLines>
+inline void multiply_rows(const uint8_t* strip, const QuantizedStep* x, int count, int steps, float* out) {
+  while (count >= kLines) {
+    multiply_grouped<F, kLines>(strip, x, steps, out, kPanel, count <= kMostGroupedLines ? kGroupedAhead : 0);
+    count -= kLines;
+    x += size_t(kLines) * steps;
+    out += kLines * kPanel;
+  }
+  if constexpr (kLines > 1) {
+    if (count) multiply_rows<F, kLines / 2>(strip, x, count, steps, out);
+  }
+}
+
+inline void multiply_strip(const Linear& linear, int strip, const QuantizedStep* x, int count, float* out) {
+  const StripEntry entry = linear.strips[strip];
+  const uint8_t* weight = linear.weight + size_t(entry.line) * 64;
+  with_format(entry.type, [&](auto format) { multiply_rows<decltype(format)>(weight, x, count, steps_of(linear.depth), out); });
+}
+
+// The live rows of x, quantised; in memory of this thread.
+inline QuantizedStep* quantize_input(const Linear& linear, const std::vector<LiveTile>& live) {
+  thread_local Scratch scratch;
+  const size_t steps = steps_of(linear.depth);
+  QuantizedStep* rows = scratch.get<QuantizedStep>(live.size() * kRows * steps);
+  const auto prepare = [&, rows](int tile) {
+    for (int line = 0; line < live[tile].count; ++line) {
+      const uint16_t* x = linear.x + size_t(live[tile].first + line) * linear.depth;
+      const Floats factor = all(linear.norm ? inverse_rms(x, linear.depth, linear.epsilon) : 1.0f);
+      const auto load = [&](int k) {
+        const Floats value = load_bf16(x + k);
+        return linear.norm ? value * factor * load_bf16(linear.norm + k) : value;
+      };
+      quantize_row(rows + (size_t(tile) * kRows + line) * steps, linear.depth, load);
+    }
+  };
+  const int tiles = static_cast<int>(live.size());
+  if (size_t(std::min(tiles * kRows, linear.rows)) * linear.depth <= kSmallInput) {
+    for (int tile = 0; tile < tiles; ++tile) prepare(tile);
+  } else {
+    ThreadPool::get().run(tiles, [&](Pieces& pieces) {
+      for (int tile; pieces.take(tile);) prepare(tile);
+    });
+  }
+  return rows;
+}
+
+template <Output output>
+void run_grouped(const Linear& linear) {
+  const std::vector<LiveTile> live = live_tiles(linear);
+  const QuantizedStep* x = quantize_input(linear, live);
+  const size_t tile_steps = size_t(kRows) * steps_of(linear.depth);
+  constexpr bool finds_largest = output == Output::kArgmax;
+  Shared largest(finds_largest ? linear.rows : 0);
+  // Panels that a thread takes at a time: narrow products in halves, so that none waits long for the last one.
+  const int threads = ThreadPool::get().size();
+  const int width = !linear.gated && linear.columns / kPanel < 4 * threads ? kRows : kPanel;
+  ThreadPool::get().run((linear.columns + width - 1) / width, [&](Pieces& panels) {
+    Best best(finds_largest ? linear.rows : 0);
+    for (int index; panels.take(index);) {
+      const int column = index * width, columns = std::min(width, linear.columns - column);
+      for (size_t tile = 0; tile < live.size(); ++tile) {
+        const auto [row, count] = live[tile];
+        Block block;
+        for (int side = 0; side * kRows < columns; ++side) {
+          multiply_strip(linear, column / kRows + side, x + tile * tile_steps, count, &block.values[0][side * kRows]);
+        }
+        finish<Depth::kBf16, output>(linear, block.values, nullptr, row, count, column, columns, &best);
+      }
+    }
+    if (finds_largest) largest.add(best);
+  });
+  if (finds_largest) std::copy(largest.columns().begin(), largest.columns().end(), linear.out_argmax);
+}
+
+}  // namespace asurge
