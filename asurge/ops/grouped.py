@@ -77,26 +77,26 @@ def pack_parts(
     """Put a layer's weight, matrices one below the other, into strips from byte ``at`` of ``out`` on.
 
     Args:
-        gated: there are two, gate and up; their strips are multiplied in turns.
+        gated: there are two, gate and up, whose strips lie in turns.
 
     Returns:
         The table ``[strips, 2]`` of the strips, and the byte after the last one.
     """
+    sizes = [strip_bytes(part.type, part.depth) for part in parts]
     tables = []
-    for part in parts:
-        strips, size = -(-part.columns // COLUMNS), strip_bytes(part.type, part.depth)
+    for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        strips = -(-part.columns // COLUMNS)
+        begin, stride = (at + sum(sizes[:index]), sum(sizes)) if gated else (at, size)
         order = np.full(strips * COLUMNS, -1, np.int32)
         order[: part.columns] = np.arange(part.columns) if part.order is None else part.order
-        _pack(part, order, out[at : at + strips * size])
-        lines = at // LINE + np.arange(strips, dtype=np.int64) * (size // LINE)
-        tables.append(
-            np.stack((lines.astype(np.uint32).view(np.int32), np.full(strips, TYPES.index(part.type), np.int32)), 1)
-        )
-        at += strips * size
-    if gated:
-        table = np.concatenate(tables)
-        return np.ascontiguousarray(table.reshape(2, -1, 2).swapaxes(0, 1).reshape(-1, 2)), at
-    return np.concatenate(tables), at
+        _pack(part, order, out[begin:], stride)
+        lines = begin // LINE + np.arange(strips, dtype=np.int64) * (stride // LINE)
+        types = np.full(strips, TYPES.index(part.type), np.int32)
+        tables.append(np.stack((lines.astype(np.uint32).view(np.int32), types), 1))
+        at = at if gated else at + strips * size
+    if not gated:
+        return np.concatenate(tables), at
+    return np.stack(tables, 1).reshape(-1, 2), at + len(tables[0]) * sum(sizes)
 
 
 def grouped_linear(
@@ -184,7 +184,7 @@ def _call(
     return result
 
 
-def _pack(part: RawMatrix, order: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
+def _pack(part: RawMatrix, order: npt.NDArray[np.int32], out: npt.NDArray[np.uint8], stride: int) -> None:
     rows = np.ascontiguousarray(part.rows)
     pointer = ctypes.c_void_p
     _library().asurge_grouped_pack(
@@ -195,6 +195,7 @@ def _pack(part: RawMatrix, order: npt.NDArray[np.int32], out: npt.NDArray[np.uin
         ctypes.c_int32(len(order)),
         ctypes.c_int32(part.depth),
         pointer(out.ctypes.data),
+        ctypes.c_int64(stride),
     )
 
 

@@ -31,13 +31,13 @@ def kind() -> str:
     return Path(library._name).stem.rpartition("_")[2]
 
 
-OF_PRODUCTS = ("backends", "native_bounds", "packed")
+OF_PRODUCTS = ("backends", "grouped", "native_bounds", "packed")
 ALL = (*OF_PRODUCTS, "sampling")
 
 
 def run_suite(library: Path, names: tuple[str, ...]) -> None:
     tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
-    options = ["-q", "-n0", "-p", "no:cacheprovider", "-k", "native or packed or kernel", *tests]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "-k", "native or packed or kernel or grouped", *tests]
     done = subprocess.run(
         [sys.executable, "-c", SUITE, str(library), *options],
         cwd=REPOSITORY,

@@ -366,8 +366,9 @@ extern "C" int64_t asurge_grouped_strip_bytes(int32_t type, int32_t depth) {
 
 // See `asurge::GroupedPacking`.
 extern "C" void asurge_grouped_pack(int32_t type, const uint8_t* rows, int64_t row_bytes, const int32_t* order, int32_t columns,
-                                    int32_t depth, uint8_t* out) {
-  asurge::pack({static_cast<asurge::GroupedType>(type), rows, static_cast<size_t>(row_bytes), order, columns, depth, out});
+                                    int32_t depth, uint8_t* out, int64_t stride) {
+  asurge::pack({static_cast<asurge::GroupedType>(type), rows, static_cast<size_t>(row_bytes), order, columns, depth, out,
+                static_cast<size_t>(stride)});
 }
 
 extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resize(threads); }

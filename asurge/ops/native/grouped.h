@@ -139,7 +139,8 @@ struct GroupedPacking {
   size_t row_bytes;
   const int32_t* order;   // [columns]: the row of each column, or -1: zeros
   int columns, depth;     // columns: a multiple of 16
-  uint8_t* out;           // [columns / 16], `strip_bytes` each
+  uint8_t* out;           // strips of `strip_bytes`, `stride` bytes from one to the next
+  size_t stride;
 };
 
 void pack(const GroupedPacking& packing);

@@ -101,15 +101,15 @@ template <typename F, int kLines>
   __m512 sums[kLines];
   for (auto& sum : sums) sum = _mm512_setzero_ps();
   for (int at = 0; at < steps; at += F::block / kStep, strip += F::block_bytes) {
-    if (ahead) {
-      for (int byte = 0; byte < F::block_bytes; byte += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(strip + ahead + byte), _MM_HINT_T0);
-      }
-    }
     const __m512 outer = F::two_levels ? load_halves(strip) : _mm512_setzero_ps();
     const __m512 outer_minimum = F::two_levels && F::has_minimum ? load_halves(strip + 32) : _mm512_setzero_ps();
     for (int step = 0; step < F::block / kStep && at + step < steps; ++step) {
       const QuantizedStep* here = x + at + step;
+      if (ahead) {
+        constexpr int share = F::block_bytes / (F::block / kStep);
+        const uint8_t* next = strip + ahead + step * share;
+        for (int byte = 0; byte < share; byte += 64) _mm_prefetch(reinterpret_cast<const char*>(next + byte), _MM_HINT_T0);
+      }
       __m512 product[kLines];
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {

@@ -52,7 +52,7 @@ void pack_strip(const GroupedPacking& packing, int strip) {
     const int row = packing.order[strip * kColumns + column];
     rows[column] = row < 0 ? nullptr : packing.rows + row * packing.row_bytes;
   }
-  uint8_t* to = packing.out + strip * strip_bytes(type, packing.depth);
+  uint8_t* to = packing.out + strip * packing.stride;
   Unpacked columns[kColumns];
   for (int first = 0; first < packing.depth; first += F::block, to += F::block_bytes) {
     for (int column = 0; column < kColumns; ++column) {
