@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from asurge.models.config import DecoderConfig, Rope
-from asurge.models.layers import Int8Linear, Linear, PackedLinear, RMSNorm, matrix
+from asurge.models.layers import Int8Linear, Linear, PackedLinear, PackedTable, RMSNorm, matrix
 from asurge.ops.attention import Heads
 from asurge.ops.experts import mix, route
 from asurge.ops.linear import linear
@@ -236,7 +236,8 @@ class Decoder(nnx.Module):
         self.rotary = _rotary(config, (config.rope_theta, config.rope_scaling))
         self.local_rotary = None if config.local_rope is None else _rotary(config, config.local_rope)
         table = (config.vocab_size, config.hidden_size)
-        self.embedding = matrix(rngs, table, dtype)
+        # Conversion may put a table in its place.
+        self.embedding: nnx.Param | PackedTable = matrix(rngs, table, dtype)
         self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in range(config.num_layers)])
         self.norm = _norm(config, dtype)
         self.lm_head = None if config.tie_word_embeddings else matrix(rngs, table, dtype)
@@ -258,7 +259,8 @@ class Decoder(nnx.Module):
             read: a hint of the same form: how many will have their hidden states read. Those of the others may come out as
                 anything; in the last layer they need only keys and values.
         """
-        x = take_rows(self.embedding[...], tokens)
+        embedding = self.embedding
+        x = embedding.take(tokens) if isinstance(embedding, PackedTable) else take_rows(embedding[...], tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         of_layers = self._positions(positions)
@@ -317,7 +319,9 @@ class Decoder(nnx.Module):
     @property
     def output_table(self) -> nnx.Param:
         """The head's matrix, as it is loaded: ``[vocab, hidden]``, its own or that of the embedding."""
-        return self.embedding if self.lm_head is None else self.lm_head
+        table = self.embedding if self.lm_head is None else self.lm_head
+        assert isinstance(table, nnx.Param), "conversion has put a head in its place"
+        return table
 
     def logits(self, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
         """``[rows, hidden]`` -> float32 ``[rows, columns]``; columns from ``vocab_size`` on are padding."""

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asurge.models.formats.interface import WeightFormat
 from asurge.ops.linear import linear, linear_int8, quantize_int8
 from asurge.ops.norm import Activation, gate, rms_norm
-from asurge.ops.packed import packed_argmax, packed_linear
 
 
 def matrix(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
@@ -113,22 +113,26 @@ class Int8Linear(_Composed):
 
 
 class PackedLinear(nnx.Module):
-    """A `Linear` for the CPU kernels, in bf16 or int8: everything in one pass over a weight in memory order.
+    """A `Linear` for the CPU kernels: everything in one pass over a weight in memory order.
 
-    It stands for the layers that do the same in all blocks: ``weight``, ``scale`` and ``bias`` are ``[layers, ...]``, and what they
-    hold is told in `asurge.ops.packed.packed_linear`.
+    It stands for the layers that do the same in all blocks.
+
+    Args:
+        format: how weights are stored.
+        parts: the arrays in which the format keeps them; the same may be a `PackedTable`'s.
+        bias: ``[layers, ...]``.
     """
 
     def __init__(
         self,
-        weight: nnx.Param,
-        scale: nnx.Param | None,
+        format: WeightFormat,
+        parts: nnx.Dict,
         bias: nnx.Param | None,
         *,
         gated: bool = False,
         activation: Activation = "silu",
     ) -> None:
-        self.weight, self.scale, self.bias = weight, scale, bias
+        self.format, self.parts, self.bias = format, parts, bias
         self.gated, self.activation = gated, activation
 
     def __call__(
@@ -142,10 +146,9 @@ class PackedLinear(nnx.Module):
         layer: int | jax.Array = 0,
     ) -> jax.Array:
         x, factor, epsilon = _to_normalise(x, norm, layer)
-        return packed_linear(
+        return self.format.linear(
             x,
-            self.weight[...],
-            _value(self.scale),
+            _arrays(self.parts),
             norm=factor,
             epsilon=epsilon,
             bias=_value(self.bias),
@@ -168,16 +171,30 @@ class PackedLinear(nnx.Module):
     ) -> jax.Array:
         """The first of the ``candidates`` outputs, or of those ``allowed``, with the largest value, int32 ``[tokens]``."""
         x, factor, epsilon = _to_normalise(x, norm)
-        return packed_argmax(
+        return self.format.argmax(
             x,
-            self.weight[...],
-            _value(self.scale),
+            _arrays(self.parts),
             norm=factor,
             epsilon=epsilon,
             live=live,
             allowed=allowed,
             candidates=candidates,
         )
+
+
+class PackedTable(nnx.Module):
+    """An embedding in the order in which products read it, as is one that is also the head.
+
+    Args:
+        depth: numbers in a row.
+    """
+
+    def __init__(self, format: WeightFormat, parts: nnx.Dict, depth: int) -> None:
+        self.format, self.parts, self.depth = format, parts, depth
+
+    def take(self, tokens: jax.Array) -> jax.Array:
+        """The rows of tokens, bf16 ``[tokens, depth]``."""
+        return self.format.take(_arrays(self.parts), tokens, self.depth)
 
 
 def _to_normalise(
@@ -193,3 +210,7 @@ def _to_normalise(
 
 def _value(parameter: nnx.Param | None) -> jax.Array | None:
     return None if parameter is None else parameter[...]
+
+
+def _arrays(parts: nnx.Dict) -> dict[str, jax.Array]:
+    return {name: parameter[...] for name, parameter in parts.items()}

@@ -20,6 +20,9 @@ from asurge.ops import native
 from asurge.ops.norm import Activation
 from asurge.ops.packed import COLUMNS
 
+GROUP = 32
+"""The depth of a weight is a multiple of this."""
+
 LINE = 64
 """Strips begin at multiples of this many bytes."""
 
@@ -55,8 +58,8 @@ def unpackable(matrix_type: str, columns: int, depth: int) -> str | None:
     """Why a matrix cannot be put into strips, or None."""
     if matrix_type not in TYPES:
         return f"weights are stored as {matrix_type}"
-    if columns % COLUMNS or depth % 32:
-        return f"a weight of [{columns}, {depth}] is not a multiple of [{COLUMNS}, 32]"
+    if columns % COLUMNS or depth % GROUP:
+        return f"a weight of [{columns}, {depth}] is not a multiple of [{COLUMNS}, {GROUP}]"
     return None
 
 

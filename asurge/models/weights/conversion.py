@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,17 +11,20 @@ from flax import nnx
 from asurge.config import Kernels
 from asurge.errors import ConfigError
 from asurge.models.decoder import LINEARS, Decoder
+from asurge.models.formats import GROUPED, QUANTIZATIONS, WeightFormat
 from asurge.models.layers import Int8Linear, Linear
-from asurge.models.weights.loading import read_all, value_of
+from asurge.models.weights.loading import Stored, read_all, value_of
 from asurge.models.weights.packing import pack_model
 from asurge.ops import native
 from asurge.ops.kernels import fall_back, wants_native_products
-from asurge.ops.packed import BF16_DEPTH, COLUMNS, INT8_DEPTH
+from asurge.ops.packed import COLUMNS
+
+_log = logging.getLogger("asurge")
 
 
 def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> str | None:
     """Replace the linear layers of a model in place, one after another, so that memory peaks at one extra layer. What is still in a
-    checkpoint (`open_model`) is read.
+    checkpoint (`open_model`) is read. Weights that are quantised there stay as they are, where kernels multiply them.
 
     Returns:
         Why the products run in plain XLA although kernels were wanted, or None.
@@ -27,25 +32,40 @@ def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> st
     Raises:
         ConfigError: the kernels asked for by name cannot serve the model.
     """
-    int8 = quantization == "int8"
-    if int8 and model.config.experts is not None:
-        raise ConfigError("quantization='int8' does not cover mixtures of experts: leave it out")
+    fmt, as_stored = QUANTIZATIONS[quantization], quantization is None
+    if quantization is not None and model.config.experts is not None:
+        raise ConfigError(f"quantization={quantization!r} does not cover mixtures of experts: leave it out")
     wanted = wants_native_products(kernels, jax.default_backend())
-    reason = unable(model, int8=int8) if wanted else None
+    reason = unable(model, fmt, as_stored=as_stored) if wanted else None
     if reason is not None:
         fall_back("matrix products", kernels, reason)
-    if wanted and reason is None:
-        pack_model(model, int8=int8)
-    elif int8:
+    packs = wanted and reason is None
+    widened = sorted(stored_types(model, but_grouped=packs and as_stored))
+    if widened:
+        _log.warning("weights in %s are widened to the engine's dtype as they are read", ", ".join(widened))
+    if packs:
+        pack_model(model, fmt, as_stored=as_stored)
+    elif quantization == "int8":
         _quantize(model)
     read_all(model)
     return reason
 
 
-def unable(model: Decoder, *, int8: bool) -> str | None:
+def stored_types(model: Decoder, *, but_grouped: bool) -> set[str]:
+    """The types in which weights are quantised in their checkpoint.
+
+    Args:
+        but_grouped: leave out those that kernels multiply as they are.
+    """
+    parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)]
+    stored = [value for one in parameters if isinstance(value := one.get_value(), Stored)]
+    return {kind for value in stored if not (but_grouped and GROUPED.holds(value)) for kind in value.types()}
+
+
+def unable(model: Decoder, fmt: WeightFormat, *, as_stored: bool) -> str | None:
     """Why the CPU kernels cannot multiply this model's weights, or None."""
-    config, depth = model.config, INT8_DEPTH if int8 else BF16_DEPTH
-    dtype = model.embedding.get_value().dtype
+    config = model.config
+    dtype = model.output_table.get_value().dtype
     if dtype != jnp.bfloat16:
         return f"dtype={dtype.name} is not bfloat16"
     if config.experts is not None:
@@ -55,6 +75,10 @@ def unable(model: Decoder, *, int8: bool) -> str | None:
         "intermediate_size": config.intermediate_size,
         "num_attention_heads * head_dim": config.q_size,
     }
+    grouped = as_stored and all(
+        GROUPED.holds(getattr(getattr(model.layers[0], owner), name).weight.get_value()) for owner, name in LINEARS
+    )
+    depth = GROUPED.depth if grouped else fmt.depth
     for name, size in sizes.items():
         if size % depth:
             return f"{name}={size} is not a multiple of {depth}"
@@ -69,6 +93,7 @@ def _quantize(model: Decoder) -> None:
         for owner, name in LINEARS:
             module = getattr(block, owner)
             setattr(module, name, _in_int8(getattr(module, name)))
+    assert isinstance(model.embedding, nnx.Param)
     table = value_of(model.output_table)
     model.head = Int8Linear(table, None)
     jax.block_until_ready(nnx.state(model.head))

@@ -14,6 +14,7 @@ from asurge.gguf.checkpoint import GgufCheckpoint
 from asurge.gguf.file import GgufTensor
 from asurge.models.config import DecoderConfig
 from asurge.models.weights.checkpoint import Source
+from asurge.ops.grouped import TYPES, RawMatrix
 
 SERVED_TYPES = tuple(
     GGMLQuantizationType[name]
@@ -88,15 +89,28 @@ class GgufTensors:
                 numbers = numbers - 1.0  # the converter has added it
             flat[at : at + strip] = numbers.reshape(-1, flat.shape[1])
 
+    def raw(self, source: Source) -> RawMatrix | None:
+        """A matrix that is quantised, as it is stored; None of floating-point numbers."""
+        tensor, _ = self._found[source.name]
+        if tensor.type.name not in TYPES:
+            return None
+        rows = self._stored_rows(source)
+        order = None if not source.order else self._order(source, len(rows)).astype(np.int32)
+        return RawMatrix(tensor.type.name, rows, source.shape[-1], order)
+
     def rows(self, source: Source) -> np.ndarray:
         """The bytes of each row as the file has them, ``uint8 [rows, row_bytes]``, in the model's order."""
+        rows = self._stored_rows(source)
+        return rows[self._order(source, len(rows))] if source.order else rows
+
+    def _stored_rows(self, source: Source) -> np.ndarray:
         tensor, expert = self._found[source.name]
         data = tensor.data() if expert is None else tensor.data()[expert]
-        rows = data.reshape(math.prod(data.shape[:-1]), data.shape[-1])
-        if not source.order:
-            return rows
-        size = len(source.order)
-        order = np.arange(len(rows))
+        return data.reshape(math.prod(data.shape[:-1]), data.shape[-1])
+
+    def _order(self, source: Source, count: int) -> np.ndarray:
+        """Which row of the file is each of the model's."""
+        size, order = len(source.order), np.arange(count)
         heads = order[: source.heads * size].reshape(source.heads, size)
         order[: source.heads * size] = heads[:, np.asarray(source.order)].reshape(-1)
-        return rows[order]
+        return order

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,20 +22,18 @@ from asurge.errors import WeightsError
 from asurge.models.config import DecoderConfig
 from asurge.models.decoder import Decoder
 from asurge.models.families.registry import family_for
+from asurge.models.formats.tiles import room_for
 from asurge.models.weights.checkpoint import Source, checkpoint_table, is_ignored
 from asurge.models.weights.source import read_config
+from asurge.ops.grouped import RawMatrix
 
 if TYPE_CHECKING:
     from asurge.gguf.checkpoint import GgufCheckpoint
-
-_log = logging.getLogger("asurge")
 
 _INDEX = "model.safetensors.index.json"
 _NAMED_IN_ERRORS = 8
 _STRIP = 32
 """Rows transposed at a time: 3.5 times faster than a whole matrix at once (5120 x 4096 in bf16: 44 ms, 153)."""
-
-_ALIGNMENT = 64
 
 _STORED_DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
@@ -69,7 +66,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     config, checkpoint = _opened(path)
     table = checkpoint_table(config)
     wanted = {source.name for sources in table.values() for source in sources}
-    tensors = _Tensors(path) if checkpoint is None else _widened(checkpoint, config, wanted)
+    tensors = _Tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
     _check_names(tensors, wanted, config, path)
     for sources in table.values():
         for source in sources:
@@ -107,13 +104,10 @@ def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:
     return gguf_config(checkpoint), checkpoint
 
 
-def _widened(checkpoint: GgufCheckpoint, config: DecoderConfig, wanted: Collection[str]) -> TensorReader:
-    """A GGUF checkpoint's tensors, with a warning where that takes more memory than the file."""
+def _gguf_tensors(checkpoint: GgufCheckpoint, config: DecoderConfig, wanted: Collection[str]) -> TensorReader:
+    """The tensors of a GGUF checkpoint by Hugging Face's names."""
     from asurge.models.weights.gguf_tensors import GgufTensors
 
-    kinds = [kind for kind in checkpoint.types() if kind not in ("F32", "F16", "BF16")]
-    if kinds:
-        _log.warning("weights in %s are widened to the engine's dtype as they are read", ", ".join(kinds))
     return GgufTensors(checkpoint, config, wanted)
 
 
@@ -134,6 +128,10 @@ class TensorReader(Protocol):
 
     def read_into(self, host: np.ndarray, source: Source) -> None:
         """Read a tensor, as the model has it, into ``host``: contiguous, and of its `Source.filled` shape."""
+        ...
+
+    def raw(self, source: Source) -> RawMatrix | None:
+        """A matrix that is quantised as it is stored, in the model's order; None of floating-point numbers."""
         ...
 
 
@@ -171,20 +169,24 @@ class Stored:
             end = at + source.filled[0]
             self._tensors.read_into(host[at:end], source)
             at = end
-        self._note()
+        self.note_read()
 
-    def _note(self) -> None:
+    def raw(self) -> list[RawMatrix] | None:
+        """The matrices it consists of as they are stored; None where any is made of floating-point numbers."""
+        found = [self._tensors.raw(source) for source in self._sources]
+        matrices = [matrix for matrix in found if matrix is not None]
+        return matrices if len(matrices) == len(found) else None
+
+    def types(self) -> set[str]:
+        """The types in which its matrices are quantised."""
+        return {matrix.type for source in self._sources if (matrix := self._tensors.raw(source)) is not None}
+
+    def note_read(self) -> None:
+        """Count it as read; ends loading if that is to end."""
+        self._check()
         self._bar.update(int(np.prod(self.shape)) * self.dtype.itemsize)
         if self._bar.n >= (self._bar.total or 0):
             self._bar.close()
-
-
-def room_for(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
-    """Memory that JAX on CPU takes as it is, without a copy. It is there when it is written to."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    begin = -room.ctypes.data % _ALIGNMENT
-    return room[begin : begin + size].view(dtype).reshape(shape)
 
 
 def read_all(model: Decoder) -> None:
@@ -268,6 +270,9 @@ class _Tensors:
             _fill(host, header)
         else:
             host[:] = _view(header)
+
+    def raw(self, source: Source) -> RawMatrix | None:
+        return None
 
 
 def _headers_of(path: Path) -> dict[str, _Header]:
