@@ -8,6 +8,8 @@
 namespace asurge {
 
 constexpr int kMostGroupedLines = 4;
+// Unpacking in registers is a small part of what products take here.
+constexpr int kMostDirectRows = 1 << 30;
 
 // One vector of codes, of eight columns: unsigned, or around zero where a format's are signed.
 template <typename F>

@@ -8,6 +8,9 @@
 namespace asurge {
 
 constexpr int kMostGroupedLines = 8;
+constexpr int kMostUnpackedLines = 4;
+// With more rows than this, codes are unpacked once for all of them.
+constexpr int kMostDirectRows = 16;
 
 template <Codebook book, int zero_bits>
 inline __m512i look_up(__m512i nibbles) {
@@ -80,10 +83,16 @@ inline __m512 load_factor(const uint8_t* first, int group, __m512 outer) {
   }
 }
 
-// The sums of `kCount` dot products, from -zero times the sum of x on.
+// What a sum of products begins with: -zero times the sum of x.
+template <typename F>
+inline __m512i start_of(int32_t minus_sum) {
+  if constexpr (F::zero_bits < 0) return _mm512_setzero_si512();
+  return _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), F::zero_bits);
+}
+
 template <typename F, int kFirst, int kCount>
 [[gnu::always_inline]] inline __m512 dot_codes(const __m512i (&w)[8], const int8_t* x, int32_t minus_sum) {
-  __m512i sum = F::zero_bits < 0 ? _mm512_setzero_si512() : _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), F::zero_bits < 0 ? 0 : F::zero_bits);
+  __m512i sum = start_of<F>(minus_sum);
   for (int v = kFirst; v < kFirst + kCount; ++v) {
     int32_t four;
     std::memcpy(&four, x + 4 * v, 4);
@@ -148,6 +157,93 @@ template <typename F, int kLines>
     }
   }
   for (int line = 0; line < kLines; ++line) _mm512_storeu_ps(out + line * out_columns, sums[line]);
+}
+
+// Of a strip that many rows are multiplied by: its codes as bytes, and its scales and minima as float32, for each 64 numbers.
+template <typename F>
+struct UnpackedStep {
+  static constexpr int groups = kStep / F::group;
+  uint8_t codes[16][64];
+  float scales[groups][16];
+  float minima[F::has_minimum ? groups : 0][16];
+};
+
+// What lies `ahead` bytes after it is fetched meanwhile.
+template <typename F>
+inline void unpack_strip(const uint8_t* strip, int steps, UnpackedStep<F>* to, ptrdiff_t ahead) {
+  for (int at = 0; at < steps; at += F::block / kStep, strip += F::block_bytes) {
+    const __m512 outer = F::two_levels ? load_halves(strip) : _mm512_setzero_ps();
+    const __m512 outer_minimum = F::two_levels && F::has_minimum ? load_halves(strip + 32) : _mm512_setzero_ps();
+    for (int byte = 0; byte < F::block_bytes; byte += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(strip + ahead + byte), _MM_HINT_T1);
+    }
+    for (int step = 0; step < F::block / kStep && at + step < steps; ++step, ++to) {
+      for (int half = 0; half < 2; ++half) {
+        __m512i w[8];
+        load_codes<F>(strip + F::codes_at + (2 * step + half) * F::part_bytes, w);
+        for (int v = 0; v < 8; ++v) _mm512_store_si512(to->codes[8 * half + v], w[v]);
+      }
+      for (int group = 0; group < to->groups; ++group) {
+        const int index = step * to->groups + group;
+        _mm512_store_ps(to->scales[group], load_factor<F>(strip + F::scales_at, index, outer));
+        if constexpr (F::has_minimum) {
+          _mm512_store_ps(to->minima[group], load_factor<F>(strip + F::minima_at, index, outer_minimum));
+        }
+      }
+    }
+  }
+}
+
+// `kLines` rows of x, `steps` apart, by `kStrips` strips, `steps` apart too: [kLines][16 kStrips] float32, `out_columns` apart.
+template <typename F, int kLines, int kStrips>
+[[gnu::noinline]] void multiply_unpacked(const UnpackedStep<F>* w, const QuantizedStep* x, int steps, float* out, int out_columns) {
+  constexpr int groups = UnpackedStep<F>::groups, vectors = 16 / groups;
+  for (int line = 0; line < kLines; ++line) {
+    for (int strip = 0; strip < kStrips; ++strip) _mm512_storeu_ps(out + line * out_columns + 16 * strip, _mm512_setzero_ps());
+  }
+  for (int step = 0; step < steps; ++step, ++w, ++x) {
+    __m512 product[kLines][kStrips];
+#pragma GCC unroll 4
+    for (int group = 0; group < groups; ++group) {
+      __m512i sums[kLines][kStrips];
+      for (int line = 0; line < kLines; ++line) {
+        const QuantizedStep& row = x[line * steps];
+        const int32_t minus = groups == 2 ? row.minus32[group] : row.minus16[group];
+        for (auto& sum : sums[line]) sum = start_of<F>(minus);
+      }
+      for (int v = vectors * group; v < vectors * (group + 1); ++v) {
+        __m512i codes[kStrips];
+        for (int strip = 0; strip < kStrips; ++strip) codes[strip] = _mm512_load_si512(w[strip * steps].codes[v]);
+        for (int line = 0; line < kLines; ++line) {
+          int32_t four;
+          std::memcpy(&four, x[line * steps].codes + 4 * v, 4);
+          const __m512i by = _mm512_set1_epi32(four);
+          for (int strip = 0; strip < kStrips; ++strip) sums[line][strip] = _mm512_dpbusd_epi32(sums[line][strip], codes[strip], by);
+        }
+      }
+      for (int strip = 0; strip < kStrips; ++strip) {
+        const __m512 scale = _mm512_load_ps(w[strip * steps].scales[group]);
+        for (int line = 0; line < kLines; ++line) {
+          const __m512 sum = _mm512_cvtepi32_ps(sums[line][strip]);
+          product[line][strip] = group ? _mm512_fmadd_ps(sum, scale, product[line][strip]) : _mm512_mul_ps(sum, scale);
+        }
+      }
+    }
+    for (int line = 0; line < kLines; ++line) {
+      const QuantizedStep& row = x[line * steps];
+      for (int strip = 0; strip < kStrips; ++strip) {
+        float* to = out + line * out_columns + 16 * strip;
+        __m512 total = _mm512_loadu_ps(to);
+        if constexpr (F::has_minimum) {
+          for (int group = 0; group < groups; ++group) {
+            const float weighted = groups == 2 ? row.sums32[group] : row.sums16[group];
+            total = _mm512_fmadd_ps(_mm512_load_ps(w[strip * steps].minima[group]), _mm512_set1_ps(weighted), total);
+          }
+        }
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(product[line][strip], _mm512_set1_ps(row.scale), total));
+      }
+    }
+  }
 }
 
 }  // namespace asurge

@@ -38,6 +38,78 @@ inline void multiply_strip(const Linear& linear, int strip, const QuantizedStep*
   with_format(entry.type, [&](auto format) { multiply_rows<decltype(format)>(weight, x, count, steps_of(linear.depth), out); });
 }
 
+#ifdef ASURGE_AVX2
+
+class UnpackedPanel {
+ public:
+  void unpack(const Linear&, int, int) {}
+  void multiply(const QuantizedStep*, int, float*) const {}
+};
+
+#else
+
+// One strip or two that are multiplied by many rows.
+class UnpackedPanel {
+ public:
+  void unpack(const Linear& linear, int strip, int strips) {
+    strips_ = strips;
+    steps_ = steps_of(linear.depth);
+    together_ = strips == 2 && linear.strips[strip].type == linear.strips[strip + 1].type;
+    for (int side = 0; side < strips; ++side) {
+      const StripEntry entry = linear.strips[strip + side];
+      types_[side] = entry.type;
+      with_format(entry.type, [&](auto format) {
+        using Step = UnpackedStep<decltype(format)>;
+        if (side == 0 || !together_) memory(side).get<Step>(size_t(together_ ? 2 : 1) * steps_);
+        // Threads take panels in turns: the one after those of the others is most likely this thread's next.
+        const ptrdiff_t ahead = ptrdiff_t{ThreadPool::get().size()} * strips * strip_bytes(entry.type, linear.depth);
+        unpack_strip(linear.weight + size_t(entry.line) * 64, steps_, at<Step>(side), ahead);
+      });
+    }
+  }
+
+  void multiply(const QuantizedStep* x, int count, float* out) const {
+    for (int side = 0; side < (together_ ? 1 : strips_); ++side) {
+      with_format(types_[side], [&](auto format) {
+        using F = decltype(format);
+        const UnpackedStep<F>* w = at<UnpackedStep<F>>(side);
+        if (together_) {
+          multiply_lines<F, 2>(w, x, count, out);
+        } else {
+          multiply_lines<F, 1>(w, x, count, out + side * kRows);
+        }
+      });
+    }
+  }
+
+ private:
+  template <typename F, int kStrips, int kLines = kMostUnpackedLines>
+  void multiply_lines(const UnpackedStep<F>* w, const QuantizedStep* x, int count, float* out) const {
+    for (; count >= kLines; count -= kLines, x += size_t(kLines) * steps_, out += kLines * kPanel) {
+      multiply_unpacked<F, kLines, kStrips>(w, x, steps_, out, kPanel);
+    }
+    if constexpr (kLines > 1) {
+      if (count) multiply_lines<F, kStrips, kLines / 2>(w, x, count, out);
+    }
+  }
+
+  template <typename Step>
+  Step* at(int side) const {
+    return memory(together_ ? 0 : side).template get<Step>(0) + (together_ ? side * steps_ : 0);
+  }
+
+  static Scratch& memory(int side) {
+    thread_local Scratch scratch[2];
+    return scratch[side];
+  }
+
+  int strips_ = 0, steps_ = 0;
+  bool together_ = false;
+  GroupedType types_[2] = {};
+};
+
+#endif
+
 // The live rows of x, quantised; in memory of this thread.
 inline QuantizedStep* quantize_input(const Linear& linear, const std::vector<LiveTile>& live) {
   thread_local Scratch scratch;
@@ -81,18 +153,26 @@ void run_grouped(const Linear& linear) {
   const size_t tile_steps = size_t(kRows) * steps_of(linear.depth);
   constexpr bool finds_largest = output == Output::kArgmax;
   Shared largest(finds_largest ? linear.rows : 0);
+  const bool many = live.size() > 1 && kMostDirectRows <= kRows;
   const int width = grouped_width(linear, live.size());
   ThreadPool::get().run((linear.columns + width - 1) / width, [&](Pieces& pieces) {
     Best best(finds_largest ? linear.rows : 0);
     for (int index; pieces.take(index);) {
       const int end = std::min((index + 1) * width, linear.columns);
       for (int column = index * width; column < end; column += kPanel) {
-        const int columns = std::min(kPanel, end - column);
+        const int columns = std::min(kPanel, end - column), strip = column / kRows;
+        UnpackedPanel unpacked;
+        if (many) unpacked.unpack(linear, strip, columns / kRows);
         for (size_t tile = 0; tile < live.size(); ++tile) {
           const auto [row, count] = live[tile];
           Block block;
-          for (int side = 0; side * kRows < columns; ++side) {
-            multiply_strip(linear, column / kRows + side, x + tile * tile_steps, count, &block.values[0][side * kRows]);
+          const QuantizedStep* rows = x + tile * tile_steps;
+          if (many) {
+            unpacked.multiply(rows, count, &block.values[0][0]);
+          } else {
+            for (int side = 0; side * kRows < columns; ++side) {
+              multiply_strip(linear, strip + side, rows, count, &block.values[0][side * kRows]);
+            }
           }
           finish<Depth::kBf16, output>(linear, block.values, nullptr, row, count, column, columns, &best);
         }

@@ -85,8 +85,13 @@ void weights_of(const uint8_t* block, int part, int column, float* out) {
     const uint8_t byte = at[kColumns * group + column];
     return f16(block + outer + 2 * column) * (F::has_minimum ? static_cast<float>(byte) : static_cast<float>(static_cast<int8_t>(byte)));
   };
+  float scale = 0.0f, minimum = 0.0f;
   for (int i = 0; i < 32; ++i) {
-    const int vector = i / 4, byte = 4 * column + i % 4, group = (32 * part + i) / F::group;
+    const int vector = i / 4, byte = 4 * column + i % 4;
+    if (i % F::group == 0) {
+      scale = factor(F::scales_at, (32 * part + i) / F::group, 0);
+      if constexpr (F::has_minimum) minimum = factor(F::minima_at, (32 * part + i) / F::group, 32);
+    }
     int code = 0;
     if constexpr (F::bits == 8) code = static_cast<int8_t>(codes[64 * vector + byte]);
     if constexpr (low_lines) code = codes[64 * (vector % 4) + byte] >> (vector < 4 ? 0 : 4) & 15;
@@ -99,8 +104,7 @@ void weights_of(const uint8_t* block, int part, int column, float* out) {
     } else if constexpr (F::bits != 8 && F::zero_bits >= 0) {
       code -= 1 << F::zero_bits;
     }
-    out[i] = code * factor(F::scales_at, group, 0);
-    if constexpr (F::has_minimum) out[i] += factor(F::minima_at, group, 32);
+    out[i] = code * scale + minimum;
   }
 }
 
