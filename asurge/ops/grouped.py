@@ -1,6 +1,6 @@
 """Weights of 2 to 8 bits whose scales belong to groups of 16 or 32 numbers, as GGUF files have them, for the CPU kernels.
 
-Codes are multiplied as they are, with rows of x quantised to 8 bits (a scale for each 64 numbers): nothing is widened. Strips of
+Codes are multiplied as they are, with rows of x quantised to 8 bits (a scale for each 16 numbers): nothing is widened. Strips of
 16 columns lie in one array of bytes, in the order in which products read them (`asurge/ops/native/grouped.h`), and a table says
 where each begins and what its type is: layers, and parts of one layer's weight, may differ.
 """

@@ -24,7 +24,7 @@ from tests.kernels import needs_kernels
 
 pytestmark = needs_kernels
 
-STEP = 64
+STEP = 16
 """Numbers of x that share a scale."""
 
 

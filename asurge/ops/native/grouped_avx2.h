@@ -71,13 +71,19 @@ inline __m256 load_factor(const uint8_t* first, int group, int half, __m256 oute
 
 // How many products of codes with 8 bits fit into the 16 that they are added in.
 template <typename F>
-constexpr int kTogether = F::is_signed || F::bits == 8 ? 1 : F::bits == 6 ? 2 : F::bits == 5 || F::book == Codebook::kE2M1 ? 4 : 8;
+constexpr int kTogether = F::is_signed || F::bits == 8 ? 1 : F::bits == 6 ? 2 : 4;
+
+// What a sum of products begins with: -zero times the sum of x.
+template <typename F>
+inline __m256i start_of(int32_t minus_sum) {
+  if constexpr (F::is_signed || F::zero_bits < 0) return _mm256_setzero_si256();
+  return _mm256_slli_epi32(_mm256_set1_epi32(minus_sum), F::zero_bits);
+}
 
 // Eight columns at `side`.
 template <typename F, int kLines>
 [[gnu::noinline]] void multiply_half(const uint8_t* strip, const QuantizedStep* x, int steps, int side, float* out,
                                      int out_columns) {
-  constexpr int per_part = 32 / F::group, vectors = 8 / per_part;
   const __m256i one = _mm256_set1_epi16(1);
   __m256 sums[kLines];
   for (auto& sum : sums) sum = _mm256_setzero_ps();
@@ -86,49 +92,45 @@ template <typename F, int kLines>
     const __m256 outer_minimum = F::two_levels && F::has_minimum ? load_halves(strip + 32 + 16 * side) : _mm256_setzero_ps();
     for (int step = 0; step < F::block / kStep && at + step < steps; ++step) {
       const QuantizedStep* here = x + at + step;
-      for (int group = 0; group < 2 * per_part; ++group) {
-        const int part = 2 * step + group / per_part, first = group % per_part * vectors;
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        const int part = 2 * step + quarter / 2, first = quarter % 2 * 4;
         const uint8_t* codes = strip + F::codes_at + part * F::part_bytes;
         __m256i totals[kLines], pairs[kLines];
         for (int line = 0; line < kLines; ++line) {
-          const QuantizedStep& row = here[line * steps];
-          const int32_t minus = per_part == 1 ? row.minus32[group] : row.minus16[group];
-          totals[line] = F::is_signed || F::zero_bits < 0 ? _mm256_setzero_si256()
-                                                         : _mm256_slli_epi32(_mm256_set1_epi32(minus), F::zero_bits < 0 ? 0 : F::zero_bits);
+          totals[line] = start_of<F>(here[line * steps].minus[quarter]);
           pairs[line] = _mm256_setzero_si256();
         }
-#pragma GCC unroll 8
-        for (int v = first; v < first + vectors; ++v) {
+#pragma GCC unroll 4
+        for (int v = first; v < first + 4; ++v) {
           __m256i w = load_codes<F>(codes + 32 * side, v);
           if constexpr (F::bits == 5 || F::bits == 3) w = add_bits<F>(w, codes + 64 * (F::bits == 5 ? 4 : 2) + 8 * v + 4 * side);
           if constexpr (F::book != Codebook::kNone) w = look_up<F::book, F::zero_bits>(w);
           const __m256i size = F::is_signed ? _mm256_abs_epi8(w) : w;
           for (int line = 0; line < kLines; ++line) {
             int32_t four;
-            std::memcpy(&four, here[line * steps].codes + 32 * (group / per_part) + 4 * v, 4);
+            std::memcpy(&four, here[line * steps].codes + 16 * quarter + 4 * (v - first), 4);
             __m256i by = _mm256_set1_epi32(four);
             if constexpr (F::is_signed) by = _mm256_sign_epi8(by, w);
             pairs[line] = _mm256_add_epi16(pairs[line], _mm256_maddubs_epi16(size, by));
           }
-          if ((v - first + 1) % kTogether<F> == 0 || v + 1 == first + vectors) {
+          if ((v - first + 1) % kTogether<F> == 0 || v == first + 3) {
             for (int line = 0; line < kLines; ++line) {
               totals[line] = _mm256_add_epi32(totals[line], _mm256_madd_epi16(pairs[line], one));
               pairs[line] = _mm256_setzero_si256();
             }
           }
         }
-        const int index = 2 * per_part * step + group;
+        const int index = (4 * step + quarter) * kPart / F::group;
         const __m256 scale = load_factor<F>(strip + F::scales_at, index, side, outer);
         for (int line = 0; line < kLines; ++line) {
-          const QuantizedStep& row = here[line * steps];
-          const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(row.scale));
+          const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(here[line * steps].scales[quarter]));
           sums[line] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[line]), factor, sums[line]);
         }
-        if constexpr (F::has_minimum) {
+        if (F::has_minimum && (F::group == kPart || quarter % 2 == 0)) {
           const __m256 minimum = load_factor<F>(strip + F::minima_at, index, side, outer_minimum);
           for (int line = 0; line < kLines; ++line) {
             const QuantizedStep& row = here[line * steps];
-            const float weighted = per_part == 1 ? row.sums32[group] : row.sums16[group];
+            const float weighted = F::group == kPart ? row.sums16[quarter] : row.sums32[quarter / 2];
             sums[line] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(weighted), sums[line]);
           }
         }

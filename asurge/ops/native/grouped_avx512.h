@@ -90,10 +90,18 @@ inline __m512i start_of(int32_t minus_sum) {
   return _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), F::zero_bits);
 }
 
-template <typename F, int kFirst, int kCount>
-[[gnu::always_inline]] inline __m512 dot_codes(const __m512i (&w)[8], const int8_t* x, int32_t minus_sum) {
+// sum + (low + high * high_scale) * scale, or with a scale of its own for each.
+template <typename F>
+[[gnu::always_inline]] inline __m512 add_scaled(__m512 sum, __m512 low, __m512 high, __m512 high_scale, __m512 scale, __m512 second) {
+  if constexpr (F::group == 32) return _mm512_fmadd_ps(_mm512_fmadd_ps(high, high_scale, low), scale, sum);
+  return _mm512_fmadd_ps(_mm512_mul_ps(high, high_scale), second, _mm512_fmadd_ps(low, scale, sum));
+}
+
+// 16 numbers of x by as many codes of each column.
+template <typename F>
+[[gnu::always_inline]] inline __m512 dot_codes(const __m512i* w, const int8_t* x, int32_t minus_sum) {
   __m512i sum = start_of<F>(minus_sum);
-  for (int v = kFirst; v < kFirst + kCount; ++v) {
+  for (int v = 0; v < 4; ++v) {
     int32_t four;
     std::memcpy(&four, x + 4 * v, 4);
     sum = _mm512_dpbusd_epi32(sum, w[v], _mm512_set1_epi32(four));
@@ -106,7 +114,7 @@ template <typename F, int kFirst, int kCount>
 template <typename F, int kLines>
 [[gnu::noinline]] void multiply_grouped(const uint8_t* strip, const QuantizedStep* x, int steps, float* out, int out_columns,
                                         ptrdiff_t ahead) {
-  constexpr int per_part = 32 / F::group;
+  constexpr int per_half = 32 / F::group;
   __m512 sums[kLines];
   for (auto& sum : sums) sum = _mm512_setzero_ps();
   for (int at = 0; at < steps; at += F::block / kStep, strip += F::block_bytes) {
@@ -119,40 +127,30 @@ template <typename F, int kLines>
         const uint8_t* next = strip + ahead + step * share;
         for (int byte = 0; byte < share; byte += 64) _mm_prefetch(reinterpret_cast<const char*>(next + byte), _MM_HINT_T0);
       }
-      __m512 product[kLines];
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int part = 2 * step + half;
         __m512i w[8];
         load_codes<F>(strip + F::codes_at + part * F::part_bytes, w);
-        const __m512 scale = load_factor<F>(strip + F::scales_at, per_part * part, outer);
-        const __m512 second = per_part == 2 ? load_factor<F>(strip + F::scales_at, per_part * part + 1, outer) : scale;
+        const __m512 scale = load_factor<F>(strip + F::scales_at, per_half * part, outer);
+        const __m512 second = per_half == 2 ? load_factor<F>(strip + F::scales_at, per_half * part + 1, outer) : scale;
         for (int line = 0; line < kLines; ++line) {
           const QuantizedStep& row = here[line * steps];
-          const int8_t* codes = row.codes + 32 * half;
-          if constexpr (per_part == 1) {
-            const __m512 sum = dot_codes<F, 0, 8>(w, codes, row.minus32[half]);
-            product[line] = half ? _mm512_fmadd_ps(sum, scale, product[line]) : _mm512_mul_ps(sum, scale);
-          } else {
-            const __m512 low = dot_codes<F, 0, 4>(w, codes, row.minus16[2 * half]);
-            const __m512 high = dot_codes<F, 4, 4>(w, codes, row.minus16[2 * half + 1]);
-            product[line] = half ? _mm512_fmadd_ps(low, scale, product[line]) : _mm512_mul_ps(low, scale);
-            product[line] = _mm512_fmadd_ps(high, second, product[line]);
-          }
+          const __m512 low = dot_codes<F>(w, row.codes + 32 * half, row.minus[2 * half]);
+          const __m512 high = dot_codes<F>(w + 4, row.codes + 32 * half + 16, row.minus[2 * half + 1]);
+          const __m512 low_scale = _mm512_set1_ps(row.scales[2 * half]), high_scale = _mm512_set1_ps(row.scales[2 * half + 1]);
+          sums[line] = add_scaled<F>(sums[line], _mm512_mul_ps(low, low_scale), high, high_scale, scale, second);
         }
         if constexpr (F::has_minimum) {
-          for (int group = 0; group < per_part; ++group) {
-            const __m512 minimum = load_factor<F>(strip + F::minima_at, per_part * part + group, outer_minimum);
+          for (int group = 0; group < per_half; ++group) {
+            const __m512 minimum = load_factor<F>(strip + F::minima_at, per_half * part + group, outer_minimum);
             for (int line = 0; line < kLines; ++line) {
               const QuantizedStep& row = here[line * steps];
-              const float weighted = per_part == 1 ? row.sums32[half] : row.sums16[2 * half + group];
+              const float weighted = per_half == 1 ? row.sums32[half] : row.sums16[2 * half + group];
               sums[line] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(weighted), sums[line]);
             }
           }
         }
-      }
-      for (int line = 0; line < kLines; ++line) {
-        sums[line] = _mm512_fmadd_ps(product[line], _mm512_set1_ps(here[line * steps].scale), sums[line]);
       }
     }
   }
@@ -197,52 +195,61 @@ inline void unpack_strip(const uint8_t* strip, int steps, UnpackedStep<F>* to, p
 // `kLines` rows of x, `steps` apart, by `kStrips` strips, `steps` apart too: [kLines][16 kStrips] float32, `out_columns` apart.
 template <typename F, int kLines, int kStrips>
 [[gnu::noinline]] void multiply_unpacked(const UnpackedStep<F>* w, const QuantizedStep* x, int steps, float* out, int out_columns) {
-  constexpr int groups = UnpackedStep<F>::groups, vectors = 16 / groups;
-  for (int line = 0; line < kLines; ++line) {
-    for (int strip = 0; strip < kStrips; ++strip) _mm512_storeu_ps(out + line * out_columns + 16 * strip, _mm512_setzero_ps());
+  constexpr int per_half = 32 / F::group;
+  __m512 sums[kLines][kStrips];
+  for (auto& line : sums) {
+    for (auto& sum : line) sum = _mm512_setzero_ps();
   }
   for (int step = 0; step < steps; ++step, ++w, ++x) {
-    __m512 product[kLines][kStrips];
-#pragma GCC unroll 4
-    for (int group = 0; group < groups; ++group) {
-      __m512i sums[kLines][kStrips];
-      for (int line = 0; line < kLines; ++line) {
-        const QuantizedStep& row = x[line * steps];
-        const int32_t minus = groups == 2 ? row.minus32[group] : row.minus16[group];
-        for (auto& sum : sums[line]) sum = start_of<F>(minus);
-      }
-      for (int v = vectors * group; v < vectors * (group + 1); ++v) {
-        __m512i codes[kStrips];
-        for (int strip = 0; strip < kStrips; ++strip) codes[strip] = _mm512_load_si512(w[strip * steps].codes[v]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512 low[kLines][kStrips];
+#pragma GCC unroll 2
+      for (int part = 2 * half; part < 2 * half + 2; ++part) {
+        __m512i dots[kLines][kStrips];
         for (int line = 0; line < kLines; ++line) {
-          int32_t four;
-          std::memcpy(&four, x[line * steps].codes + 4 * v, 4);
-          const __m512i by = _mm512_set1_epi32(four);
-          for (int strip = 0; strip < kStrips; ++strip) sums[line][strip] = _mm512_dpbusd_epi32(sums[line][strip], codes[strip], by);
+          for (auto& dot : dots[line]) dot = start_of<F>(x[line * steps].minus[part]);
         }
-      }
-      for (int strip = 0; strip < kStrips; ++strip) {
-        const __m512 scale = _mm512_load_ps(w[strip * steps].scales[group]);
-        for (int line = 0; line < kLines; ++line) {
-          const __m512 sum = _mm512_cvtepi32_ps(sums[line][strip]);
-          product[line][strip] = group ? _mm512_fmadd_ps(sum, scale, product[line][strip]) : _mm512_mul_ps(sum, scale);
-        }
-      }
-    }
-    for (int line = 0; line < kLines; ++line) {
-      const QuantizedStep& row = x[line * steps];
-      for (int strip = 0; strip < kStrips; ++strip) {
-        float* to = out + line * out_columns + 16 * strip;
-        __m512 total = _mm512_loadu_ps(to);
-        if constexpr (F::has_minimum) {
-          for (int group = 0; group < groups; ++group) {
-            const float weighted = groups == 2 ? row.sums32[group] : row.sums16[group];
-            total = _mm512_fmadd_ps(_mm512_load_ps(w[strip * steps].minima[group]), _mm512_set1_ps(weighted), total);
+        for (int v = 4 * part; v < 4 * part + 4; ++v) {
+          __m512i codes[kStrips];
+          for (int strip = 0; strip < kStrips; ++strip) codes[strip] = _mm512_load_si512(w[strip * steps].codes[v]);
+          for (int line = 0; line < kLines; ++line) {
+            int32_t four;
+            std::memcpy(&four, x[line * steps].codes + 4 * v, 4);
+            const __m512i by = _mm512_set1_epi32(four);
+            for (int strip = 0; strip < kStrips; ++strip) dots[line][strip] = _mm512_dpbusd_epi32(dots[line][strip], codes[strip], by);
           }
         }
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(product[line][strip], _mm512_set1_ps(row.scale), total));
+        for (int line = 0; line < kLines; ++line) {
+          const __m512 x_scale = _mm512_set1_ps(x[line * steps].scales[part]);
+          for (int strip = 0; strip < kStrips; ++strip) {
+            const __m512 dot = _mm512_cvtepi32_ps(dots[line][strip]);
+            if (part % 2 == 0) {
+              low[line][strip] = _mm512_mul_ps(dot, x_scale);
+            } else {
+              const auto* scales = w[strip * steps].scales + per_half * half;
+              sums[line][strip] = add_scaled<F>(sums[line][strip], low[line][strip], dot, x_scale, _mm512_load_ps(scales[0]),
+                                                _mm512_load_ps(scales[per_half - 1]));
+            }
+          }
+        }
+      }
+      if constexpr (F::has_minimum) {
+        for (int group = 0; group < per_half; ++group) {
+          for (int line = 0; line < kLines; ++line) {
+            const QuantizedStep& row = x[line * steps];
+            const __m512 weighted = _mm512_set1_ps(per_half == 1 ? row.sums32[half] : row.sums16[2 * half + group]);
+            for (int strip = 0; strip < kStrips; ++strip) {
+              const __m512 minimum = _mm512_load_ps(w[strip * steps].minima[per_half * half + group]);
+              sums[line][strip] = _mm512_fmadd_ps(minimum, weighted, sums[line][strip]);
+            }
+          }
+        }
       }
     }
+  }
+  for (int line = 0; line < kLines; ++line) {
+    for (int strip = 0; strip < kStrips; ++strip) _mm512_storeu_ps(out + line * out_columns + 16 * strip, sums[line][strip]);
   }
 }
 

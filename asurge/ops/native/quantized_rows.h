@@ -1,5 +1,6 @@
-// Rows of x in 8 bits for products with grouped weights: a scale for each 64 numbers, and the sums that stand in for zeros and
-// minima of the weights.
+// Rows of x in 8 bits for products with grouped weights: a scale for each 16 numbers, and the sums that stand in for zeros and
+// minima of the weights. (A scale for 64 would save a tenth of the time of many rows, and doubles what rounding costs in quality:
+// `benchmarks/quality.py`.)
 #pragma once
 
 #include <cstdint>
@@ -8,13 +9,14 @@
 
 namespace asurge {
 
-constexpr int kStep = 64;  // numbers along the depth that share a scale
+constexpr int kPart = 16;  // numbers that share a scale
+constexpr int kStep = 64;  // numbers along the depth that are kept together
 
 struct alignas(64) QuantizedStep {
   int8_t codes[kStep];
-  float scale;
-  int32_t minus32[2], minus16[4];  // minus the sums of each 32 and 16 codes
-  float sums32[2], sums16[4];      // scale times those sums
+  float scales[4];
+  int32_t minus[4];            // minus the sums of each 16 codes
+  float sums16[4], sums32[2];  // of each 16 and 32 rounded numbers
 };
 
 inline int steps_of(int depth) { return (depth + kStep - 1) / kStep; }
@@ -24,19 +26,18 @@ template <typename Load>
 inline void quantize_row(QuantizedStep* to, int depth, const Load& load) {
   for (int first = 0; first < depth; first += kStep, ++to) {
     const int count = std::min(kStep, depth - first);
-    to->scale = step_of(count, [&](int k) { return load(first + k); });
-    const Floats inverse = all(1.0f / to->scale);
     for (int part = 0; part < 4; ++part) {
-      const Ints rounded = 16 * part < count ? to_ints(load(first + 16 * part) * inverse) : all(0);
-      store_int8(reinterpret_cast<uint8_t*>(to->codes + 16 * part), rounded);
+      const bool real = kPart * part < count;
+      const Floats x = real ? load(first + kPart * part) : all(0.0f);
+      const float scale = step_of(kPart, [&](int) { return x; });
+      const Ints rounded = to_ints(x * all(1.0f / scale));
+      store_int8(reinterpret_cast<uint8_t*>(to->codes + kPart * part), rounded);
       const int32_t total = sum(rounded);
-      to->minus16[part] = -total;
-      to->sums16[part] = to->scale * static_cast<float>(total);
+      to->scales[part] = scale;
+      to->minus[part] = -total;
+      to->sums16[part] = scale * static_cast<float>(total);
     }
-    for (int half = 0; half < 2; ++half) {
-      to->minus32[half] = to->minus16[2 * half] + to->minus16[2 * half + 1];
-      to->sums32[half] = -to->scale * static_cast<float>(to->minus32[half]);
-    }
+    for (int half = 0; half < 2; ++half) to->sums32[half] = to->sums16[2 * half] + to->sums16[2 * half + 1];
   }
 }
 
