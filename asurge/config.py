@@ -12,6 +12,9 @@ TruncateMode = Literal["left", "right", "middle"]
 Kernels = Literal["auto", "native", "pallas", "xla"]
 """Which kernels run: a platform's own where they can, those named, or none."""
 
+Quantization = Literal["int8", "int4"]
+"""What weights become that are floating-point numbers in their checkpoint."""
+
 DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -86,7 +89,9 @@ class EngineConfig:
         tokenizer: folder or repository of the tokenizer; default: the model's.
         name: what the model is served as; default: ``model``.
         dtype: of weights, activations and KV pages, unless the next two say otherwise.
-        quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); None: none.
+        quantization: ``"int8"`` for 8-bit weights (per output channel) and activations (per token, dynamic); ``"int4"`` for 4-bit
+            weights (a scale and a minimum for each 32; the head in 8 bits) and 8-bit activations (a scale for each 16), in the
+            CPU kernels; None: weights as they are in the checkpoint, of which those of a GGUF file may be quantised.
         kv_cache_dtype: ``"int8"`` keeps keys and values in 8 bits, with a scale for each head of each token: pages take half the
             memory, and half the time to read. ``"auto"``: in ``dtype``.
         kernels: ``"native"`` for the CPU kernels, ``"pallas"`` for those of GPUs and TPUs, ``"xla"`` for plain JAX,
@@ -134,7 +139,7 @@ class EngineConfig:
     tokenizer: str | None = None
     name: str | None = None
     dtype: str = "bfloat16"
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     kv_cache_dtype: Literal["auto", "int8"] = "auto"
     kernels: Kernels = "auto"
     max_model_len: int | None = None
@@ -178,8 +183,8 @@ class EngineConfig:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
-        if self.quantization not in (None, "int8"):
-            raise ConfigError(f"quantization={self.quantization!r} must be 'int8' or None")
+        if self.quantization not in (None, *get_args(Quantization)):
+            raise ConfigError(f"quantization={self.quantization!r} must be 'int8', 'int4' or None")
         if self.kv_cache_dtype not in ("auto", "int8"):
             raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r} must be 'auto' or 'int8'")
         if self.kernels not in get_args(Kernels):
@@ -224,7 +229,7 @@ class EngineSettings(TypedDict, total=False):
     tokenizer: str | None
     name: str | None
     dtype: str
-    quantization: Literal["int8"] | None
+    quantization: Quantization | None
     kv_cache_dtype: Literal["auto", "int8"]
     kernels: Kernels
     max_model_len: int | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,11 @@ class RawMatrix:
         """Its rows are columns of the product."""
         return len(self.rows)
 
+    def halves(self) -> list[RawMatrix]:
+        """Gate and up of a matrix that holds both, one below the other."""
+        middle = self.columns // 2
+        return [dataclasses.replace(self, rows=rows) for rows in (self.rows[:middle], self.rows[middle:])]
+
 
 def unpackable(matrix_type: str, columns: int, depth: int) -> str | None:
     """Why a matrix cannot be put into strips, or None."""
@@ -80,11 +86,13 @@ def pack_parts(
     """Put a layer's weight, matrices one below the other, into strips from byte ``at`` of ``out`` on.
 
     Args:
-        gated: there are two, gate and up, whose strips lie in turns.
+        gated: there are gate and up, as two matrices or in one; their strips lie in turns.
 
     Returns:
         The table ``[strips, 2]`` of the strips, and the byte after the last one.
     """
+    if gated and len(parts) == 1:
+        parts = parts[0].halves()
     sizes = [strip_bytes(part.type, part.depth) for part in parts]
     tables = []
     for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
@@ -100,6 +108,26 @@ def pack_parts(
     if not gated:
         return np.concatenate(tables), at
     return np.stack(tables, 1).reshape(-1, 2), at + len(tables[0]) * sum(sizes)
+
+
+def quantize_rows(weight: npt.NDArray[Any], matrix_type: str) -> RawMatrix:
+    """Weights in bf16, ``[columns, depth]``, in Q4_1 or Q8_0: the type's scale and minimum with the least squared error for the
+    codes they give, or the scale of the largest."""
+    columns, depth = weight.shape
+    if depth % GROUP or weight.dtype != jnp.bfloat16 or not weight.flags.c_contiguous:
+        raise ValueError(
+            f"weights of {weight.dtype} {list(weight.shape)} cannot be quantised: bf16, by groups of {GROUP}"
+        )
+    rows = np.empty((columns, depth // GROUP * {"Q4_1": 20, "Q8_0": 34}[matrix_type]), np.uint8)
+    pointer = ctypes.c_void_p
+    _library().asurge_grouped_quantize(
+        ctypes.c_int32(TYPES.index(matrix_type)),
+        pointer(weight.ctypes.data),
+        ctypes.c_int32(columns),
+        ctypes.c_int32(depth),
+        pointer(rows.ctypes.data),
+    )
+    return RawMatrix(matrix_type, rows, depth)
 
 
 def grouped_linear(

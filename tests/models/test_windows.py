@@ -10,7 +10,7 @@ import pytest
 
 from asurge import Engine, SamplingParams
 from asurge.plan import RunnerLimits
-from asurge.runner import runner
+from asurge.runner import sizing
 from asurge.runner.page_layout import PageLayout, layout_for
 from tests.checkpoints import write_tiny
 from tests.kernels import SIZES, needs_kernels
@@ -60,7 +60,7 @@ async def test_tokens_do_not_depend_on_pages_behind_the_window(
             layouts.append(layout_for([None] * len(seen) if keeps_all else seen, limits))
             return layouts[0]
 
-        monkeypatch.setattr(runner, "layout_for", layout)
+        monkeypatch.setattr(sizing, "layout_for", layout)
         async with Engine(str(folder), **SETTINGS, kernels=kernels) as engine:
             first = await engine.generate(PROMPTS, GREEDY, use_tqdm=False)
             again = await engine.generate([*PROMPTS[4:], *PROMPTS[:2]], GREEDY, use_tqdm=False)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from asurge.models.formats.interface import Parts, RawSource
+from asurge.models.formats.interface import Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import pack_tiles
 from asurge.ops.packed import BF16_DEPTH, packed_argmax, packed_linear, take_rows
 
@@ -19,6 +19,10 @@ class Bfloat16Format:
     name = "bfloat16"
     depth = BF16_DEPTH
     looks_up = True
+
+    @property
+    def head(self) -> WeightFormat:
+        return self
 
     def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
         tiles, _ = pack_tiles(weights, jnp.dtype(jnp.bfloat16), gated=gated, free=free)

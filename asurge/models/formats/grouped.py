@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asurge.models.formats.interface import Parts, RawSource
+from asurge.models.formats.interface import Parts, RawSource, WeightFormat
+from asurge.models.formats.tiles import room_for
 from asurge.ops.grouped import (
     GROUP,
     RawMatrix,
@@ -18,9 +19,11 @@ from asurge.ops.grouped import (
     grouped_linear,
     pack_parts,
     packed_bytes,
+    quantize_rows,
     take_grouped_rows,
     unpackable,
 )
+from asurge.ops.packed import COLUMNS
 
 
 class GroupedFormat:
@@ -29,6 +32,10 @@ class GroupedFormat:
     name = "grouped"
     depth = GROUP
     looks_up = True
+
+    @property
+    def head(self) -> WeightFormat:
+        return self
 
     def holds(self, weight: jax.Array | RawSource) -> bool:
         """Whether a weight is stored in types that it takes."""
@@ -59,7 +66,50 @@ class GroupedFormat:
         return columns * depth * 5 // 8
 
 
+class QuantizedFormat(GroupedFormat):
+    """The same of weights that are floating-point numbers in their checkpoint.
+
+    Args:
+        matrix_type: what they become.
+        head: the format of the head; None: this one.
+    """
+
+    def __init__(self, name: str, matrix_type: str, head: WeightFormat | None = None) -> None:
+        self.name, self._type, self._head = name, matrix_type, head
+
+    @property
+    def head(self) -> WeightFormat:
+        return self if self._head is None else self._head
+
+    def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
+        host = room_for(weights[0].shape, jnp.dtype(jnp.bfloat16))
+        room, tables, at = np.empty(0, np.uint8), [], 0
+        for weight in weights:
+            if not isinstance(weight, jax.Array):
+                weight.read_into(host)
+            plain = np.asarray(weight) if isinstance(weight, jax.Array) else host
+            halves = np.split(plain, 2) if gated else [plain]
+            matrices = [quantize_rows(np.ascontiguousarray(_whole_strips(half)), self._type) for half in halves]
+            if not len(room):
+                room = _huge_pages(len(weights) * packed_bytes(matrices))
+            table, at = pack_parts(matrices, room, at, gated=gated)
+            tables.append(table)
+            if free and isinstance(weight, jax.Array):
+                weight.delete()
+        return {"codes": jax.device_put(room), "strips": jnp.asarray(np.stack(tables))}
+
+    def read_bytes(self, columns: int, depth: int, item_bytes: int) -> int:
+        return columns * depth // GROUP * {"Q4_1": 20, "Q8_0": 34}[self._type]
+
+
 GROUPED = GroupedFormat()
+INT4 = QuantizedFormat("int4", "Q4_1", QuantizedFormat("int8 in groups", "Q8_0"))
+"""Four bits with a scale and a minimum for each 32; the head, and an embedding that is also the head, in eight."""
+
+
+def _whole_strips(weight: np.ndarray) -> np.ndarray:
+    """Filled up with zeros to a multiple of 16 columns."""
+    return np.pad(weight, ((0, -len(weight) % COLUMNS), (0, 0)))
 
 
 def _raw(weight: jax.Array | RawSource) -> list[RawMatrix]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from asurge.models.formats.interface import Parts, RawSource
+from asurge.models.formats.interface import Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import pack_tiles
 from asurge.ops.packed import INT8_DEPTH, packed_argmax, packed_linear
 
@@ -21,6 +21,10 @@ class Int8Format:
     name = "int8"
     depth = INT8_DEPTH
     looks_up = False
+
+    @property
+    def head(self) -> WeightFormat:
+        return self
 
     def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
         tiles, scale = pack_tiles(weights, jnp.dtype(jnp.int8), gated=gated, free=free)

@@ -71,6 +71,11 @@ class WeightFormat(Protocol):
     depth: int
     looks_up: bool
 
+    @property
+    def head(self) -> WeightFormat:
+        """The format of the head, and of an embedding that is also the head."""
+        ...
+
     def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
         """Pack weights ``[columns, depth]`` of layers that do the same, in the order in which products read them.
 

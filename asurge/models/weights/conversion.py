@@ -40,6 +40,11 @@ def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> st
     if reason is not None:
         fall_back("matrix products", kernels, reason)
     packs = wanted and reason is None
+    if quantization == "int4" and not packs:
+        why = reason or "kernels other than the CPU's are wanted"
+        raise ConfigError(
+            f"quantization='int4' needs the CPU kernels, which do not serve this model ({why}): leave it out"
+        )
     widened = sorted(stored_types(model, but_grouped=packs and as_stored))
     if widened:
         _log.warning("weights in %s are widened to the engine's dtype as they are read", ", ".join(widened))

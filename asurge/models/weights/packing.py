@@ -43,9 +43,9 @@ def _pack_head(model: Decoder, format_of: Callable[[Sequence[jax.Array | RawSour
     embedding, depth = model.embedding, model.config.hidden_size
     assert isinstance(embedding, nnx.Param)
     tied, table = model.lm_head is None, embedding.get_value()
-    fmt = format_of([table])
+    fmt = format_of([table]).head
     shared = None
-    if fmt.looks_up and (tied or fmt is GROUPED):
+    if fmt.looks_up and (tied or format_of([table]) is GROUPED):
         shared = _parameters(fmt.pack([table], gated=False))
         model.embedding = PackedTable(fmt, shared, depth)
     if tied and shared is not None:
@@ -54,7 +54,7 @@ def _pack_head(model: Decoder, format_of: Callable[[Sequence[jax.Array | RawSour
     plain = None if shared is not None else value_of(embedding)
     own = plain if model.lm_head is None else model.lm_head.get_value()
     assert own is not None
-    fmt = format_of([own])
+    fmt = format_of([own]).head
     model.head = PackedLinear(fmt, _parameters(fmt.pack([own], gated=False, free=not tied)), None)
     model.lm_head = None
     if plain is not None:

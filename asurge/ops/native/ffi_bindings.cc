@@ -371,6 +371,11 @@ extern "C" void asurge_grouped_pack(int32_t type, const uint8_t* rows, int64_t r
                 static_cast<size_t>(stride)});
 }
 
+// See `asurge::GroupedQuantizing`.
+extern "C" void asurge_grouped_quantize(int32_t type, const uint16_t* weight, int32_t rows, int32_t depth, uint8_t* out) {
+  asurge::quantize({static_cast<asurge::GroupedType>(type), weight, rows, depth, out});
+}
+
 extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resize(threads); }
 
 extern "C" bool asurge_set_niceness(int niceness) { return asurge::ThreadPool::get().set_niceness(niceness); }

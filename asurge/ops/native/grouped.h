@@ -145,6 +145,16 @@ struct GroupedPacking {
 
 void pack(const GroupedPacking& packing);
 
+// Rows in bf16 as a GGUF file would have them, in Q4_1 or Q8_0.
+struct GroupedQuantizing {
+  GroupedType type;
+  const uint16_t* weight;  // [rows, depth]
+  int rows, depth;         // depth: a multiple of 32
+  uint8_t* out;
+};
+
+void quantize(const GroupedQuantizing& made);
+
 // Weights of some columns, as bf16: [count, depth].
 struct GroupedRows {
   const uint8_t* weight;
