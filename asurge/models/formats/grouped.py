@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -121,6 +122,6 @@ def _raw(weight: jax.Array | RawSource) -> list[RawMatrix]:
 def _huge_pages(size: int) -> np.ndarray:
     """Memory that JAX on CPU takes as it is. It is there when it is written to: near the thread that does."""
     memory = mmap.mmap(-1, max(size, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with suppress(OSError):  # a system without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, size)
