@@ -232,6 +232,10 @@ class ConfigReader:
             raise ModelLoadError(f"config.json: layer_types={kinds!r} must be a list of {' and '.join(known)}")
         return kinds
 
+    def full_every(self, count: int) -> list[str]:
+        """Kinds of layers where every ``count``-th is full and the others have windows."""
+        return [FULL if layer % count == 0 else SLIDING for layer in range(1, self.integer("num_hidden_layers") + 1)]
+
     def no_rope(self) -> tuple[bool, ...]:
         """Per layer: whether it leaves positions out, from ``no_rope_layers`` (where 0 says so) or its interval."""
         rotated, interval = self.raw.get("no_rope_layers"), self.integer("no_rope_layer_interval", 4)
@@ -267,6 +271,12 @@ class ConfigReader:
         if original is not None and not _is_default(given):
             given[_ORIGINAL_LENGTH] = original
         return theta, scaled(given)
+
+    def local_rope(self, theta: float) -> Rope:
+        """Base and scaling of layers with windows: their own ones in ``rope_parameters``, or else this base, unscaled."""
+        parameters = self.raw.get("rope_parameters")
+        by_kind = isinstance(parameters, Mapping) and SLIDING in parameters
+        return self.rope(SLIDING) if by_kind else (theta, None)
 
 
 def _is_default(scaling: RopeScaling) -> bool:

@@ -127,6 +127,8 @@ def _dialect(checkpoint: GgufCheckpoint) -> _Dialect:
     name = checkpoint.architecture
     if name == "llama" and checkpoint.get("expert_count"):
         return _MIXTRAL
+    if name == "olmo2" and checkpoint.get("attention.sliding_window"):
+        return _OLMO3
     if name not in DIALECTS:
         raise UnknownArchitectureError(
             f"{checkpoint.path}: general.architecture={name!r} is not supported in GGUF; these are: {', '.join(sorted(DIALECTS))}"
@@ -219,6 +221,12 @@ def _gemma3(read: _Metadata) -> Values:
     return values
 
 
+def _olmo3(read: _Metadata) -> Values:
+    return {
+        "sliding_window": read.integer("attention.sliding_window")
+    }  # in three of four layers: llama.cpp knows no other
+
+
 def _query_scalar(read: _Metadata, layers_of_27b: int) -> int:
     """Scores are divided by the root of this: the size of a head, but in the largest models (no key says so)."""
     if read.integer("block_count") == layers_of_27b:
@@ -239,6 +247,7 @@ def _phi3(read: _Metadata) -> Values:
 
 
 _MIXTRAL = _Dialect("MixtralForCausalLM", _mixtral, adjacent_pairs=True)
+_OLMO3 = _Dialect("Olmo3ForCausalLM", _olmo3)
 
 DIALECTS = {
     "gemma2": _Dialect("Gemma2ForCausalLM", _gemma2),

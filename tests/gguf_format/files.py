@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", dict(tie_word_embeddings=False)),
     "mixtral": ("MixtralForCausalLM", dict(num_local_experts=3, num_experts_per_tok=2, sliding_window=None)),
     "olmo2": ("Olmo2ForCausalLM", dict(tie_word_embeddings=False)),
+    "olmo3": ("Olmo3ForCausalLM", dict(num_hidden_layers=4, sliding_window=8, tie_word_embeddings=False)),
     "phi3": ("Phi3ForCausalLM", dict(sliding_window=9, tie_word_embeddings=False)),
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen3": ("Qwen3ForCausalLM", {}),
@@ -45,6 +46,9 @@ _KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+_ARCHITECTURES = {"mixtral": "llama", "olmo3": "olmo2"}
+"""By the names in `MODELS`, where llama.cpp has one architecture for two families."""
+
 _PERMUTED = ("llama", "mixtral", "smollm3")
 
 Tensors = dict[str, np.ndarray]
@@ -63,7 +67,7 @@ def write_hub(folder: Path, model: str) -> tuple[Path, dict[str, Any]]:
 
 def gguf_tensors(model: str, raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Tensors:
     """The tensors of a config.json's model as llama.cpp's converter names and orders them."""
-    architecture = "llama" if model == "mixtral" else model
+    architecture = _ARCHITECTURES.get(model, model)
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(numbers[architecture], raw["num_hidden_layers"])
     found: Tensors = {}
@@ -101,7 +105,7 @@ def write_gguf(
     Args:
         change: adds more metadata.
     """
-    architecture = "llama" if model == "mixtral" else model
+    architecture = _ARCHITECTURES.get(model, model)
     writer = GGUFWriter(path, architecture)
     writer.add_name("Tiny")
     writer.add_license("apache-2.0")
@@ -116,6 +120,8 @@ def write_gguf(
         writer.add_float32("smollm3.rope.freq_base", 2e6)
     if model == "mixtral":
         writer.add_float32("llama.rope.freq_base", 1e6)
+    if model == "olmo3":
+        writer.add_float32("olmo2.rope.freq_base", 5e5)
     _add_tokenizer(writer)
     change(writer)
     for name, tensor in tensors.items():

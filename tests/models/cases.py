@@ -29,6 +29,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("Mistral", dict(sliding_window=7, head_dim=16)),
     "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2)),
     "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", dict(num_hidden_layers=4, sliding_window=7)),
+    "olmo3-yarn": ("Olmo3", dict(num_hidden_layers=4, sliding_window=7, layer_types=["full_attention", "sliding_attention"] * 2, rope_parameters=dict(full_attention=dict(rope_type="yarn", factor=4.0, rope_theta=1e4, **_ORIGINAL), sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
     "phi3": ("Phi3", dict(sliding_window=9)),
     "phi3-longrope": ("Phi3", dict(max_position_embeddings=64, original_max_position_embeddings=128, rope_parameters=dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[2.0 + i for i in range(6)]))),
     "phi3-partial": ("Phi3", dict(head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.75))),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asurge.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, decoder_config, windows, with_defaults
+from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, windows, with_defaults
 
 _DEFAULT_WINDOW = 4096
 
 
 def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
-    kinds = read.layer_kinds() or _every(read, 2)
+    kinds = read.layer_kinds() or read.full_every(2)
     raw = with_defaults(raw, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     return _gemma(
         raw,
@@ -24,15 +24,11 @@ def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
 def gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
     read = ConfigReader(raw)
     pattern = read.integer("sliding_window_pattern", read.integer("_sliding_window_pattern", 6))
-    kinds = read.layer_kinds() or _every(read, pattern)
-    parameters = raw.get("rope_parameters")
-    by_kind = isinstance(parameters, Mapping) and SLIDING in parameters
-    older = read.number("rope_local_base_freq", 10_000.0)
-    local = read.rope(SLIDING) if by_kind else (older, None)
+    kinds = read.layer_kinds() or read.full_every(pattern)
     return _gemma(
         with_defaults(raw, max_position_embeddings=131072, rope_theta=1e6),
         windows=windows(kinds, read.integer("sliding_window", _DEFAULT_WINDOW)),
-        local_rope=local,
+        local_rope=read.local_rope(read.number("rope_local_base_freq", 10_000.0)),
         qk_norm=True,
     )
 
@@ -53,9 +49,3 @@ def _gemma(raw: Mapping[str, Any], **own: Any) -> DecoderConfig:
         logit_softcap=read.optional_number("final_logit_softcapping"),
         **own,
     )
-
-
-def _every(read: ConfigReader, pattern: int) -> list[str]:
-    """Each ``pattern``-th layer is full, the others have windows."""
-    layers = range(1, read.integer("num_hidden_layers") + 1)
-    return [SLIDING if layer % pattern else FULL for layer in layers]

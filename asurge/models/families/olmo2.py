@@ -8,7 +8,7 @@ from typing import Any
 from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, with_defaults
 
 
-def config(raw: Mapping[str, Any]) -> DecoderConfig:
+def config(raw: Mapping[str, Any], **own: Any) -> DecoderConfig:
     bias = ConfigReader(raw).flag("attention_bias")
     return decoder_config(
         with_defaults(raw, rms_norm_eps=1e-5),
@@ -18,4 +18,5 @@ def config(raw: Mapping[str, Any]) -> DecoderConfig:
         post_norm=True,
         qk_norm=True,
         qk_norm_across_heads=True,
+        **own,
     )

@@ -8,7 +8,20 @@ from typing import Any
 
 from asurge.errors import UnknownArchitectureError
 from asurge.models.config import DecoderConfig
-from asurge.models.families import gemma, llama, llama4, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3
+from asurge.models.families import (
+    gemma,
+    llama,
+    llama4,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from asurge.models.keys import WatchedConfig
 
 
@@ -48,6 +61,7 @@ FAMILIES = {
         Family("MistralForCausalLM", mistral.config),
         Family("MixtralForCausalLM", mixtral.config),
         Family("Olmo2ForCausalLM", olmo2.config),
+        Family("Olmo3ForCausalLM", olmo3.config),
         Family("Phi3ForCausalLM", phi3.config),
         Family("Qwen2ForCausalLM", qwen2.config),
         Family("Qwen3ForCausalLM", qwen3.config),
