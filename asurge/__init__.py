@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from asurge.engine.stream import TokenStream
     from asurge.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput
     from asurge.params import SamplingParams
-    from asurge.structured import GuidedDecodingParams
+    from asurge.structured import GuidedDecodingParams, StructuredOutputsParams
 
 _HOMES = {
     "CacheConfig": "asurge.config",
@@ -26,6 +26,7 @@ _HOMES = {
     "RequestOutput": "asurge.outputs",
     "SamplingParams": "asurge.params",
     "SchedulerConfig": "asurge.config",
+    "StructuredOutputsParams": "asurge.structured",
     "TokenStream": "asurge.engine.stream",
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
+    "StructuredOutputsParams",
     "TokenStream",
     "__version__",
 ]

@@ -73,6 +73,10 @@ class GuidedDecodingParams:
         return next(form for form in FORMS if getattr(self, form) not in (None, False))
 
 
+StructuredOutputsParams = GuidedDecodingParams
+"""vLLM's newer name of the same class."""
+
+
 def shown(value: object) -> str:
     """A value in an error message, however large it is."""
     return reprlib.repr(value)

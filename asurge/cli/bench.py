@@ -65,7 +65,7 @@ def _add_serve(kinds: Any) -> None:
     )
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", metavar="URL", help="with or without /v1")
     parser.add_argument("--model", default=None, metavar="NAME", help="as the server calls it; default: its first")
-    parser.add_argument("--api-key", default=None, metavar="KEY")
+    parser.add_argument("--api-key", default=None, metavar="KEY", help="the server's key, if it needs one")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="longest silence (600)")
     parser.add_argument("--vocab-size", type=int, default=_SERVER_VOCABULARY, metavar="N", help="prompts use ids below")
     parser.add_argument(

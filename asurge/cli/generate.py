@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:  # argparse keeps this type private
     """Declare the command."""
-    parser = commands.add_parser("generate", help="complete prompts", description="Complete prompts. One streams.")
+    parser = commands.add_parser(
+        "generate", help="complete prompts", description="Complete prompts. A single prompt is streamed."
+    )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="'-' reads standard input")
     parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
-    parser.add_argument("--json", action="store_true", help="one JSON document per line, with figures")
+    parser.add_argument("--json", action="store_true", help="one JSON document per line, with metrics")
     add_engine_options(parser)
     add_sampling_options(parser, temperature=0.0)
     parser.set_defaults(run=run)

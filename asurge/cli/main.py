@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from asurge import __version__
-from asurge.cli import bench, chat, environment, generate, serve
+from asurge.cli import bench, chat, completion, environment, generate, serve
 from asurge.cli.leaving import FAILED, INTERRUPTED
 from asurge.cli.near_misses import refuse
 from asurge.errors import AsurgeError
@@ -20,7 +20,7 @@ _PIPE_CLOSED = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line on stderr, without a traceback."""
-    parser = _parser()
+    parser = command_parser()
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         refuse(parser, unknown, given.command)
@@ -47,14 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
     parser = argparse.ArgumentParser(
-        prog="asurge", description="LLM inference in your event loop. Without --model, commands use the demo model."
+        prog="asurge",
+        description="LLM inference in your event loop. Without a model, commands use the demo model that ships with asurge.",
+        epilog="asurge COMMAND --help lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"asurge {__version__}")
-    parser.set_defaults(run=None, command=None)
+    parser.set_defaults(run=None, command=None, parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
-    for command in (generate, chat, serve, bench, environment):
+    for command in (generate, chat, serve, bench, environment, completion):
         command.add_to(commands)
     return parser
 

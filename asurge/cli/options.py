@@ -30,15 +30,23 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="'demo', a checkpoint folder, a GGUF file, a Hugging Face repository (owner/name, or owner/name:Q4_K_M for one of its GGUF files), or package:NAME",
     )
     group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
-    group.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    group.add_argument("--max-model-len", type=int, default=None, metavar="TOKENS", help="longest sequence")
+    group.add_argument(
+        "--dtype", default="bfloat16", choices=DTYPES, help="of weights, activations and KV pages (bfloat16)"
+    )
+    group.add_argument(
+        "--max-model-len",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="longest sequence, prompt and answer; default: the model's, at most 8192",
+    )
     group.add_argument(
         "--threads",
         dest="kernel_threads",
         type=int,
         default=None,
         metavar="N",
-        help=f"threads of the CPU kernels and of all other pools (also in {THREADS_VARIABLE}); default: the processors there are",
+        help=f"threads of the CPU kernels and of all other pools (also in {THREADS_VARIABLE}); default: as many as the process has processors",
     )
     group.add_argument(
         "--set",
@@ -46,9 +54,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting, such as kernels=xla; behind the arguments without names",
+        help="any other setting of asurge.EngineConfig, such as kernels=xla; give it after the positional arguments",
     )
-    group.add_argument("--max-num-seqs", type=int, default=None, metavar="N", help="sequences running at once")
+    group.add_argument("--max-num-seqs", type=int, default=None, metavar="N", help="sequences running at once (64)")
 
 
 def engine_settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -106,11 +114,23 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
 def add_sampling_options(parser: argparse.ArgumentParser, *, temperature: float) -> None:
     """How to sample."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="new tokens at most")
-    group.add_argument("--temperature", type=float, default=temperature, metavar="T", help="0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    group.add_argument("--top-k", type=int, default=0, metavar="K")
-    group.add_argument("--seed", type=int, default=None, metavar="N")
+    group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="new tokens at most (256)")
+    group.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy ({temperature:g})"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the smallest set of tokens that reaches this probability (1)",
+    )
+    group.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="keep this many of the likeliest tokens; 0 keeps all (0)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=None, metavar="N", help="the same seed gives the same tokens; default: a random one"
+    )
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated")
 
 

@@ -27,8 +27,8 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
     """Declare the command."""
     parser = commands.add_parser(
         "serve",
-        help="serve OpenAI's API over HTTP",
-        description="Serve OpenAI's API over HTTP. Stops on SIGINT or SIGTERM, once requests under way are done.",
+        help="serve OpenAI's and Anthropic's APIs over HTTP",
+        description="Serve OpenAI's and Anthropic's APIs over HTTP. Stops on SIGINT or SIGTERM, once requests in progress are done.",
     )
     parser.add_argument(
         "models",
@@ -53,7 +53,13 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         metavar="FORMAT",
         help="default: chosen by the chat template",
     )
-    group.add_argument("--reasoning-parser", dest="reasoning_format", default=None, metavar="FORMAT")
+    group.add_argument(
+        "--reasoning-parser",
+        dest="reasoning_format",
+        default=None,
+        metavar="FORMAT",
+        help="default: chosen by the chat template",
+    )
     group.add_argument(
         "--chat-template-kwarg",
         dest="template_kwargs",
@@ -67,8 +73,12 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
 
 
 def _add_network_options(group: Any) -> None:
-    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
-    group.add_argument("--port", type=int, default=8000)
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 to be reached from other machines (127.0.0.1)",
+    )
+    group.add_argument("--port", type=int, default=8000, help="8000; 0 takes a free one")
     group.add_argument("--certificate", type=Path, default=None, metavar="FILE", help="TLS: certificate chain, PEM")
     group.add_argument("--certificate-key", type=Path, default=None, metavar="FILE", help="TLS: private key, PEM")
     group.add_argument(
@@ -77,11 +87,31 @@ def _add_network_options(group: Any) -> None:
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="whose pages may call; may be repeated",
+        help="origin whose pages may call; may be repeated, * is any",
     )
-    group.add_argument("--max-body-bytes", type=int, default=8 << 20, metavar="N")
-    group.add_argument("--idle-timeout", dest="idle_timeout_s", type=float, default=75.0, metavar="SECONDS")
-    group.add_argument("--drain-timeout", dest="drain_timeout_s", type=float, default=30.0, metavar="SECONDS")
+    group.add_argument(
+        "--max-body-bytes",
+        type=int,
+        default=8 << 20,
+        metavar="N",
+        help="largest body of a request, also after decompression (8 MiB)",
+    )
+    group.add_argument(
+        "--idle-timeout",
+        dest="idle_timeout_s",
+        type=float,
+        default=75.0,
+        metavar="SECONDS",
+        help="how long a connection may stay open without a request (75)",
+    )
+    group.add_argument(
+        "--drain-timeout",
+        dest="drain_timeout_s",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long requests in progress may go on once the server stops (30)",
+    )
     group.add_argument(
         "--profile-dir",
         type=Path,
@@ -108,9 +138,19 @@ def _add_key_options(group: Any) -> None:
         help="a key on each line, with a label after it if you like",
     )
     group.add_argument("--no-query-key", action="store_true", help="refuse keys in ?api_key=")
-    group.add_argument("--share-prefix-cache", action="store_true", help="between keys")
-    group.add_argument("--requests-per-minute", type=float, default=None, metavar="N", help="for each key")
-    group.add_argument("--tokens-per-minute", type=float, default=None, metavar="N", help="for each key")
+    group.add_argument(
+        "--share-prefix-cache", action="store_true", help="let requests of different keys share cached prefixes"
+    )
+    group.add_argument(
+        "--requests-per-minute",
+        type=float,
+        default=None,
+        metavar="N",
+        help="requests that each key may send in a minute",
+    )
+    group.add_argument(
+        "--tokens-per-minute", type=float, default=None, metavar="N", help="tokens that each key may use in a minute"
+    )
 
 
 def run(given: argparse.Namespace) -> int:
