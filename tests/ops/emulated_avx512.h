@@ -90,6 +90,20 @@ inline __m512i shift_right(__m512i x, int by) { return words([by, x = as<Words>(
 inline __m512i shift_halves_left(__m512i x, int by) {
   return made<uint16_t, __m512i>([by, x = as<Numbers<uint16_t>>(x)](int at) { return uint16_t(x[at] << by); });
 }
+inline __m512i shift_halves_right(__m512i x, int by) {
+  return made<uint16_t, __m512i>([by, x = as<Numbers<uint16_t>>(x)](int at) { return uint16_t(x[at] >> by); });
+}
+inline __m512i add_bytes(__m512i no, uint64_t mask, __m512i a, __m512i b) {
+  return bytes([mask, from = as<Bytes>(no), x = as<Bytes>(a), y = as<Bytes>(b)](int at) {
+    return mask >> at & 1 ? uint8_t(x[at] + y[at]) : from[at];
+  });
+}
+inline uint64_t highest_bits(__m512i x) {
+  const auto from = as<Bytes>(x);
+  uint64_t mask = 0;
+  for (int at = 0; at < 64; ++at) mask |= uint64_t(from[at] >> 7) << at;
+  return mask;
+}
 
 template <int kTable>
 inline __m512i chosen(__m512i a, __m512i b, __m512i c) {
@@ -109,6 +123,17 @@ inline __m512i widened(__m256i halves) {
   uint16_t from[16];
   std::memcpy(from, &halves, 32);
   return words([&](int at) { return int32_t(from[at]); });
+}
+template <typename T>
+inline __m512i widened_bytes(__m128i x) {
+  T from[16];
+  std::memcpy(from, &x, 16);
+  return words([&](int at) { return int32_t(from[at]); });
+}
+inline __m512 widened_halves(__m256i halves) {
+  _Float16 from[16];
+  std::memcpy(from, &halves, 32);
+  return singles([&](int at) { return float(from[at]); });
 }
 inline uint16_t nearest_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
@@ -137,6 +162,17 @@ inline __m512i looked_up(__m512i low, __m512i indices, __m512i high) {
   return bytes([table = std::array{as<Bytes>(low), as<Bytes>(high)}, at_of = as<Bytes>(indices)](int at) {
     return table[at_of[at] >> 6 & 1][at_of[at] & 63];
   });
+}
+// Of a table of 16 bytes for each 16, what the last 4 bits of an index name; nothing where the first is set.
+inline __m512i looked_up(__m512i table, __m512i indices) {
+  return bytes([from = as<Bytes>(table), at_of = as<Bytes>(indices)](int at) {
+    return at_of[at] & 0x80 ? uint8_t(0) : from[at / 16 * 16 + (at_of[at] & 15)];
+  });
+}
+inline __m512i repeated(__m128i x) {
+  uint8_t from[16];
+  std::memcpy(from, &x, 16);
+  return bytes([&](int at) { return from[at % 16]; });
 }
 // Bytes of both in turns, from the lower or the upper half of each 16.
 inline __m512i interleaved(__m512i a, __m512i b, int half) {
@@ -172,17 +208,22 @@ inline __m512i dot_bytes(__m512i sums, __m512i unsigned_bytes, __m512i signed_by
 
 #define EMULATED emulated_avx512
 #define _mm512_setzero_ps() (__m512{})
+#define _mm512_setzero_si512() (__m512i{})
 #define _mm512_set1_ps(x) EMULATED::singles([value = float(x)](int) { return value; })
 #define _mm512_set1_epi32(x) EMULATED::words([value = int32_t(x)](int) { return value; })
 #define _mm512_set1_epi8(x) EMULATED::bytes([value = uint8_t(x)](int) { return value; })
 #define _mm512_loadu_ps(from) EMULATED::as<__m512>(EMULATED::load(from))
+#define _mm512_load_ps(from) EMULATED::as<__m512>(EMULATED::load(from))
 #define _mm512_loadu_si512(from) EMULATED::load(from)
 #define _mm512_load_si512(from) EMULATED::load(from)
 #define _mm512_maskz_loadu_ps(mask, from) EMULATED::load_where(mask, from)
 #define _mm512_storeu_ps(to, x) EMULATED::store(to, x)
+#define _mm512_store_ps(to, x) EMULATED::store(to, x)
+#define _mm512_store_si512(to, x) EMULATED::store(to, x)
 #define _mm512_storeu_si512(to, x) EMULATED::store(to, x)
 #define _mm512_mask_storeu_epi8(to, mask, x) EMULATED::mask_store<uint8_t>(to, mask, x)
 #define _mm512_mask_storeu_epi16(to, mask, x) EMULATED::mask_store<uint16_t>(to, mask, x)
+#define _mm512_mul_ps(a, b) ((a) * (b))
 #define _mm512_fmadd_ps(a, b, c) EMULATED::fma(a, b, c)
 #define _mm512_fmsub_ps(a, b, c) EMULATED::fma(a, b, -(c))
 #define _mm512_fnmadd_ps(a, b, c) EMULATED::fma(-(a), b, c)
@@ -196,6 +237,10 @@ inline __m512i dot_bytes(__m512i sums, __m512i unsigned_bytes, __m512i signed_by
 #define _mm512_reduce_add_ps(x) EMULATED::reduced(EMULATED::as<EMULATED::Singles>(x), [](float a, float b) { return a + b; })
 #define _mm512_reduce_add_epi32(x) EMULATED::reduced(EMULATED::as<EMULATED::Words>(x), [](int32_t a, int32_t b) { return a + b; })
 #define _mm512_add_epi32(a, b) EMULATED::add(a, b)
+#define _mm512_add_epi8(a, b) EMULATED::add_bytes(a, ~uint64_t{0}, a, b)
+#define _mm512_mask_add_epi8(no, mask, a, b) EMULATED::add_bytes(no, mask, a, b)
+#define _cvtu64_mask64(bits) (uint64_t{bits})
+#define _mm512_movepi8_mask(x) EMULATED::highest_bits(x)
 #define _mm512_min_epi32(a, b) EMULATED::min(a, b)
 #define _mm512_and_si512(a, b) ((a) & (b))
 #define _mm512_or_si512(a, b) ((a) | (b))
@@ -204,12 +249,16 @@ inline __m512i dot_bytes(__m512i sums, __m512i unsigned_bytes, __m512i signed_by
 #define _mm512_slli_epi32(x, by) EMULATED::shift_left(x, by)
 #define _mm512_srli_epi32(x, by) EMULATED::shift_right(x, by)
 #define _mm512_slli_epi16(x, by) EMULATED::shift_halves_left(x, by)
+#define _mm512_srli_epi16(x, by) EMULATED::shift_halves_right(x, by)
 #define _mm512_castps_si512(x) EMULATED::as<__m512i>(x)
 #define _mm512_castsi512_ps(x) EMULATED::as<__m512>(x)
 #define _mm512_castsi256_si512(x) EMULATED::lower(x)
 #define _mm512_cvtps_epi32(x) EMULATED::to_words(x)
 #define _mm512_cvtepi32_ps(x) EMULATED::to_singles(x)
 #define _mm512_cvtepu16_epi32(x) EMULATED::widened(x)
+#define _mm512_cvtepi8_epi32(x) EMULATED::widened_bytes<int8_t>(x)
+#define _mm512_cvtepu8_epi32(x) EMULATED::widened_bytes<uint8_t>(x)
+#define _mm512_cvtph_ps(x) EMULATED::widened_halves(x)
 #define _mm512_cvtneps_pbh(x) EMULATED::narrowed(x)
 #define _mm512_cvtepi32_epi8(x) EMULATED::low_bytes(x, false)
 #define _mm512_cvtsepi32_epi8(x) EMULATED::low_bytes(x, true)
@@ -217,6 +266,8 @@ inline __m512i dot_bytes(__m512i sums, __m512i unsigned_bytes, __m512i signed_by
 #define _mm512_cmpgt_epi32_mask(a, b) EMULATED::greater(a, b)
 #define _mm512_mask_mov_ps(no, mask, yes) EMULATED::picked(no, mask, yes)
 #define _mm512_permutex2var_epi8(low, indices, high) EMULATED::looked_up(low, indices, high)
+#define _mm512_shuffle_epi8(table, indices) EMULATED::looked_up(table, indices)
+#define _mm512_broadcast_i32x4(x) EMULATED::repeated(x)
 #define _mm512_unpacklo_epi8(a, b) EMULATED::interleaved(a, b, 0)
 #define _mm512_unpackhi_epi8(a, b) EMULATED::interleaved(a, b, 1)
 #define _mm512_maskz_expand_epi64(mask, x) EMULATED::expanded(mask, x)
