@@ -91,6 +91,76 @@ def test_a_packed_table_has_the_rows_of_the_file(kind: str) -> None:
     assert np.array_equal(np.asarray(rows), expected)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_take_the_memory_that_they_take_in_a_file(kind: str) -> None:
+    matrix = raw_matrix(kind, 32, 2048)
+    most = {"Q2_K": 1.2, "MXFP4": 1.06, "Q3_K": 1.06}.get(
+        kind, 1.03
+    )  # scales of 8 bits instead of 4, f16 instead of E8M0
+    assert matrix.rows.size <= packed_bytes([matrix]) <= matrix.rows.size * most
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_each_scale_of_fp8_is_what_ggml_makes_of_it(rows: int) -> None:
+    matrix = raw_matrix("NVFP4", 16, 64 * 64)
+    blocks = matrix.rows.reshape(16, 64, 36).copy()
+    blocks[..., :4] = np.arange(256).reshape(64, 4)
+    matrix = RawMatrix("NVFP4", blocks.reshape(16, -1), matrix.depth)
+    weight, strips = packed([matrix])
+    plain = dequantized(matrix)
+    taken = take_grouped_rows(weight, strips, jnp.arange(16, dtype=jnp.int32), matrix.depth)
+    assert np.array_equal(np.asarray(taken), plain.astype(ml_dtypes.bfloat16))
+    x = rows_of(rows, matrix.depth)
+    close(grouped_linear(jnp.asarray(x), weight, strips, dtype=jnp.float32), rounded(x) @ plain.astype(np.float64).T)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("kind", TYPES)
+def test_sums_of_the_largest_codes_do_not_overflow(kind: str, rows: int) -> None:
+    """Products of bytes are added in 16 bits by some processors, which hold two of the largest at most."""
+    matrix = raw_matrix(kind, 16, 512)
+    block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    scales = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q6_K": (208, 210), "MXFP4": (0, 1)}
+    begin, end = scales.get(kind, (0, 4 if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "NVFP4") else 2))
+    x = np.full((rows, 512), 127.0)
+    x[1::3] *= -1
+    x[2::3, ::2] *= -1
+    for filling in (0x00, 0x7F, 0x80, 0xFF):
+        blocks = matrix.rows.reshape(16, 512 // block, size).copy()
+        kept = blocks[..., begin:end].copy()
+        blocks[...] = filling
+        blocks[..., begin:end] = kept
+        extreme = RawMatrix(kind, blocks.reshape(16, -1), 512)
+        weight, strips = packed([extreme])
+        out = grouped_linear(jnp.asarray(x, jnp.bfloat16), weight, strips, dtype=jnp.float32)
+        plain = dequantized(extreme).astype(np.float64)
+        slack = 4e-6 * 127 * np.abs(plain).sum(axis=1) + 1e-6 * 127 * 512 * np.abs(plain).max()
+        assert (np.abs(np.asarray(out, np.float64) - x @ plain.T) <= slack).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 19, 40])
+def test_each_strip_is_multiplied_as_it_is_alone(rows: int) -> None:
+    parts = [raw_matrix(kind, count, 512) for kind, count in (("Q4_K", 32), ("Q6_K", 16), ("Q8_0", 16), ("Q4_0", 64))]
+    x = jnp.asarray(rows_of(rows, 512))
+    alone = [np.asarray(grouped_linear(x, *packed([part]), dtype=jnp.float32)) for part in parts]
+    for order in (1, -1):
+        mixed = grouped_linear(x, *packed(parts[::order]), dtype=jnp.float32)
+        assert np.array_equal(mixed, np.concatenate(alone[::order], axis=1))
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q3_K", "Q8_0"])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_numbers_that_are_not_finite_stay_with_their_row(kind: str, rows: int) -> None:
+    weight, strips = packed([raw_matrix(kind, 64, 512)])
+    x = rows_of(rows, 512)
+    before = np.asarray(grouped_linear(jnp.asarray(x), weight, strips, dtype=jnp.float32))
+    x[1, 7], x[3, 300] = np.nan, np.inf
+    after = np.asarray(grouped_linear(jnp.asarray(x), weight, strips, dtype=jnp.float32))
+    others = np.setdiff1d(np.arange(rows), (1, 3))
+    assert np.array_equal(after[others], before[others])
+    assert np.isnan(after[[1, 3]]).all()
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 13, 40])
 @pytest.mark.parametrize("kind", TYPES)
 def test_products_are_those_of_the_weights_and_rounded_rows(kind: str, rows: int) -> None:

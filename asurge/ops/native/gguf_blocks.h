@@ -39,9 +39,8 @@ inline float from_f16(uint16_t bits) {
   return bits & 0x8000 ? -size : size;
 }
 
-// An unsigned number of 8 bits, 4 of them exponent and 3 mantissa; the pattern of NaN is 0, as in ggml.
+// An unsigned number of 8 bits, 4 of them exponent and 3 mantissa.
 inline float from_ue4m3(uint8_t bits) {
-  if (bits == 0x7F) return 0.0f;
   const int exponent = bits >> 3 & 15, mantissa = bits & 7;
   return exponent ? std::ldexp(1.0f + mantissa / 8.0f, exponent - 7) : std::ldexp(mantissa / 8.0f, -6);
 }
@@ -59,7 +58,7 @@ template <GroupedType type>
 inline size_t unpack_small(const uint8_t* from, int numbers, Unpacked& to) {
   if constexpr (type == GroupedType::kNVFP4) {
     for (int group = 0; group < 4; ++group) {
-      to.scales[group] = to_f16(0.5f * from_ue4m3(from[group]));
+      to.scales[group] = from[group] == 0x7F ? 0 : from[group] & 0x7F;  // NaN is 0, as in ggml, and a sign is ignored
       unpack_halves(from + 4 + 8 * group, to.codes + 16 * group, 8);
     }
     return 36;
@@ -116,10 +115,11 @@ inline size_t unpack_super(const uint8_t* from, Unpacked& to) {
   if constexpr (type == GroupedType::kQ2_K || type == GroupedType::kQ3_K) {
     constexpr bool three = type == GroupedType::kQ3_K;
     const uint8_t* low = from + (three ? 32 : 16);
-    for (int i = 0; i < 256; ++i) {
-      const int half = i / 128, shift = i % 128 / 32, byte = i % 32;
-      to.codes[i] = low[32 * half + byte] >> (2 * shift) & 3;
-      if (three) to.codes[i] |= (from[byte] >> (4 * half + shift) & 1) << 2;
+    for (int run = 0; run < 8; ++run) {
+      for (int i = 0; i < 32; ++i) {
+        to.codes[32 * run + i] = low[run / 4 * 32 + i] >> (2 * (run % 4)) & 3;
+        if (three) to.codes[32 * run + i] |= (from[i] >> run & 1) << 2;
+      }
     }
     if constexpr (three) {
       const uint8_t* packed = from + 96;
@@ -143,17 +143,20 @@ inline size_t unpack_super(const uint8_t* from, Unpacked& to) {
     to.outer_minimum = load_u16(from + 2) ^ kSign;
     unpack_six(from + 4, to);
     const uint8_t *high = from + 16, *low = from + (five ? 48 : 16);
-    for (int i = 0; i < 256; ++i) {
-      const int pair = i / 64, upper = i % 64 / 32, byte = i % 32;
-      to.codes[i] = low[32 * pair + byte] >> (4 * upper) & 15;
-      if (five) to.codes[i] |= (high[byte] >> (2 * pair + upper) & 1) << 4;
+    for (int run = 0; run < 8; ++run) {
+      for (int i = 0; i < 32; ++i) {
+        to.codes[32 * run + i] = low[run / 2 * 32 + i] >> (4 * (run % 2)) & 15;
+        if (five) to.codes[32 * run + i] |= (high[i] >> run & 1) << 4;
+      }
     }
     return five ? 176 : 144;
   } else if constexpr (type == GroupedType::kQ6_K) {
-    for (int i = 0; i < 256; ++i) {
-      const int half = i / 128, quarter = i % 128 / 32, byte = i % 32;
-      const int low = from[64 * half + 32 * (quarter % 2) + byte] >> (4 * (quarter / 2)) & 15;
-      to.codes[i] = low | (from[128 + 32 * half + byte] >> (2 * quarter) & 3) << 4;
+    for (int run = 0; run < 8; ++run) {
+      const int half = run / 4, quarter = run % 4;
+      for (int i = 0; i < 32; ++i) {
+        const int low = from[64 * half + 32 * (quarter % 2) + i] >> (4 * (quarter / 2)) & 15;
+        to.codes[32 * run + i] = low | (from[128 + 32 * half + i] >> (2 * quarter) & 3) << 4;
+      }
     }
     for (int i = 0; i < 16; ++i) to.scales[i] = from[192 + i];
     to.outer = load_u16(from + 208);

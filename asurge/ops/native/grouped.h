@@ -3,7 +3,7 @@
 // A strip holds 16 columns. Its blocks follow each other along the depth: of 64 numbers, with a float16 scale for each group and
 // column; or of 256, with a float16 scale for each column and, to be multiplied by it, an integer of 8 bits for each group
 // ("two levels", llama.cpp's K-quants). A format may have minima, stored in the same way. All come before the codes:
-//   one level:  scales [64 / group][16] f16, minima likewise, 2 parts of codes
+//   one level:  scales [64 / group][16] f16 (or FP8, E4M3, of which half is meant), minima likewise, 2 parts of codes
 //   two levels: scale [16] f16, minimum [16] f16 (or padding), scales [256 / group][16] int8, minima likewise, 8 parts of codes
 // A part is 32 numbers of each column: 8 vectors of 64 bytes, of which vector v holds numbers 4 v to 4 v + 3 of all columns, as
 // dot products of bytes take them. Of 4 bits and more, 4 lines hold the low nibbles: vector v in the low half of line v, vector
@@ -24,21 +24,26 @@ enum class GroupedType : int32_t {
 
 enum class Codebook { kNone, kIQ4, kE2M1 };
 
+enum class Scales { kF16, kE4M3 };
+
 // Signed numbers of 8 bits that nibbles stand for: non-linear ones of llama.cpp, and twice those of FP4 (E2M1).
 alignas(16) inline constexpr int8_t kIQ4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 alignas(16) inline constexpr int8_t kE2M1Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // A weight is scale * (code - zero) + minimum, its code looked up where there is a codebook. `zero_bits`: the zero is a power of
 // two, or there is none (-1).
-template <int bits_, int group_, bool two_levels_, bool has_minimum_, int zero_bits_, Codebook book_ = Codebook::kNone>
+template <int bits_, int group_, bool two_levels_, bool has_minimum_, int zero_bits_, Codebook book_ = Codebook::kNone,
+          Scales scales_ = Scales::kF16>
 struct GroupedFormat {
   static constexpr int bits = bits_, group = group_, zero_bits = zero_bits_;
   static constexpr bool two_levels = two_levels_, has_minimum = has_minimum_;
   static constexpr Codebook book = book_;
+  static constexpr Scales scales = scales_;
   static constexpr int block = two_levels ? 256 : 64;    // numbers along the depth
   static constexpr int groups = block / group;
   static constexpr int part_bytes = 64 * bits;
-  static constexpr int scale_bytes = groups * 16 * (two_levels ? 1 : 2);
+  static constexpr int factor_bytes = two_levels || scales == Scales::kE4M3 ? 1 : 2;  // of a scale, or of a minimum
+  static constexpr int scale_bytes = groups * 16 * factor_bytes;
   static constexpr int scales_at = two_levels ? 64 : 0;
   static constexpr int minima_at = scales_at + scale_bytes;
   static constexpr int codes_at = minima_at + (has_minimum ? scale_bytes : 0);
@@ -76,7 +81,7 @@ struct FormatOf<GroupedType::kIQ4_XS> : GroupedFormat<4, 32, true, false, 7, Cod
 template <>
 struct FormatOf<GroupedType::kMXFP4> : GroupedFormat<4, 32, false, false, 4, Codebook::kE2M1> {};
 template <>
-struct FormatOf<GroupedType::kNVFP4> : GroupedFormat<4, 16, false, false, 4, Codebook::kE2M1> {};
+struct FormatOf<GroupedType::kNVFP4> : GroupedFormat<4, 16, false, false, 4, Codebook::kE2M1, Scales::kE4M3> {};
 
 // body(type) of a type that is a constant.
 template <typename Body>

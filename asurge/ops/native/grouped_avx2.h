@@ -54,6 +54,12 @@ template <Codebook book, int zero_bits>
 
 inline __m256 load_halves(const uint8_t* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
 
+// Half of a number in FP8 without a sign, which f16 has in the same bits but for its bias of 15 instead of 7.
+inline __m256 load_e4m3(const uint8_t* from) {
+  const __m128i shorts = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm_slli_epi16(shorts, 7)), _mm256_set1_ps(128.0f));
+}
+
 template <bool is_unsigned>
 inline __m256 load_bytes(const uint8_t* from) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
@@ -64,6 +70,8 @@ template <typename F>
 inline __m256 load_factor(const uint8_t* first, int group, int half, __m256 outer) {
   if constexpr (F::two_levels) {
     return _mm256_mul_ps(load_bytes<F::has_minimum>(first + 16 * group + 8 * half), outer);
+  } else if constexpr (F::scales == Scales::kE4M3) {
+    return load_e4m3(first + 16 * group + 8 * half);
   } else {
     return load_halves(first + 32 * group + 16 * half);
   }

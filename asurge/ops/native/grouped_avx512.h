@@ -67,6 +67,12 @@ inline __m512 load_halves(const uint8_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+// Half of a number in FP8 without a sign, which f16 has in the same bits but for its bias of 15 instead of 7.
+inline __m512 load_e4m3(const uint8_t* from) {
+  const __m256i shorts = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(shorts, 7)), _mm512_set1_ps(128.0f));
+}
+
 template <bool is_unsigned>
 inline __m512 load_bytes(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -78,6 +84,8 @@ template <typename F>
 inline __m512 load_factor(const uint8_t* first, int group, __m512 outer) {
   if constexpr (F::two_levels) {
     return _mm512_mul_ps(load_bytes<F::has_minimum>(first + 16 * group), outer);
+  } else if constexpr (F::scales == Scales::kE4M3) {
+    return load_e4m3(first + 16 * group);
   } else {
     return load_halves(first + 32 * group);
   }

@@ -9,20 +9,40 @@ namespace {
 
 constexpr int kColumns = 16;
 
+// Four numbers of each column, from `first` on.
+Ints gather(const Unpacked (&columns)[kColumns], int first) {
+  alignas(64) uint8_t line[64];
+  for (int column = 0; column < kColumns; ++column) std::memcpy(line + 4 * column, columns[column].codes + first, 4);
+  return load_line(line);
+}
+
 // Codes of 32 numbers of 16 columns, as `grouped.h` says.
 template <typename F>
 void store_part(const Unpacked (&columns)[kColumns], int first, uint8_t* to) {
-  std::memset(to, 0, F::part_bytes);
-  constexpr int low_lines = F::bits == 4 || F::bits == 5 || F::bits == 6 ? 4 : 0;
-  constexpr bool twos = F::bits == 6 || F::bits == 2 || F::bits == 3;
-  uint8_t *two_bits = to + 64 * low_lines, *single = two_bits + (twos ? 128 : 0);
-  for (int column = 0; column < kColumns; ++column) {
-    for (int i = 0; i < 32; ++i) {
-      const int code = columns[column].codes[first + i], vector = i / 4, byte = 4 * column + i % 4;
-      if constexpr (F::bits == 8) to[64 * vector + byte] = code;
-      if constexpr (low_lines) to[64 * (vector % 4) + byte] |= (code & 15) << (vector < 4 ? 0 : 4);
-      if constexpr (twos) two_bits[64 * (vector / 4) + byte] |= (code >> (low_lines ? 4 : 0) & 3) << (2 * (vector % 4));
-      if constexpr (F::bits == 5 || F::bits == 3) single[8 * vector + byte / 8] |= (code >> (F::bits - 1) & 1) << (byte % 8);
+  Ints vectors[8];
+  for (int v = 0; v < 8; ++v) vectors[v] = gather(columns, first + 4 * v);
+  if constexpr (F::bits == 8) {
+    for (int v = 0; v < 8; ++v) store_line(to + 64 * v, vectors[v]);
+    return;
+  }
+  constexpr bool low = F::bits >= 4, twos = F::bits == 6 || F::bits < 4;
+  const Ints nibble = all(0x0F0F0F0F), two = all(0x03030303);
+  if constexpr (low) {
+    for (int v = 0; v < 4; ++v, to += 64) {
+      store_line(to, either(both(vectors[v], nibble), shift_left<4>(both(vectors[v + 4], nibble))));
+    }
+  }
+  if constexpr (twos) {
+    for (int h = 0; h < 2; ++h, to += 64) {
+      Ints line = all(0);
+      for (int k = 3; k >= 0; --k) line = either(shift_left<2>(line), both(shift_right<low ? 4 : 0>(vectors[4 * h + k]), two));
+      store_line(to, line);
+    }
+  }
+  if constexpr (F::bits == 5 || F::bits == 3) {
+    for (int v = 0; v < 8; ++v, to += 8) {
+      const uint64_t set = highest_bits(shift_left<8 - F::bits>(vectors[v]));
+      std::memcpy(to, &set, 8);
     }
   }
 }
@@ -36,7 +56,7 @@ void store_factors(const Unpacked (&columns)[kColumns], uint8_t* to) {
       std::memcpy(to + 32 + 2 * column, &from.outer_minimum, 2);
     }
     for (int group = 0; group < F::groups; ++group) {
-      constexpr int size = F::two_levels ? 1 : 2;
+      constexpr int size = F::factor_bytes;
       const int at = size * (kColumns * group + column);
       std::memcpy(to + F::scales_at + at, &from.scales[group], size);
       if constexpr (F::has_minimum) std::memcpy(to + F::minima_at + at, &from.minima[group], size);
@@ -81,6 +101,7 @@ void weights_of(const uint8_t* block, int part, int column, float* out) {
   const auto f16 = [](const uint8_t* at) { return from_f16(load_u16(at)); };
   const auto factor = [&](int first, int group, int outer) {
     const uint8_t* at = block + first;
+    if constexpr (F::scales == Scales::kE4M3) return 0.5f * from_ue4m3(at[kColumns * group + column]);
     if constexpr (!F::two_levels) return f16(at + 2 * (kColumns * group + column));
     const uint8_t byte = at[kColumns * group + column];
     return f16(block + outer + 2 * column) * (F::has_minimum ? static_cast<float>(byte) : static_cast<float>(static_cast<int8_t>(byte)));

@@ -82,6 +82,9 @@ template <int kBits>
 inline Ints shift_right(Ints x) {
   return {_mm256_srli_epi32(x.low, kBits), _mm256_srli_epi32(x.high, kBits)};
 }
+inline uint64_t highest_bits(Ints x) {
+  return static_cast<uint32_t>(_mm256_movemask_epi8(x.low)) | uint64_t{static_cast<uint32_t>(_mm256_movemask_epi8(x.high))} << 32;
+}
 inline int32_t sum(Ints x) {
   const __m256i eight = _mm256_add_epi32(x.low, x.high);
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));

@@ -40,6 +40,7 @@ template <int kBits>
 inline Ints shift_left(Ints x) { return _mm512_slli_epi32(x, kBits); }
 template <int kBits>
 inline Ints shift_right(Ints x) { return _mm512_srli_epi32(x, kBits); }
+inline uint64_t highest_bits(Ints x) { return _mm512_movepi8_mask(x); }  // of 64 bytes
 inline int32_t sum(Ints x) { return _mm512_reduce_add_epi32(x); }
 
 inline Ints bits(Floats x) { return _mm512_castps_si512(x); }
