@@ -1,4 +1,4 @@
-"""asurge: an LLM inference engine that lives in your event loop."""
+"""An LLM inference engine that lives in your event loop."""
 
 from __future__ import annotations
 

@@ -130,8 +130,11 @@ class _Reader:
 
 
 class BlockingStream:
-    """An iterator over one request's outputs. Leaving a ``with`` block, `close`, and dropping it abort the request; being
-    interrupted (Ctrl-C) while it waits does not, and loses nothing."""
+    """An iterator over the outputs of a request.
+
+    Leaving a ``with`` block, `close`, and dropping it abort the request; being interrupted (Ctrl-C) while it waits does not, and
+    loses nothing.
+    """
 
     def __init__(self, engine: Engine, stream: TokenStream) -> None:
         self._engine, self._stream, self._reader = engine, stream, _Reader(stream)
@@ -213,8 +216,10 @@ def _call(portal: BlockingPortal, do: Callable[[], Awaitable[T]]) -> T:
 
 
 class Engine:
-    """`asurge.Engine` on an event loop in a thread of its own. May be used from several threads, and in the process that
-    started it."""
+    """`asurge.Engine` for code without an event loop: it runs on one in a thread of its own.
+
+    May be used from several threads, and in the process that started it.
+    """
 
     def __init__(self, model: str = "demo", **settings: Unpack[EngineSettings]) -> None:
         self._engine = asynchronous.Engine(model, **settings)

@@ -20,7 +20,7 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Which request comes next, and how the budget of a step is shared (`docs/scheduling.md`).
+    """Settings of the scheduler: the order of requests, and how they share the budget of a step (`docs/scheduling.md`).
 
     Attributes:
         policy: ``"fcfs"``: in order of arrival; ``"priority"``: lower numbers first, and they take slots and pages from
@@ -60,7 +60,7 @@ class SchedulerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """What is kept of finished work.
+    """Settings of the prefix cache.
 
     Attributes:
         enable_prefix_caching: share pages between prompts with the same beginning.
@@ -81,7 +81,7 @@ class CacheConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What the user of an engine may choose. `asurge.Engine` takes the same names.
+    """Settings of an engine; `asurge.Engine` takes the same names.
 
     Attributes:
         model: ``"demo"``, a checkpoint folder, a GGUF file, a Hugging Face repository (``owner/name``, or ``owner/name:Q4_K_M`` for one of

@@ -276,8 +276,10 @@ def _with(required: Any, name: str) -> list[Any]:
 
 
 def without_assertions(pattern: str) -> str | None:
-    """A regular expression without what no automaton knows: looking ahead and behind, boundaries of words. It matches all that it
-    matched before. None if it refers to its own groups."""
+    """Remove from a regular expression what no automaton knows: lookahead, lookbehind and word boundaries.
+
+    The result matches all that the expression matched before. None if it refers to its own groups.
+    """
     pieces, depth = list[str](), 0
     for kind, text in _tokens(pattern):
         if depth:

@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""Outputs of requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "abort", "error", "tool_calls"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logprob:
-    """How likely the model itself found a token, before temperature and all that a request asked for.
+    """Probability of a token by the model itself, before temperature and all other options of the request.
 
     Attributes:
         logprob: natural logarithm of its probability.
@@ -30,7 +30,7 @@ class Logprob:
 
 @dataclasses.dataclass(slots=True)
 class CompletionOutput:
-    """One completion of a request. ``finish_reason`` is None while it grows.
+    """A completion of a request; ``finish_reason`` is None while it grows.
 
     Attributes:
         cumulative_logprob: the sum over all its tokens, if logprobs were asked for.

@@ -1,4 +1,4 @@
-"""What a request asks for."""
+"""Parameters of requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_SEED = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one request is sampled, and when it ends. Checked when made.
+    """Parameters of a generation: how tokens are sampled, and when the text ends. Checked when made.
 
     Logits are changed in this order: allowed tokens, penalties, bias, logits processors, typical_p; then temperature,
     top_k, top_p and min_p. A request that uses none of penalties, bias, constraints, logprobs, processors or typical_p
@@ -180,7 +180,7 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingParams:
-    """How a prompt becomes a vector. Checked when made.
+    """Parameters of an embedding. Checked when made.
 
     Attributes:
         pooling: the ``"mean"`` of the normalised hidden states of all tokens, or that of the ``"last"`` token.
@@ -208,7 +208,7 @@ class EmbeddingParams:
 
 
 class RequestOptions(TypedDict, total=False):
-    """How a request is treated beside others.
+    """Options of a request beside others: priority, tenant, deadline and cache salt.
 
     Attributes:
         priority: lower numbers come first, where the scheduler's policy is ``"priority"``.
@@ -229,8 +229,10 @@ MAX_NAME = 256
 
 
 def check_options(options: RequestOptions) -> None:
-    """Raises:
-    InvalidRequestError: one is of the wrong kind or out of range; ``param`` names it.
+    """Check the values of `RequestOptions`.
+
+    Raises:
+        InvalidRequestError: one is of the wrong kind or out of range; ``param`` names it.
     """
     check_names(options, RequestOptions)
     check_integer("priority", options.get("priority", 0), -MAX_PRIORITY, MAX_PRIORITY)
@@ -247,8 +249,10 @@ def check_options(options: RequestOptions) -> None:
 
 
 def check_names(options: Mapping[str, Any], kind: type[Any]) -> None:
-    """Raises:
-    InvalidRequestError: one is not among those of ``kind``, a typed dictionary.
+    """Check that all names are keys of ``kind``, a typed dictionary.
+
+    Raises:
+        InvalidRequestError: one is not among those of ``kind``, a typed dictionary.
     """
     known = kind.__annotations__
     for name in options:
@@ -257,8 +261,10 @@ def check_names(options: Mapping[str, Any], kind: type[Any]) -> None:
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, param: str | None = None) -> None:
-    """Raises:
-    InvalidRequestError: it is not a number in ``[low, high]``; ``param``, or else the name, is the parameter at fault.
+    """Check that a value is a number in ``[low, high]``.
+
+    Raises:
+        InvalidRequestError: it is not a number in ``[low, high]``; ``param``, or else the name, is the parameter at fault.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidRequestError(f"{name}={shown(value)} must be a finite number", param=param or name)
@@ -267,8 +273,10 @@ def check_number(name: str, value: Any, low: float, high: float, *, param: str |
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None) -> None:
-    """Raises:
-    InvalidRequestError: it is not an integer from ``low`` to ``high``.
+    """Check that a value is an integer from ``low`` to ``high``.
+
+    Raises:
+        InvalidRequestError: it is not an integer from ``low`` to ``high``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name}={shown(value)} must be an integer", param=name)

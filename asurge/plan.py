@@ -43,8 +43,7 @@ def mask_words(vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogitsShaping:
-    """What is done to a row's logits before its token is sampled, or reported about them, beyond what
-    every step can do.
+    """Changes to a row's logits before sampling, and logprobs to report, beyond what every step can do.
 
     A step with such a row samples apart: the forward pass first, then all its sampling in a dispatch of its own, which
     may wait for what the host has to say (`StepHandle.sample`).
@@ -73,7 +72,7 @@ class LogitsShaping:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowSampling:
-    """How one row's next token is sampled. Neutral values: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
+    """Sampling parameters of a row. Neutral values: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
 
     Attributes:
         seed: of 32 bits.
@@ -152,7 +151,7 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepPlan:
-    """One step: decode rows and prefill chunks that run together; or a group of steps, of decode rows alone."""
+    """A step: decode rows and prefill chunks that run together; or a group of steps, of decode rows alone."""
 
     step_id: int
     decode: tuple[PlanRow, ...]
@@ -206,7 +205,7 @@ class TokenLogprobs:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What a step sampled.
+    """Tokens that a step sampled, and what it reports with them.
 
     Attributes:
         token_ids: int32 ``[rows, decode_steps]`` in the order of ``plan.rows``; meaningless where a row does not sample, -1 after a stop
@@ -255,7 +254,7 @@ class StepHandle(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunnerLimits:
-    """What the scheduler must respect.
+    """Limits of a runner that the scheduler must respect.
 
     Attributes:
         num_pages: pages in the pool, the null page included.
@@ -285,8 +284,10 @@ class RunnerLimits:
 
     @property
     def longest(self) -> int:
-        """The longest sequence that can run, in tokens: the model's limit, or what the pool holds. Its last token is sampled
-        but never computed, so it needs no page."""
+        """Length of the longest sequence that can run, in tokens: the model's limit, or what the pool holds.
+
+        Its last token is sampled but never computed, so it needs no page.
+        """
         return min(self.max_model_len, self.tokens_held + 1)
 
     @property
@@ -306,8 +307,9 @@ class RunnerLimits:
         return sum(self.columns_held(window, columns) for window in self.windows)
 
     def columns_held(self, window: int | None, columns: int, *, step: int | None = None) -> int:
-        """The most pages that a sequence of ``columns`` columns holds at once in one table: all, or those that the window and a
-        step touch.
+        """Return the most pages that a sequence of ``columns`` columns holds at once in one table.
+
+        They are all its pages, or those that the window and a step touch.
 
         Args:
             step: the step's tokens; None: as many as a step can have.
@@ -319,8 +321,11 @@ class RunnerLimits:
 
 
 class Runner(Protocol):
-    """The only owner of device state. All methods block and are called from worker threads, one at a time,
-    except `StepHandle.wait`, which may overlap the next `dispatch`."""
+    """The only owner of device state.
+
+    All methods block and are called from worker threads, one at a time, except `StepHandle.wait`, which may overlap the next
+    `dispatch`.
+    """
 
     @property
     def limits(self) -> RunnerLimits: ...

@@ -1,4 +1,4 @@
-"""How many processors this process really has, and how many threads to start on them.
+"""Number of processors that this process really has, and of threads to start on them.
 
 Affinity (cpusets are part of it) says on how many a process may run; the quotas of its control groups say how much of their time it
 gets. A container with one processor's time on a host of 64 sees all 64: with a thread on each it would use up its time in the first
@@ -44,7 +44,7 @@ class Quota:
 
     @property
     def processors(self) -> float:
-        """As a number of processors."""
+        """The quota as a number of processors."""
         return self.time_us / self.period_us
 
     def __str__(self) -> str:
@@ -67,13 +67,16 @@ class Processors:
 
     @property
     def count(self) -> int:
-        """Whole processors, at least one. A fraction is left to what else the process does, its event loop first of all: threads
-        that need more time than there is are all stopped together until the period ends."""
+        """Number of whole processors, at least one.
+
+        A fraction is left to what else the process does, its event loop first of all: threads that need more time than there is
+        are all stopped together until the period ends.
+        """
         return self.visible if self.quota is None else self._within(self.quota.time_us // self.quota.period_us)
 
     @property
     def most(self) -> int:
-        """As many threads as can have any use: the processors, those it has a fraction of included."""
+        """The largest useful number of threads: the processors, those it has a fraction of included."""
         return self.visible if self.quota is None else self._within(-(-self.quota.time_us // self.quota.period_us))
 
     def _within(self, count: int) -> int:
@@ -81,15 +84,16 @@ class Processors:
 
     @property
     def limit(self) -> str:
-        """What makes there be no more, for logs."""
+        """Description of what limits the processors, for logs."""
         if self.quota is not None and self.quota.processors < self.visible:
             return str(self.quota)
         return f"the process may run on {_named(self.visible)}"
 
 
 def allowed() -> int:
-    """Count the processors on which the calling thread and the process may run; its first thread's affinity is what ``taskset -p``
-    changes.
+    """Count the processors on which the calling thread and the process may run.
+
+    The affinity of the process's first thread is what ``taskset -p`` changes.
 
     Raises:
         OSError: the system does not say.
@@ -130,7 +134,7 @@ class ProcessorProbe:
         self._unfound: list[str] = []
 
     def look(self) -> Processors:
-        """What there is at this moment."""
+        """Read the processors that the process has at this moment."""
         unread: list[str] = []
         try:
             visible = self._affinity()
@@ -235,7 +239,7 @@ def _number(text: str) -> int:
 
 
 class ThreadBudget:
-    """How many threads an engine may start for what keeps a processor busy: what was asked for, as far as there are processors.
+    """Number of threads that an engine may start for computing: the number requested, as far as there are processors.
 
     In this order: the engine's setting, `THREADS_VARIABLE`, what a scheduler has given the process (`SCHEDULER_VARIABLES`), and
     `Processors.count`.

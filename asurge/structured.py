@@ -21,7 +21,9 @@ FORMS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GuidedDecodingParams:
-    """One form that the text must have. Checked for kind and size when made, compiled when the request is admitted.
+    """Structured output: one form that the text must have.
+
+    Checked for kind and size when made, compiled when the request is admitted.
 
     Attributes:
         json: a JSON schema, as a mapping or as text.
@@ -69,7 +71,7 @@ class GuidedDecodingParams:
 
     @property
     def form(self) -> str:
-        """Which form is given."""
+        """Name of the form that is given."""
         return next(form for form in FORMS if getattr(self, form) not in (None, False))
 
 
@@ -83,8 +85,10 @@ def shown(value: object) -> str:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raises:
-    InvalidRequestError: a text holds lone surrogates, which nothing can encode.
+    """Check that a text can be encoded in UTF-8.
+
+    Raises:
+        InvalidRequestError: a text holds lone surrogates, which nothing can encode.
     """
     try:
         text.encode()

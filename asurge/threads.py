@@ -14,8 +14,10 @@ T = TypeVar("T")
 
 
 async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
-    """Do some work in a worker thread, which keeps its place in the limiter until it has ended. A caller that is cancelled
-    waits until then, as everywhere in anyio; the work may look at `anyio.from_thread.check_cancelled`."""
+    """Run a function in a worker thread, which keeps its place in the limiter until it has ended.
+
+    A caller that is cancelled waits until then, as everywhere in anyio; the work may look at `anyio.from_thread.check_cancelled`.
+    """
     return await run_to_end(lambda: to_thread.run_sync(work, limiter=limiter))
 
 

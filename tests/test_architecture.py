@@ -65,3 +65,35 @@ def test_nothing_is_imported_from_tests() -> None:
                 prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
                 for name in (prefix + one.name for one in node.names):
                     assert not re.match(r"tests\.(.*\.)?test_", name), f"{path.name}:{node.lineno}"
+
+
+def documented(
+    tree: ast.Module,
+) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """The module, and its public classes, functions and methods."""
+    yield "module", tree
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not method.name.startswith("_"):
+                    yield f"{node.name}.{method.name}", method
+
+
+FRAGMENT = re.compile(r"(Of|By|As|In|With|For|From|To|What|Where|Which|How|One|Raises|Returns)\b")
+"""Words that begin a summary which withholds its noun or verb."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_docstrings_begin_with_a_summary(path: Path) -> None:
+    """A docstring's first line is a sentence that stands alone. Methods without a docstring have that of their base class."""
+    for name, node in documented(ast.parse(path.read_text())):
+        docstring = ast.get_docstring(node)
+        if docstring is None:
+            assert "." in name, f"{name} has no docstring"
+            continue
+        summary, *rest = docstring.splitlines()
+        assert summary[0].isupper() or summary[0] == "`", f"{name}: {summary!r} is not capitalised"
+        assert summary.endswith("."), f"{name}: {summary!r} does not end with a period"
+        assert not FRAGMENT.match(summary), f"{name}: {summary!r} is a fragment"
+        assert not rest or not rest[0].strip(), f"{name}: no blank line follows {summary!r}"

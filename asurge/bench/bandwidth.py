@@ -1,4 +1,4 @@
-"""How fast this machine's memory can be read: the limit of a decode step.
+"""Measure the bandwidth of this machine's memory: the limit of a decode step.
 
 `measure_bandwidth` runs this file as a process of its own, so that neither its buffer counts in the peak memory of the measured
 process, nor its threads in the load.
@@ -42,8 +42,10 @@ def measure_bandwidth() -> float:
 
 
 def host_bandwidth(buffer_bytes: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
-    """Sums of 64-bit integers, one thread a core: numpy releases the interpreter, and adding a word is far cheaper than fetching
-    it from memory. Nothing is written but the sums."""
+    """Measure bytes read a second, by summing 64-bit integers with one thread a core.
+
+    numpy releases the interpreter, and adding a word is far cheaper than reading it from memory. Nothing is written but the sums.
+    """
     from asurge.bench.machine import usable_cores
 
     threads = usable_cores()

@@ -15,7 +15,7 @@ LAG_INTERVAL_S = 0.01
 
 
 class Client(Protocol):
-    """Where requests go."""
+    """The interface through which a benchmark sends requests."""
 
     async def complete(self, prompt: Sequence[int], output_len: int, record: Record, /) -> None:
         """Ask for one greedy completion of exactly ``output_len`` tokens, and note each delivery.
@@ -76,7 +76,7 @@ async def _round(
 
 
 class LagMonitor:
-    """How late the event loop wakes a coroutine: what anything else on this loop waits for."""
+    """Measure the event loop's lag: how late it wakes a coroutine, and so what anything else on this loop waits for."""
 
     def __init__(self, interval_s: float = LAG_INTERVAL_S) -> None:
         self.samples_s: list[float] = []

@@ -23,7 +23,7 @@ class EngineClient:
         self._kind: OutputKind = "final" if whole else "delta"
 
     async def complete(self, prompt: Sequence[int], output_len: int, record: Record, /) -> None:
-        """One completion."""
+        """Complete one prompt."""
         params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True, output_kind=self._kind)
         taken = 0
         async for output in self._engine.stream(prompt, params):

@@ -61,7 +61,10 @@ class HttpClient:
             await self._session.close()
 
     async def complete(self, prompt: Sequence[int], output_len: int, record: Record, /) -> None:
-        """One completion. Servers that count the tokens in each chunk are believed; for others, a chunk is a token."""
+        """Complete one prompt, and count its tokens.
+
+        Servers that count the tokens in each chunk are believed; for others, a chunk is a token.
+        """
         aiohttp, session = _aiohttp(), self._open()
         body = {
             "model": self.model,

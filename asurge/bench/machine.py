@@ -64,7 +64,7 @@ def peak_resident_bytes() -> int:
 
 @contextmanager
 def count_compilations() -> Iterator[list[float]]:
-    """What XLA compiles inside the block: the seconds of each compilation, in the list it yields."""
+    """Collect the seconds of each compilation by XLA inside the block, in the list that it yields."""
     seconds: list[float] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:

@@ -1,4 +1,4 @@
-"""One workload, measured: the load, and what the process did meanwhile."""
+"""Measure one workload: its load, and what the process did meanwhile."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is known only when the engine is in this process.
+    """Measurements that exist only when the engine is in this process.
 
     Attributes:
         start_s: from opening the engine to its being ready.
@@ -107,7 +107,8 @@ async def measure_warm(
 
 
 def check_fits(workload: Workload, max_model_len: int) -> None:
-    """
+    """Check that all requests of a workload fit the context.
+
     Raises:
         ConfigError: a request of this workload would be cut.
     """

@@ -1,4 +1,4 @@
-"""From records to figures."""
+"""Compute metrics from the records of requests."""
 
 from __future__ import annotations
 

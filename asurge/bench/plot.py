@@ -17,7 +17,7 @@ _GAPS_A_BIN = 4
 
 
 def check_plot(path: Path) -> None:
-    """To be called before anything is measured.
+    """Check, before anything is measured, that a plot can be written.
 
     Raises:
         BenchmarkError: matplotlib is missing, or the path is not one it can write.
@@ -30,7 +30,7 @@ def check_plot(path: Path) -> None:
 
 
 def figure_class() -> Any:  # matplotlib may be missing
-    """matplotlib's `Figure`, which draws to files without a window.
+    """Return matplotlib's `Figure`, which draws to files without a window.
 
     Raises:
         BenchmarkError: matplotlib is missing.

@@ -1,4 +1,4 @@
-"""What a client records of one request."""
+"""Records of requests, as a client sees them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 @dataclasses.dataclass(slots=True)
 class Record:
-    """One request as its reader saw it. Times are the event loop's, in seconds.
+    """A request as its client saw it; times are the event loop's, in seconds.
 
     Attributes:
         deliveries: when tokens came, and how many at once. A reader that is slower than the engine gets several.
@@ -47,12 +47,12 @@ class Record:
 
     @property
     def latency_s(self) -> float:
-        """From sending to the end (E2EL)."""
+        """End-to-end latency (E2EL): seconds from sending to the end."""
         return self.ended_s - self.sent_s
 
     @property
     def first_token_s(self) -> float | None:
-        """From sending to the first delivery (TTFT)."""
+        """Time to first token (TTFT): seconds from sending to the first delivery."""
         return self.deliveries[0][0] - self.sent_s if self.deliveries else None
 
     @property

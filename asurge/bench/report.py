@@ -28,7 +28,7 @@ def describe_workload(workload: Workload) -> str:
 
 
 def tables(measurement: Measurement, around: Surroundings | None = None) -> list[Table]:
-    """What the command prints at the end."""
+    """Format the tables that the command prints at the end."""
     metrics = measurement.metrics
     latencies = Table(title=describe_workload(measurement.workload), title_justify="left", title_style="bold")
     latencies.add_column("milliseconds")

@@ -18,7 +18,7 @@ _SCALE_BYTES = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model's decode step reads.
+    """Bytes that a model's decode step reads.
 
     Attributes:
         weight_bytes: of the weights every step reads.

@@ -20,7 +20,7 @@ _HOST: tuple[Stage, ...] = ("plan", "dispatch", "sample", "apply", "deliver")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """One stage of one step; times in seconds on one clock."""
+    """A stage of a step; times in seconds on one clock."""
 
     stage: Stage
     step_id: int
@@ -66,7 +66,7 @@ class StepTrace:
 
 
 def check_trace(path: Path) -> None:
-    """To be called before anything is measured.
+    """Check, before anything is measured, that a trace can be written.
 
     Raises:
         BenchmarkError: the path cannot be written, or matplotlib is missing for a picture.
@@ -80,7 +80,7 @@ def check_trace(path: Path) -> None:
 
 
 def write_trace(trace: StepTrace, path: Path) -> None:
-    """As trace events (chrome://tracing, Perfetto), or as a picture of a few steps in the middle."""
+    """Write trace events (chrome://tracing, Perfetto), or a picture of a few steps in the middle."""
     if path.suffix.lower() == ".json":
         path.write_bytes(orjson.dumps({"traceEvents": _events(trace.spans), "displayTimeUnit": "ms"}))
     else:

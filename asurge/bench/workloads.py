@@ -97,7 +97,7 @@ WORKLOADS = {
 
 
 def named_workload(name: str) -> Workload:
-    """One of `WORKLOADS`.
+    """Return the workload of `WORKLOADS` with this name.
 
     Raises:
         ConfigError: there is none of this name.

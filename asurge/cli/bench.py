@@ -1,4 +1,4 @@
-"""``asurge bench latency | throughput | serve``"""
+"""The command ``asurge bench latency | throughput | serve``."""
 
 from __future__ import annotations
 

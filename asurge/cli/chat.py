@@ -65,7 +65,7 @@ async def _chat(given: argparse.Namespace, params: SamplingParams) -> None:
 
 
 class Session:
-    """One conversation: what was said, how answers are sampled, and the commands that change both."""
+    """A conversation: its messages, its sampling parameters, and the commands that change both."""
 
     def __init__(self, engine: Engine, params: SamplingParams, console: Console, *, system: str = "") -> None:
         self.messages: list[dict[str, str]] = []

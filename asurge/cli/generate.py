@@ -1,4 +1,4 @@
-"""``asurge generate PROMPT...``"""
+"""The command ``asurge generate PROMPT...``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people mean by an option that there is not: other engines' names, and typing errors."""
+"""Suggest the option that is meant by an unknown one: other engines' names, and typing errors."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _POOLS = ("PJRT_NPROC", "RAYON_NUM_THREADS")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """What engine to start."""
+    """Add the options that choose and configure the engine."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--model",
@@ -112,7 +112,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """How to sample."""
+    """Add the options of sampling."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="new tokens at most (256)")
     group.add_argument(

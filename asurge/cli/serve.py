@@ -1,4 +1,4 @@
-"""``asurge serve [MODEL...]``"""
+"""The command ``asurge serve [MODEL...]``."""
 
 from __future__ import annotations
 

@@ -117,10 +117,12 @@ class Admission:
         self._closed = True
 
     def check(self) -> None:
-        """Raises:
-        EngineNotRunningError: the engine has stopped.
-        EngineDeadError: it has failed.
-        EngineStateError: it runs on another event loop, and its results would never arrive on this one.
+        """Check that the engine accepts requests, on this event loop.
+
+        Raises:
+            EngineNotRunningError: the engine has stopped.
+            EngineDeadError: it has failed.
+            EngineStateError: it runs on another event loop, and its results would never arrive on this one.
         """
         if self._closed:
             raise EngineNotRunningError("the engine is not running (stopped): make a new one")
@@ -129,8 +131,10 @@ class Admission:
         self.check_loop()
 
     def check_loop(self) -> None:
-        """Raises:
-        EngineStateError: the engine runs on another event loop.
+        """Check that the caller is on the engine's event loop.
+
+        Raises:
+            EngineStateError: the engine runs on another event loop.
         """
         if self._loop is not asyncio.get_running_loop():
             raise EngineStateError(

@@ -56,7 +56,7 @@ class Constraints:
         *,
         thinks: bool | None = False,
     ) -> list[SequenceConstraint]:
-        """One for each of ``count`` sequences; none if the request asks for nothing of the kind.
+        """Prepare a constraint for each of ``count`` sequences; none if the request has no constraints.
 
         Args:
             thinks: whether the model is to reason before its answer; None: only if that is its habit. A request's thinking
@@ -161,7 +161,7 @@ class Constraints:
 
 
 def thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens | None:
-    """What marks the model's reasoning, if its vocabulary has tokens for it."""
+    """Find the tokens that begin and end the model's reasoning, if its vocabulary has them."""
     for begin, end in _marks():
         if tokenizer.is_special_text(begin) and tokenizer.is_special_text(end):
             ids = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (begin, end))

@@ -65,8 +65,9 @@ class Engine(EngineStatus):
         await self._life.start(self.config, self._params)
 
     async def terminate(self) -> None:
-        """Abort whatever still runs, stop serving and free device memory. Waits for the steps in flight, also when it is
-        cancelled. Safe to call twice.
+        """Abort whatever still runs, stop serving and free device memory.
+
+        Waits for the steps in flight, also when it is cancelled. Safe to call twice.
 
         Raises:
             EngineStateError: it is still starting, in another task; or it runs on another event loop.
@@ -83,8 +84,9 @@ class Engine(EngineStatus):
         await self.terminate()
 
     async def update_model_weights(self, model: str) -> None:
-        """Continue with the weights of another checkpoint of the same shape, as after a training step. Both are in memory for
-        a moment; requests may arrive while it is read, and nothing is compiled.
+        """Continue with the weights of another checkpoint of the same shape, as after a training step.
+
+        Both are in memory for a moment; requests may arrive while it is read, and nothing is compiled.
 
         Args:
             model: a folder, or a Hugging Face repository.
@@ -264,8 +266,10 @@ class Engine(EngineStatus):
         return admission is not None and admission.abort(request_id)
 
     def set_sampling_params_callback(self, callback: ParamsCallback | None) -> None:
-        """Let a function see the parameters of each request, with ``{"request_id", "prompt", "engine"}``, before it is
-        admitted; what it returns is used instead, unless that is None."""
+        """Set a function that sees the parameters of each request before it is admitted, and may replace them.
+
+        It gets ``{"request_id", "prompt", "engine"}`` too; what it returns is used instead, unless that is None.
+        """
         self._callback = callback
 
     def _params(self, request_id: str, prompt: Prompt, params: SamplingParams | None) -> SamplingParams:

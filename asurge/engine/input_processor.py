@@ -197,8 +197,10 @@ class InputProcessor:
         return None if shaping == LogitsShaping() else shaping
 
     def prompt_info(self, prompt: Prompt, params: SamplingParams, fitted: FittedPrompt) -> PromptInfo:
-        """What outputs report about a prompt. Its text is that of the tokens that are left of it, unless the settings say
-        otherwise."""
+        """Describe a prompt for outputs.
+
+        Its text is that of the tokens that are left of it, unless the settings say otherwise.
+        """
         ids = list(fitted.token_ids)
         chat = prompt.conversation if isinstance(prompt, RenderedChat) else FittedConversation(())
         truncated = fitted.truncated + chat.truncated_tokens

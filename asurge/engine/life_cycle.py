@@ -72,8 +72,9 @@ class LifeCycle:
         self.state = "running"
 
     async def stop(self) -> None:
-        """Abort whatever still runs, stop serving and free device memory. Waits for the steps in flight, also when it is
-        cancelled. Safe to call twice.
+        """Abort whatever still runs, stop serving and free device memory.
+
+        Waits for the steps in flight, also when it is cancelled. Safe to call twice.
 
         Raises:
             EngineStateError: it is still starting, in another task; or it runs on another event loop.
@@ -100,8 +101,10 @@ class LifeCycle:
                     await to_thread.run_sync(self.parts.runner.shutdown)
 
     def started(self) -> EngineParts:
-        """Raises:
-        EngineNotRunningError: the engine has not started.
+        """Return the engine's parts, also after it has stopped.
+
+        Raises:
+            EngineNotRunningError: the engine has not started.
         """
         if self.parts is None:
             raise EngineNotRunningError("the engine has not started: use `async with engine`, or await initiate()")
@@ -122,7 +125,9 @@ class LifeCycle:
         return self.admission
 
     def running_here(self) -> Admission:
-        """The way into the running engine, for coroutines; raises as `running` does, and:
+        """Return the admission of the running engine, for coroutines on its event loop.
+
+        Raises as `running` does, and:
 
         Raises:
             EngineStateError: they are not on the loop on which the engine runs, and would wait for ever.
@@ -132,8 +137,10 @@ class LifeCycle:
         return admission
 
     def check_idle(self) -> None:
-        """Raises:
-        EngineStateError: requests are running.
+        """Check that no request is running.
+
+        Raises:
+            EngineStateError: requests are running.
         """
         self.running_here()
         now = self.started().scheduler.statistics()

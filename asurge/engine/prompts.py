@@ -42,7 +42,7 @@ class RenderedChat:
 
 
 class ChatOptions(Rendering, RequestOptions, total=False):
-    """How a conversation becomes a request."""
+    """Options that turn a conversation into a request."""
 
 
 Prompt = str | Sequence[int] | RenderedChat
@@ -178,7 +178,7 @@ class Prompts:
 
 
 def split_options(options: ChatOptions) -> tuple[Rendering, RequestOptions]:
-    """What is for the prompt, and what for the request.
+    """Split options into those of the prompt and those of the request.
 
     Raises:
         InvalidRequestError: one is for neither.
@@ -190,8 +190,10 @@ def split_options(options: ChatOptions) -> tuple[Rendering, RequestOptions]:
 
 
 def check_prompt(prompt: object) -> None:
-    """Raises:
-    InvalidRequestError: it is neither a text, nor a conversation, nor a list of anything.
+    """Check that a prompt is a text, a conversation or a list.
+
+    Raises:
+        InvalidRequestError: it is neither a text, nor a conversation, nor a list of anything.
     """
     if not isinstance(prompt, str | RenderedChat) and not is_list(prompt):
         raise InvalidRequestError(
@@ -221,8 +223,9 @@ def _thinks(how: Rendering) -> bool | None:
 
 
 def check_tokens(tokens: Collection[int], vocab_size: int, param: str) -> list[int]:
-    """Token ids as Python integers. Runs at the speed of C where they already are and nothing is wrong: there may be a
-    million.
+    """Return token ids as Python integers.
+
+    Runs at the speed of C where they already are and nothing is wrong: there may be a million.
 
     Raises:
         InvalidRequestError: one is not a token.

@@ -37,7 +37,7 @@ class EngineStatus:
 
     @property
     def state(self) -> EngineState:
-        """Where the engine is in its life cycle. One that has failed is still ``"running"``: see `failure`."""
+        """State of the engine's life cycle; after a failure still ``"running"`` (see `failure`)."""
         return self._life.state
 
     @property
@@ -100,7 +100,7 @@ class EngineStatus:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What runs in plain XLA although faster kernels were wanted, and why; empty if all is as it should be.
+        """Reasons why parts run in plain XLA although faster kernels were requested; empty if there are none.
 
         Raises:
             EngineNotRunningError: the engine has not started.
@@ -108,8 +108,9 @@ class EngineStatus:
         return self._life.started().fallbacks
 
     def observe_requests(self, observer: RequestObserver) -> Callable[[], None]:
-        """Tell an observer what requests gain and how they end (`asurge.observe.RequestFigures`), in addition to any observers
-        already added.
+        """Add an observer of what requests gain and how they end (`asurge.observe.RequestFigures`).
+
+        Observers that were added before stay.
 
         Returns:
             A function that ends this; to be called once.

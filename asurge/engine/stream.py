@@ -79,8 +79,9 @@ class TokenStream:
         self._close()
 
     async def wait_finished(self) -> RequestOutput:
-        """Read to the end and return the last output; if nothing was read before, it is complete, whatever ``output_kind``
-        says.
+        """Read to the end and return the last output.
+
+        If nothing was read before, that output is complete, whatever ``output_kind`` says.
 
         Raises:
             AsurgeError: the request was refused or failed.
@@ -136,8 +137,10 @@ async def do_all(
     on_done: Callable[[], object] = lambda: None,
     at_most: int | None = None,
 ) -> list[T]:
-    """Do all together, or at most ``at_most`` at a time; returns their results, in order. The first failure is raised, and
-    the others are cancelled."""
+    """Run coroutines together, or at most ``at_most`` at a time; return their results in order.
+
+    The first failure is raised, and the others are cancelled.
+    """
     found: dict[int, T] = {}
     left = iter(range(len(works)))
 

@@ -1,2 +1,4 @@
-"""GGUF files: llama.cpp's single-file checkpoints. What a file says, checked; nothing here needs JAX. Whoever reads none is spared the
-imports: modules are imported where a file is opened."""
+"""Read GGUF files, llama.cpp's single-file checkpoints, and check what they say.
+
+Nothing here needs JAX. Modules are imported where a file is opened, so that other models are spared the imports.
+"""

@@ -47,7 +47,7 @@ class GgufCheckpoint:
 
     @property
     def architecture(self) -> str:
-        """llama.cpp's name of the family, such as ``qwen3``."""
+        """Architecture by llama.cpp's name of the family, such as ``qwen3``."""
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str) or not name:
             raise ModelLoadError(f"{self.path}: general.architecture={name!r} must name a family: fetch the file again")
@@ -58,12 +58,12 @@ class GgufCheckpoint:
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def describe(self) -> dict[str, str]:
-        """What the file says about itself to people: name, size, license, author and the like."""
+        """Describe the file by its metadata for people: name, size, license, author and the like."""
         given = {name: self.metadata.get(key) for name, key in _SHOWN.items()}
         return {name: value for name, value in given.items() if isinstance(value, str) and value}
 
     def types(self) -> dict[str, int]:
-        """How many tensors there are of each type, the commonest first."""
+        """Number of tensors of each type, the commonest first."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
             counts[tensor.type.name] = counts.get(tensor.type.name, 0) + 1

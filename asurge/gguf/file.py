@@ -44,7 +44,7 @@ _SCALARS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor of a file.
+    """Type, shape and offset of a tensor in a file.
 
     Attributes:
         shape: ``[rows, columns]``, the last axis contiguous and, where the type has blocks, cut into blocks.
@@ -85,7 +85,7 @@ class GgufTensor:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GgufFile:
-    """What the header of one file says.
+    """The header of a file: metadata and tensors.
 
     Attributes:
         metadata: values by key; arrays of numbers are NumPy arrays, arrays of strings lists.

@@ -1,4 +1,4 @@
-"""Which tokens may come next: grammars, banned words, ends that come too early. On the host, as bit masks."""
+"""Constrained decoding: grammars, banned words and least lengths, as bit masks of allowed tokens on the host."""
 
 from asurge.guidance.constraint import SequenceConstraint, ThinkingTokens, fill_masks
 from asurge.guidance.grammar import Grammar, Grammars

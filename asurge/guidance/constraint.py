@@ -32,7 +32,7 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ThinkingTokens:
-    """What begins and ends a model's reasoning, as token ids."""
+    """Token ids that begin and end a model's reasoning."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
@@ -92,7 +92,7 @@ class _Thinking:
 
 
 class SequenceConstraint:
-    """Which tokens may come next in one sequence: those of its grammar, without those that its rules take away.
+    """The tokens that may come next in a sequence: those of its grammar, without those that its rules take away.
 
     A grammar holds for the answer: while the model reasons, it waits, but a text cannot end there unless its answer may be empty.
     Where the model may begin to reason, the mark that begins it is allowed. Where no token would be left, the end tokens are allowed:
@@ -171,7 +171,7 @@ class SequenceConstraint:
         self.narrow(mask)
 
     def narrow(self, mask: Mask) -> None:
-        """What `fill` does after the grammar."""
+        """Apply to a mask all rules but the grammar, as `fill` does after it."""
         grammar = self.grammar
         if grammar is not None:
             grammar.check()

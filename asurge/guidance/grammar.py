@@ -49,7 +49,7 @@ _TRIED_TOKENS = 3
 
 
 class GrammarState:
-    """Where one sequence is in a grammar."""
+    """The state of a grammar's matcher for one sequence."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
@@ -79,8 +79,10 @@ class GrammarState:
         self.check()
 
     def check(self) -> None:
-        """Raises:
-        GuidanceError: a token did not fit, or a limit was reached.
+        """Check that the grammar is still followed and within its limits.
+
+        Raises:
+            GuidanceError: a token did not fit, or a limit was reached.
         """
         if self.matcher.is_error():
             raise GuidanceError(_brief(self.matcher.get_error()))

@@ -10,8 +10,10 @@ _HIDDEN = "\ue000"
 
 
 def grammar_tokenizer(tokenizer: str, vocab_size: int) -> str:
-    """A tokenizer.json for llguidance. Text that a grammar forces is tokenised there, and special tokens found in it would not
-    be the text that the grammar means; tokens that the model has no row for must not be sampled.
+    """Make a tokenizer.json for llguidance.
+
+    Text that a grammar forces is tokenised there, and special tokens found in it would not be the text that the grammar means;
+    tokens that the model has no row for must not be sampled.
 
     Args:
         vocab_size: the model's.

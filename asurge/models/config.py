@@ -1,4 +1,4 @@
-"""What a decoder is made of, read once from a checkpoint's ``config.json``."""
+"""The configuration of a decoder, read once from a checkpoint's ``config.json``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointLayout:
-    """How a checkpoint names and lays out what the model has in only one form.
+    """Names and layout of tensors in a checkpoint, where they differ from the model's.
 
     Attributes:
         prefix: what precedes the names of all tensors.
@@ -149,14 +149,16 @@ class DecoderConfig:
 
     @property
     def rotates_in_each_head(self) -> int:
-        """How many numbers of a head are rotated."""
+        """Number of dimensions of a head that rotary embedding rotates."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def head_order(self) -> tuple[int, ...]:
-        """The order of the numbers in a query or key, which any is as good as another for: those that are rotated together lie
-        half a head apart (`asurge.ops.rotary.apply_rotary`), and so do those that are left as they are. Empty: as the checkpoint
-        has them."""
+        """The order of the numbers in a query or key, for which any is as good as another.
+
+        Those that are rotated together lie half a head apart (`asurge.ops.rotary.apply_rotary`), and so do those that are left as
+        they are. Empty: as the checkpoint has them.
+        """
         rotated = self.rotates_in_each_head
         if rotated == self.head_dim and not self.layout.adjacent_pairs:
             return ()

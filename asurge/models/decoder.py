@@ -28,7 +28,7 @@ from asurge.ops.sampling import argmax
 
 
 class Layer(NamedTuple):
-    """One layer of a decoder; or, while a loop over layers is traced, any of those in it.
+    """A layer of a decoder; or, while a loop over layers is traced, any of those in it.
 
     Attributes:
         like: the number of a layer that differs from it by its weights, and what it attends to, alone.
@@ -180,7 +180,7 @@ LINEARS = (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_
 
 
 class Block(nnx.Module):
-    """One transformer layer: normalised before, after, or on both sides of attention and feed-forward."""
+    """A transformer layer, with norms before, after, or on both sides of attention and feed-forward."""
 
     def __init__(self, config: DecoderConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         before, behind = config.pre_norm, config.post_norm

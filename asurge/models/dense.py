@@ -10,7 +10,7 @@ from asurge.ops.attention import Heads, dense_attention
 
 
 class StatelessAttend:
-    """What `asurge.models.decoder.Attend` needs of those that keep nothing."""
+    """Methods of `asurge.models.decoder.Attend` for implementations that keep no state."""
 
     state: tuple[()] = ()
 

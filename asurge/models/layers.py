@@ -12,8 +12,11 @@ from asurge.ops.norm import Activation, gate, rms_norm
 
 
 def matrix(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    """Random, with a standard deviation of 0.02; without ``rngs`` zeros, for a module of which only shapes are wanted: in a trace, a
-    key takes longer the more there is in it (the 121 of S half a second)."""
+    """Make a random matrix, with a standard deviation of 0.02; without ``rngs`` zeros.
+
+    Zeros are for a module of which only shapes are wanted: in a trace, a key takes longer the more there is in it (the 121 of S
+    half a second).
+    """
     if rngs is None:
         return nnx.Param(jnp.zeros(shape, dtype))
     return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
@@ -33,7 +36,7 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset = eps, offset
 
     def factor(self, layer: int | jax.Array = 0) -> jax.Array:
-        """What it multiplies by, ``[size]``."""
+        """The factor that it multiplies by, ``[size]``."""
         weight: jax.Array = self.weight[...]
         weight = weight if weight.ndim == 1 else weight[layer]
         return 1.0 + weight.astype(jnp.float32) if self.offset else weight

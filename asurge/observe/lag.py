@@ -1,4 +1,4 @@
-"""How late an event loop is: the figure that shows whether something blocks it."""
+"""Measure the event loop's lag, the metric that shows whether something blocks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an engine's requests fared: histograms for Prometheus, and recent values to look at."""
+"""Metrics of an engine's requests: histograms for Prometheus, and recent values to look at."""
 
 from __future__ import annotations
 
@@ -137,6 +137,6 @@ class Histograms:
 
 
 def one_two_five(most: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, ... up to ``most``."""
+    """Return bucket bounds 1, 2, 5, 10, ... up to ``most``."""
     series = [digit * 10**power for power in range(10) for digit in (1, 2, 5)]
     return tuple(float(one) for one in series if one <= most) or (1.0,)

@@ -1,0 +1,1 @@
+"""Array operations of models and samplers, in plain JAX or with kernels."""

@@ -14,7 +14,7 @@ _OUTPUTS_LAST = lax.RaggedDotDimensionNumbers(
 
 
 def route(logits: jax.Array, per_token: int, *, normalize: bool, sigmoid: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Where tokens go: weights float32 and experts int32, ``[tokens, per_token]``.
+    """Route tokens to experts: weights float32 and experts int32, ``[tokens, per_token]``.
 
     Args:
         logits: float32 ``[tokens, experts]``.

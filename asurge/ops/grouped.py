@@ -111,8 +111,10 @@ def pack_parts(
 
 
 def quantize_rows(weight: npt.NDArray[Any], matrix_type: str) -> RawMatrix:
-    """Weights in bf16, ``[columns, depth]``, in Q4_1 or Q8_0: the type's scale and minimum with the least squared error for the
-    codes they give, or the scale of the largest."""
+    """Quantise weights in bf16, ``[columns, depth]``, to Q4_1 or Q8_0.
+
+    Q4_1 takes the scale and minimum with the least squared error for the codes they give, Q8_0 the scale of the largest.
+    """
     columns, depth = weight.shape
     if depth % GROUP or weight.dtype != jnp.bfloat16 or not weight.flags.c_contiguous:
         raise ValueError(

@@ -1,4 +1,6 @@
-"""What a request can have done to its logits before sampling, and reported about them. All are ``[rows, vocab]`` in float32.
+"""Logits options of requests: penalties, bias, processors and logprobs, on float32 ``[rows, vocab]``.
+
+Each works row by row, and leaves rows whose parameter is neutral exactly as they are.
 
 Each works row by row, and leaves rows whose parameter is neutral exactly as they are.
 """
@@ -117,8 +119,10 @@ def logprobs(logits: jax.Array, tokens: jax.Array, number: int) -> Logprobs:
 
 
 def record(seen: jax.Array, slot: jax.Array, tokens: jax.Array, prompt: jax.Array, fresh: jax.Array) -> jax.Array:
-    """``seen`` with ``tokens [n]`` entered for one slot, the first ``prompt`` of them as prompt; ids beyond the vocabulary
-    are padding. ``fresh`` forgets what the slot held."""
+    """Return ``seen`` with ``tokens [n]`` entered for one slot, the first ``prompt`` of them as prompt.
+
+    Ids beyond the vocabulary are padding. ``fresh`` forgets what the slot held.
+    """
     row = jnp.where(fresh, jnp.zeros_like(seen[0]), seen[slot])
     is_prompt = jnp.arange(tokens.shape[0]) < prompt
     vocab = seen.shape[1]

@@ -59,8 +59,10 @@ def interleave(gate_up: jax.Array) -> jax.Array:
 
 
 def take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """An embedding lookup: ``rows [tokens]`` of a matrix, in its dtype; or of a bf16 matrix as bit patterns, or packed, as is a
-    table that is also a head."""
+    """Look up embeddings: ``rows [tokens]`` of a matrix, in its dtype.
+
+    A bf16 matrix may be given as bit patterns, or packed, as is a table that is also a head.
+    """
     if table.dtype != jnp.uint16:
         return table[rows]
     packed = table.ndim > 2

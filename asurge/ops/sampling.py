@@ -30,7 +30,7 @@ _FEW = 8
 
 
 class SamplingInputs(NamedTuple):
-    """How the next token of each row is sampled; arrays of ``[rows]``.
+    """Sampling parameters of each row, as arrays of ``[rows]``.
 
     Attributes:
         temperature: float32; 0 is greedy.
@@ -58,7 +58,7 @@ class SampleFunction(Protocol):
 
 
 def sample(logits: jax.Array, inputs: SamplingInputs, *, vocab_size: int, live: jax.Array | None = None) -> jax.Array:
-    """One token id per row, int32 ``[rows]``.
+    """Sample a token id for each row, int32 ``[rows]``.
 
     Temperature first, then top-k, top-p over what top-k left, and min-p (transformers' order). Of equal logits, greedy takes the
     first and top-k up to `CANDIDATES` keeps the first; a larger cut keeps all that equal its last.
@@ -92,8 +92,9 @@ def _sample(vocab_size: int, logits: jax.Array, *arrays: jax.Array) -> jax.Array
 
 
 def few_at_a_time(function: Callable[..., T], *arrays: jax.Array, live: jax.Array | None = None) -> T:
-    """``function(*arrays)``, where it works row by row on arrays of ``[rows, ...]``. Rows that are not ``live`` may come
-    out as zeros.
+    """Call ``function(*arrays)``, which works row by row on arrays of ``[rows, ...]``, on few rows at a time.
+
+    Rows that are not ``live`` may come out as zeros.
 
     On CPU it works on `ROWS_A_TIME` rows at a time: what is computed in between then stays in the caches, and in memory that the
     process already has (for 64 rows of 49152, greedy sampling takes 6 ms instead of 16, random sampling 12 instead of 19).

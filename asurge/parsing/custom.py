@@ -39,8 +39,10 @@ class CustomInput:
         return _decoded(whole[0])
 
     def finish(self) -> str:
-        """The text that is still missing: all of it, where ``input`` is not the first argument. Arguments of other names stand for
-        themselves; what was cut off before the text began has none."""
+        """Return the text that is still missing: all of it, where ``input`` is not the first argument.
+
+        Arguments of other names stand for themselves; what was cut off before the text began has none.
+        """
         if self._begun:
             return ""
         try:

@@ -18,7 +18,7 @@ class Marks:
         self._longest = max(map(len, known), default=1)
 
     def find(self, text: str, at: int, closed: bool) -> tuple[int, str | None]:
-        """Where free text from ``at`` on ends, and the mark that stands there.
+        """Find the end of free text from ``at`` on, and the mark that follows it.
 
         Without a mark, what follows may be the beginning of one; if the text is ``closed``, it no longer may.
         """

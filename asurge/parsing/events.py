@@ -1,4 +1,4 @@
-"""What a model's text is made of, piece by piece."""
+"""Events of a model's text: content, reasoning and tool calls, piece by piece."""
 
 from __future__ import annotations
 
@@ -102,8 +102,11 @@ class Output:
         self._add(ToolCallArguments, text)
 
     def end(self, *, whole: bool = True) -> None:
-        """The call is complete; if it has no arguments, they are an empty object. Or, not ``whole``, no more of it can be read, and
-        what there is of its arguments must not pass for all of them: it is no JSON."""
+        """End a call; if it has no arguments, they are an empty object.
+
+        If it is not ``whole``, no more of it can be read, and what there is of its arguments must not pass for all of them: it is
+        no JSON.
+        """
         if self.in_call:
             if not self._has_arguments:
                 self.arguments("{}" if whole else "{")

@@ -1,4 +1,4 @@
-"""One completion's text, taken apart as it comes."""
+"""Parse the text of a completion into reasoning, content and tool calls, as it comes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from asurge.parsing.reasoning import ReasoningFormat
 
 
 class OutputParser:
-    """Takes the text of one completion apart into reasoning, content and tool calls. The result does not
-    depend on the pieces that the text is fed in.
+    """Parses the text of one completion into reasoning, content and tool calls.
+
+    The result does not depend on the pieces that the text is fed in.
 
     Text is passed on at once unless it may be the beginning of a mark. What begins like a call is held until it has its
     name, and is content if it turns out not to be one. White space after a mark is left out.
@@ -53,15 +54,17 @@ class OutputParser:
         self._finished = False
 
     def feed(self, text: str) -> list[Event]:
-        """What a further piece of the text adds. Nothing, after `finish`."""
+        """Parse a further piece of the text, and return what it adds. Nothing, after `finish`."""
         if text and not self._finished:
             self._reader.feed(text)
             next(self._steps, None)
         return self._out.take()
 
     def finish(self) -> list[Event]:
-        """What was held back, at the end of the text: a call that has started ends as it stands, however incomplete its
-        arguments are; what has not become a call is content."""
+        """End the text, and return what was held back.
+
+        A call that has started ends as it stands, however incomplete its arguments are; what has not become a call is content.
+        """
         if not self._finished:
             self._finished = self._reader.closed = True
             next(self._steps, None)

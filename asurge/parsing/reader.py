@@ -43,11 +43,11 @@ class Reader:
         self._kept, self._kept_from = [begun], self.at
 
     def forget(self) -> None:
-        """What `keep` keeps is no longer wanted."""
+        """Drop the text that `keep` keeps."""
         self._kept = None
 
     def kept(self) -> str:
-        """What has been read since `keep`."""
+        """The text that was read since `keep`."""
         if self._kept is None:
             return ""
         text = "".join((*self._kept, self.text[self._kept_from : self.at]))
@@ -118,8 +118,10 @@ class Reader:
         return self.text[self.at - size : self.at]
 
     def need(self, mark: str) -> Wait[None]:
-        """Raises:
-        MalformedError: something else stands here.
+        """Read a text that must come next.
+
+        Raises:
+            MalformedError: something else stands here.
         """
         if not (yield from self.skip(mark)):
             raise MalformedError(mark)

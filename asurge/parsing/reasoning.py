@@ -11,7 +11,9 @@ from asurge.parsing.reader import Reader, Wait
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """How a family of models marks its reasoning. It comes first, after white space at most; anything later is not reasoning.
+    """The marks of reasoning in the texts of a family of models.
+
+    Reasoning comes first, after white space at most; anything later is not reasoning.
 
     Attributes:
         begins: marks, any of which begins it.

@@ -1,4 +1,4 @@
-"""What formats whose arguments are not JSON need to know of a tool's schema."""
+"""Types of tools' parameters, for formats whose arguments are not JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOPS = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
-    """One of a tool's parameters; the schema is complete in itself."""
+    """A parameter of a tool; its schema is complete in itself."""
 
     name: str
     schema: Mapping[str, Any]
@@ -114,8 +114,10 @@ def moved(schema: Any, place: str) -> Any:
 
 
 def kinds(schema: Mapping[str, Any], *, is_option: bool = False) -> frozenset[str] | None:
-    """The types of JSON that a schema allows, integers as numbers; None if it does not say, or as an option among others has
-    options of its own. (By references they might be its own again.)"""
+    """The types of JSON that a schema allows, integers as numbers; None if it does not say.
+
+    None too if an option among others has options of its own. (By references they might be its own again.)
+    """
     resolved = _resolved(schema)
     named, listed = resolved.get("type"), resolved.get("enum", [resolved["const"]] if "const" in resolved else None)
     options = resolved.get("anyOf", resolved.get("oneOf"))
@@ -156,6 +158,7 @@ def as_json(text: str, allowed: frozenset[str] | None) -> str:
 
 
 def quoted(text: str) -> str:
+    """Write a text as a string of JSON."""
     return json.dumps(whole(text), ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""One completion as it grows: tokens, text, and what is reported about them."""
+"""A completion in progress: tokens, text, and what is reported about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Detokenizer(Protocol):
 
 
 class StopScan(Protocol):
-    """What a stop matcher says about a piece of text."""
+    """A stop matcher's result for a piece of text."""
 
     @property
     def text(self) -> str: ...
@@ -50,7 +50,9 @@ REPETITION = "repetition"
 
 
 class Completion:
-    """One completion as it grows. The engine writes with `extend` and `finish`; after `finish`, writes are ignored.
+    """A completion in progress.
+
+    The engine writes with `extend` and `finish`; after `finish`, writes are ignored.
 
     Attributes:
         sequence_id: its name in the scheduler.
@@ -99,8 +101,10 @@ class Completion:
         return None if self._teller is None else self._cumulative
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
-        """Append sampled tokens, or take the embedding. Returns what ends the text, a stop string or `REPETITION`, if anything
-        does; the caller then finishes."""
+        """Append sampled tokens, or take the embedding; return what ends the text, if anything does.
+
+        That is a stop string or `REPETITION`; the caller then finishes.
+        """
         if self.finished:
             return None
         if update.embedding is not None:

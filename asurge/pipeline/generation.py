@@ -15,7 +15,7 @@ from asurge.pipeline.logprobs import PromptLogprobs
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptInfo:
-    """What outputs report about a prompt."""
+    """Information about a prompt for outputs."""
 
     text: str | None
     token_ids: list[int]

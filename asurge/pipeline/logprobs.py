@@ -12,14 +12,16 @@ DecodeToken = Callable[[int], str]
 
 
 class LogprobFormatter:
-    """Makes the mappings of one request: the ``number`` likeliest tokens in order, then the token itself if it is not
-    among them."""
+    """Formats the logprobs of a request: the ``number`` likeliest tokens in order, then the token itself.
+
+    The token itself is added only if it is not among them.
+    """
 
     def __init__(self, number: int, decode: DecodeToken) -> None:
         self._number, self._decode = number, decode
 
     def tell(self, token_ids: Sequence[int], logprobs: TokenLogprobs) -> list[dict[int, Logprob]]:
-        """One mapping for each token."""
+        """Format logprobs as a mapping for each token."""
         return [self.one(logprobs, at, token) for at, token in enumerate(token_ids)]
 
     def one(self, logprobs: TokenLogprobs, at: int, token: int) -> dict[int, Logprob]:

@@ -1,4 +1,4 @@
-"""Which tokens the constrained requests may get: kept up to date with what they have, step by step."""
+"""Masks of allowed tokens for constrained requests, updated step by step."""
 
 from __future__ import annotations
 

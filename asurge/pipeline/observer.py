@@ -1,4 +1,4 @@
-"""What may watch steps and requests go by."""
+"""Interfaces of observers of steps and requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RequestObserver(Protocol):
     """Told on the loop what requests gain and how they end; must be quick."""
 
     def gained(self, tokens: int, since_s: float | None, /) -> None:
-        """One sequence gained tokens, ``since_s`` seconds after the previous ones; None: they are its first."""
+        """Note that a sequence gained tokens, ``since_s`` seconds after the previous ones; None: they are its first."""
 
     def ended(self, generation: Generation, reason: FinishReason, /) -> None:
         """A request is over, with all its completions."""

@@ -1,4 +1,4 @@
-"""How much one dispatch does: decode steps in a group, and prompts beside rows that decode."""
+"""Choose the size of a dispatch: decode steps in a group, and prompt tokens beside rows that decode."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Pacer:
 
     @property
     def pace(self) -> Pace:
-        """How much the next step may do; the scheduler and the device bound it further."""
+        """Return bounds on the next step; the scheduler and the device bound it further."""
         return Pace(self._decode_steps(self._group_s), self._decode_steps(self._unread_group_s), self._prompt_tokens())
 
     def _decode_steps(self, group_s: float) -> int:

@@ -1,4 +1,4 @@
-"""scheduler -> model step -> collect -> detokenize: coroutines and the channels between them, on one event loop.
+"""The pipeline of steps, scheduler -> model step -> collect -> detokenize, as coroutines on one event loop.
 
 The scheduler is called, not messaged, by `submit` and `abort`: both run on the loop and return at once, and
 admission errors must reach the caller. Plans, dispatched steps and updates travel through anyio memory

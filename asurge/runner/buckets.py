@@ -30,7 +30,7 @@ class StepShape:
         return self.decode_rows + self.prefill_rows * self.prefill_len
 
     def first_token(self, row: int) -> int:
-        """Where a prefill row begins among all tokens of the step."""
+        """Index of a prefill row's first token among all tokens of the step."""
         return self.decode_rows + (row - self.decode_rows) * self.prefill_len
 
     def holds(self, decode: int, chunks: Sequence[int]) -> bool:

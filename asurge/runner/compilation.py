@@ -110,7 +110,9 @@ def _start_threads(pool: ThreadPoolExecutor, count: int) -> None:
 
 
 def begin_fetch(array: jax.Array) -> None:
-    """Have an array copied to the host before anybody waits for it. On CPU it is there anyway, and to ask for it takes a tenth
-    of a dispatch."""
+    """Start the copy of an array to the host before anybody waits for it.
+
+    On CPU it is there anyway, and starting a copy would take a tenth of a dispatch.
+    """
     if jax.default_backend() != "cpu":
         array.copy_to_host_async()

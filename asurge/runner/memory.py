@@ -1,4 +1,4 @@
-"""How much memory the KV pages get."""
+"""Memory budget of the KV pages."""
 
 from __future__ import annotations
 

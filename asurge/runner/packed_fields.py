@@ -26,7 +26,7 @@ Views = Mapping[type[np.generic], npt.NDArray[Any]]
 
 
 class PackedFields:
-    """Where each field is in a row, and its type."""
+    """Offset and type of each field in a packed row."""
 
     def __init__(self, types: Mapping[str, type[np.generic]]) -> None:
         self._types = dict(types)

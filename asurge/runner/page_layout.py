@@ -1,4 +1,4 @@
-"""Which layers share a page table, and which a level of pages.
+"""Assignment of layers to page tables, and to levels of pages.
 
 A layer whose window has moved past a page has no more use for it, while a layer that sees everything needs all of its pages. So
 layers share a page table only with those of the same window. But one pool serves all tables, because nobody knows how long
@@ -24,7 +24,7 @@ TABLE_PRICE = 1.02
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageLayout:
-    """How a model's layers lie in pages.
+    """Layout of a model's layers in pages.
 
     Attributes:
         depth: levels of a page, one for each layer that shares a table.

@@ -21,13 +21,13 @@ _NOBODY = -1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolShape:
-    """How many prompts a dispatch sums for."""
+    """Number of prompts for which a dispatch sums hidden states."""
 
     pool_rows: int
 
 
 class Sums:
-    """What one step adds to embeddings, on its way to the host."""
+    """Sums that a step adds to embeddings, on their way to the host."""
 
     def __init__(self, sums: jax.Array, rows: list[int]) -> None:
         self._sums, self._rows = sums, rows

@@ -11,7 +11,7 @@ from asurge.errors import CompilationError
 
 
 class Program:
-    """One function of the device for one shape of its inputs.
+    """A compiled function of the device for one shape of its inputs.
 
     Args:
         shape: what tells it apart from the runner's others; errors name it.

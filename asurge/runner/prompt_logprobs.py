@@ -23,7 +23,7 @@ SCORE_ROWS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoreShape:
-    """How many positions a dispatch scores."""
+    """Number of prompt positions that a dispatch scores."""
 
     score_rows: int
 

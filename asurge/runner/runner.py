@@ -189,7 +189,7 @@ class DeviceRunner:
 
     @property
     def compilations(self) -> int:
-        """What XLA has compiled in this process since the runner was ready; its own steps need none."""
+        """Compilations by XLA in this process since the runner was ready; its own steps need none."""
         return compilation_counter().count - self._compiled
 
     @property
@@ -243,17 +243,21 @@ class DeviceRunner:
         self._threads.leave()
 
     def failed(self, plan: StepPlan, error: Exception) -> StepResult:
-        """What becomes of a step that fails while it is sent to the device."""
+        """Make the result of a step that fails while it is sent to the device."""
         return _failed(plan, error, self.state_epoch, state_lost=self.is_state_lost())
 
     def spoil(self, state_epoch: int) -> None:
-        """A step has failed on the device, and all that was computed from its outputs fails too. Steps that were in flight after
-        it report the same loss; by then there may be fresh state, which they must not discard."""
+        """Note that a step has failed on the device, and with it all that was computed from its outputs.
+
+        Steps that were in flight after it report the same loss; by then there may be fresh state, which they must not discard.
+        """
         self._spoilt = max(self._spoilt, state_epoch)
 
     def is_state_lost(self) -> bool:
-        """Whether pages and slots have to be made again. All pages are donated together, so one stands for all: to ask each
-        of them would take a tenth of a dispatch."""
+        """Whether pages and slots have to be made again.
+
+        All pages are donated together, so one array stands for all: checking each of them would take a tenth of a dispatch.
+        """
         lost = self._last_token.is_deleted() or self._pages[-1][-1].is_deleted() or self.sampler.is_lost
         return lost or self._spoilt == self.state_epoch
 

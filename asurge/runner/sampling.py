@@ -39,21 +39,21 @@ _HISTORY_CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampleShape:
-    """How many rows a dispatch samples for."""
+    """Number of rows for which a dispatch samples."""
 
     sample_rows: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HistoryShape:
-    """How many tokens a dispatch enters into one slot's counts."""
+    """Number of tokens that a dispatch enters into the counts of a slot."""
 
     history_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSpec:
-    """What all shapes of one engine's sampler have in common. ``slots`` do not include the scratch slot."""
+    """Parameters that all shapes of an engine's sampler share. ``slots`` do not include the scratch slot."""
 
     rebuild: Rebuild
     vocab_size: int
@@ -93,7 +93,7 @@ class LogitsSampler:
 
     @property
     def programs(self) -> list[Program]:
-        """What is to be compiled."""
+        """Programs to compile."""
         return [*self._samplers.values(), self._history]
 
     def warm_up(self, leaves: Leaves, last: jax.Array, last_token: jax.Array) -> jax.Array:
@@ -171,7 +171,7 @@ class LogitsSampler:
         return last_token, sampled
 
     def counts(self) -> jax.Array:
-        """How often each token is in the text of each slot: uint16 ``[slots + 1, vocab_size]``."""
+        """Occurrences of each token in the text of each slot: uint16 ``[slots + 1, vocab_size]``."""
         if self._counts is None:
             self._counts = jnp.asarray(np.zeros((self._spec.slots + 1, self._spec.vocab_size), np.uint16))
         return self._counts

@@ -33,7 +33,9 @@ LOGPROB_COLUMNS = 2 + 2 * MAX_LOGPROBS
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampleLayout:
-    """Where things are in a packed row. ``slots`` do not include the scratch slot, which takes what counts for nobody.
+    """Layout of a packed row.
+
+    ``slots`` do not include the scratch slot, which takes what counts for nobody.
 
     Attributes:
         processors: how many logits processors the engine has.
@@ -61,7 +63,7 @@ class SampleLayout:
 
     @property
     def biases(self) -> slice:
-        """What is added to their logits."""
+        """Logit biases of a packed row."""
         return slice(self.bias_ids.stop, self.bias_ids.stop + MAX_LOGIT_BIAS)
 
     @property
@@ -80,7 +82,7 @@ class SampleLayout:
         return packed
 
     def fill(self, views: Views, index: int, row: PlanRow, at: int, mask: npt.NDArray[np.uint32] | None) -> None:
-        """What a row asks for, in one of the rows of `empty`; what it does not ask for stays neutral.
+        """Write a row's parameters into one of the rows of `empty`; parameters that it does not use stay neutral.
 
         Args:
             views: of the packed rows (`FIELDS`).
@@ -163,7 +165,7 @@ def unpack_rows(packed: jax.Array, layout: SampleLayout) -> SampleRows:
 
 
 def pack_logprobs(found: Logprobs) -> jax.Array:
-    """int32 ``[rows, 2 + 2 * n]``."""
+    """Pack logprobs into one array, int32 ``[rows, 2 + 2 * n]``."""
     chosen, values = (lax.bitcast_convert_type(part, jnp.int32) for part in (found.chosen, found.values))
     return jnp.concatenate((chosen[:, None], found.rank[:, None], found.ids, values), axis=1)
 

@@ -1,4 +1,4 @@
-"""What a runner is made for: limits, page layout and step shapes, from the settings, the model and the platform."""
+"""Compute a runner's limits, page layout and step shapes from the settings, the model and the platform."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIPPING_QUANTUM = 32
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Traits:
-    """What of the platform and its kernels decides sizes.
+    """Properties of the platform and its kernels that decide sizes.
 
     Attributes:
         on_cpu: whether the platform is a CPU.

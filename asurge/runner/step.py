@@ -25,7 +25,7 @@ StepFunction = Callable[[Leaves, Pages, jax.Array, jax.Array], tuple[Pages, jax.
 
 
 class HiddenStates(NamedTuple):
-    """What a step leaves for samplers, scores and embeddings, padded so that all shapes' look the same.
+    """Hidden states kept for sampling, prompt logprobs and pooling, padded to the same size for every bucket.
 
     Attributes:
         last: ``[StepSpec.most_rows, hidden]``, of each row's last token.
@@ -38,7 +38,7 @@ class HiddenStates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What all shapes of one engine's step have in common."""
+    """Parameters that all shapes of an engine's step share."""
 
     rebuild: Rebuild
     attention: AttentionBackend

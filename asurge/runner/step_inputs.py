@@ -1,4 +1,4 @@
-"""One step's inputs as one int32 array: one upload, whatever the step holds.
+"""Pack a step's inputs into one int32 array: one upload, whatever the step holds.
 
 Layout: fields ``[rows, fields]``, then page tables ``[tables, rows, columns]``, then prefill tokens ``[prefill_rows * prefill_len]``,
 and finally two flags of the whole step. Floats travel as their bit patterns.

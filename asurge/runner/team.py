@@ -96,7 +96,7 @@ class KernelThreads:
         return self._team.size if self._used else 0
 
     def statistics(self) -> TeamStatistics:
-        """What the team does; all 0 if this engine does not use it."""
+        """Counters of the kernels' thread pool; all 0 if this engine does not use it."""
         pool = native.pool_statistics() if self._used else None
         if pool is None:
             return TeamStatistics()

@@ -1,4 +1,4 @@
-"""Which requests run in the next step, and on which pages. Pure Python: no device, no event loop, no clock."""
+"""Choose the requests of the next step, and their pages. Pure Python: no device, no event loop, no clock."""
 
 from asurge.scheduler.reports import SchedulerStatistics, SequenceUpdate
 from asurge.scheduler.request import Pace, Request

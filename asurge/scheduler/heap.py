@@ -14,8 +14,9 @@ _SPARE = 8
 
 
 class LazyHeap(Generic[T]):
-    """A priority queue whose keys may grow while their owners wait: in time logarithmic in its members, amortised, and in memory
-    for twice as many.
+    """A priority queue whose keys may grow while their owners wait.
+
+    Operations take amortised time logarithmic in its members, and it holds at most twice as many entries.
 
     A member's entry may be out of date; it is put right when it comes to the top, where it can only be too early. So keys may grow
     at no cost; a key that has shrunk has to be announced (`add`). Entries of those that have left go when they come to the

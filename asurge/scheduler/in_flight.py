@@ -69,7 +69,7 @@ class StepsInFlight:
         return (plan for plan, _ in self._steps)
 
     def pending(self) -> dict[Sequence, int]:
-        """How many tokens that count are on their way to each sequence."""
+        """Number of tokens that count on their way to each sequence."""
         tokens = Counter[Sequence]()
         for plan, sequences in self._steps:
             for sequence, row in zip(sequences, plan.rows, strict=True):

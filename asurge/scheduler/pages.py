@@ -41,7 +41,7 @@ class Tables:
 
     @property
     def held(self) -> int:
-        """How many pages are held, in all tables."""
+        """Number of pages held, in all tables."""
         return sum(map(len, self.pages))
 
     def __iter__(self) -> Iterator[int]:

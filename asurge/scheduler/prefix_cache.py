@@ -14,7 +14,7 @@ from asurge.scheduler.request import Sequence
 
 
 def root_digest(salt: str) -> bytes:
-    """Where a chain of page digests begins: requests with different salts share nothing."""
+    """The digest that begins a chain of page digests: requests with different salts share nothing."""
     return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
 
 
@@ -67,8 +67,10 @@ class PrefixCache:
         self._windowed = [(table, window) for table, window in enumerate(windows) if window is not None]
 
     def lookup(self, sequence: Sequence) -> Tables:
-        """Pages whose contents begin the sequence: in each table, those that a token after them sees. One token always remains
-        to be computed: it samples the next."""
+        """Find the cached pages that begin a sequence: in each table, those that a token after them sees.
+
+        At least one token always remains to be computed: it samples the next.
+        """
         columns = self._columns(sequence)
         tables = Tables(columns, [first_column(window, columns * self._page_size, self._page_size) for window in self._windows], [])  # fmt: skip
         for table, first in enumerate(tables.first):
@@ -81,8 +83,11 @@ class PrefixCache:
         return self._columns(sequence) * self._page_size
 
     def register(self, sequence: Sequence) -> None:
-        """Make full pages of known tokens findable. Planned is enough: a sequence that finds them runs later, or in the same
-        step, where each layer writes all pages before it reads any."""
+        """Make full pages of known tokens findable.
+
+        Planned is enough: a sequence that finds them runs later, or in the same step, where each layer writes all pages before it
+        reads any.
+        """
         full = min(sequence.scheduled, sequence.known) // self._page_size
         if full <= sequence.registered or not self.enabled:
             return

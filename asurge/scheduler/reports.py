@@ -1,4 +1,4 @@
-"""What the scheduler reports about requests and about itself."""
+"""Reports of the scheduler about requests and about itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asurge.record import hot_dataclass
 
 @hot_dataclass
 class SequenceUpdate:
-    """What one applied step brought one request. A stop token that ends it is part of ``token_ids``.
+    """Output of one applied step for one sequence. A stop token that ends it is part of ``token_ids``.
 
     ``logprobs`` are those of a step that samples apart, of ``token_ids``; ``prompt_logprobs`` continue those before.
     ``embedding``, float32 ``[hidden]``, is what was pooled, not normalised.
@@ -50,7 +50,7 @@ class SchedulerStatistics:
 
 @dataclasses.dataclass(slots=True)
 class Totals:
-    """What only ever grows."""
+    """Counters that only grow."""
 
     preemptions: int = 0
     prefix_cache_queries: int = 0

@@ -19,7 +19,7 @@ NO_PAGES = Tables(0, [], [])
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine admits: a sequence to be generated; one request of a user may have several.
+    """A sequence to be generated, as the engine admits it; one request of a user may have several.
 
     Attributes:
         sequence_id: unlike any other sequence's, even after its end.
@@ -54,7 +54,7 @@ class Request:
 
 
 class Phase(Enum):
-    """Where a sequence is. A preempted one waits again."""
+    """Phase of a sequence. A preempted one waits again."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -62,7 +62,7 @@ class Phase(Enum):
 
 
 class Pace(NamedTuple):
-    """How much one step may do.
+    """Bounds on the work of one step.
 
     Attributes:
         decode_steps: when all that is left to do is to decode, up to this many steps are planned as one group.
@@ -144,8 +144,11 @@ class Sequence:
 
     @property
     def samples_next(self) -> bool:
-        """Whether a decode row comes next: all that is left to compute is the last sampled token, the slot on the
-        device holds it, and another one may follow it."""
+        """Whether a decode row comes next.
+
+        All that is left to compute is then the last sampled token, the slot on the device holds it, and another one may follow
+        it.
+        """
         length = len(self.token_ids) + self.pending
         return self.in_slot and self.scheduled == length - 1 and length < self.max_length
 

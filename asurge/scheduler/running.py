@@ -1,4 +1,4 @@
-"""What is running: the sequences that hold a slot and pages, and how they get and lose them."""
+"""The running set: the sequences that hold a slot and pages, and how they get and lose them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class RunningSet:
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
         """Give a running sequence pages for its next ``count`` tokens, preempting those that come after it if it must.
-        If the sequence itself is the last, it is the one preempted."""
+
+        If the sequence itself is the last, it is the one preempted.
+        """
         tables = sequence.tables
         columns = self._limits.columns(sequence.scheduled + count) - tables.columns
         if columns <= 0:
@@ -111,8 +113,10 @@ class RunningSet:
         return next(reversed(self.running))
 
     def admit(self, sequence: Sequence) -> bool:
-        """Move a waiting sequence to a slot, sharing the pages of its prefix, if there are pages for the rest of what is
-        known. Only a higher priority preempts for that (`make_room`)."""
+        """Move a waiting sequence to a slot, sharing the pages of its prefix.
+
+        There must be pages for the rest of what is known. Only a higher priority preempts for that (`make_room`).
+        """
         shared = self._shared(sequence)
         if self._pages_needed(sequence, shared) > self._pool.num_available:
             return False

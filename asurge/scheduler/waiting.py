@@ -1,4 +1,4 @@
-"""Which waiting request comes next: by priority, by tenant, by what the cache holds, by arrival."""
+"""The waiting queue: chooses the next request by priority, tenant, cached prefix and arrival."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CACHE_WINDOW = 16
 
 
 class Tenants:
-    """What each tenant has been served, in tokens divided by its weight.
+    """Service of each tenant, in tokens divided by its weight.
 
     The virtual token counter of "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): the tenant with the
     least comes next, and one that comes back after a pause is lifted to the least of those that stayed, so that idling
@@ -43,7 +43,7 @@ class Tenants:
         return len(self._open)
 
     def enter(self, tenant: str) -> None:
-        """One of its requests has arrived."""
+        """Note that a request of the tenant has arrived."""
         count = self._open.get(tenant, 0)
         if not count:
             self._served[tenant] = max(self.served(tenant), self._least())
@@ -53,7 +53,7 @@ class Tenants:
         self._open[tenant] = count + 1
 
     def leave(self, tenant: str) -> None:
-        """One of its requests has ended."""
+        """Note that a request of the tenant has ended."""
         self._open[tenant] -= 1
         if self._open[tenant]:
             return

@@ -68,7 +68,7 @@ class ApiServer:
 
     @property
     def state(self) -> ServerState:
-        """What the handlers share."""
+        """State that the handlers share."""
         return self.app[STATE]
 
     def generate_api_key(self, label: str = "") -> str:

@@ -11,7 +11,7 @@ from asurge.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """How the engine is served. Checked when made.
+    """Settings of the server. Checked when made.
 
     Attributes:
         host, port: where `asurge serve` listens. Other machines reach it only if you say so, as with ``0.0.0.0``.
@@ -107,8 +107,10 @@ class ServerConfig:
 
 
 def check_key(key: str) -> None:
-    """Raises:
-    ConfigError: it cannot be a key.
+    """Check that a text can be an API key.
+
+    Raises:
+        ConfigError: it cannot be a key.
     """
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError("an API key must have at least 8 printable ASCII characters and no spaces")

@@ -59,7 +59,7 @@ class RateLimitError(ApiError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """What is reported of an error: never a traceback, a path, or somebody else's text."""
+    """An error as it is reported: never a traceback, a path, or somebody else's text."""
 
     message: str
     status: int
@@ -98,7 +98,7 @@ _ANTHROPIC = {
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to report of an error. One that is not asurge's own is an internal error and no more."""
+    """Return what to report of an error. One that is not asurge's own is an internal error and no more."""
     text = str(error)
     if len(text) > _CHARACTERS:  # it may quote a request, which may be megabytes
         text = text[:_CHARACTERS] + "…"
@@ -125,7 +125,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def cancelled(seconds: float) -> ApiError:
-    """For requests that the server's stop has ended."""
+    """Make the error of a request that the server's stop has ended."""
     return ApiError(
         "the server is stopping", status=503, kind="server_error", code="unavailable", retry_after_s=seconds
     )

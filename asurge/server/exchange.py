@@ -38,8 +38,9 @@ _RELAXED_CHARACTERS = 1000
 
 
 class Exchange:
-    """A request that engines work for. Within ``with``, the server counts it as under way; at the end the key is charged
-    for what was done, however it ended.
+    """A request that engines work for.
+
+    Within ``with``, the server counts it as under way; at the end the key is charged for what was done, however it ended.
 
     Attributes:
         charges_sampled: whether tokens that are sampled are charged.
@@ -111,8 +112,10 @@ class Exchange:
             yield self.ended_well(output)
 
     def ended_well(self, output: RequestOutput) -> RequestOutput:
-        """Raises:
-        ApiError: the server has ended the request.
+        """Check that the request was not ended by the server.
+
+        Raises:
+            ApiError: the server has ended the request.
         """
         if output.finished and any(one.finish_reason == "abort" for one in output.outputs):
             raise cancelled(self.state.config.drain_timeout_s)
@@ -131,8 +134,9 @@ class Exchange:
         write: Callable[[EventStream], Awaitable[None]],
         failed: Callable[[BaseException], bytes] = openai_failure,
     ) -> web.StreamResponse:
-        """Admit requests, then let ``write`` stream what comes of them. A refusal at admission is an answer of its own;
-        a later failure becomes the last event, without a mark of success.
+        """Admit requests, then let ``write`` stream what comes of them.
+
+        A refusal at admission is an answer of its own; a later failure becomes the last event, without a mark of success.
 
         Args:
             failed: an error as an event.
@@ -162,8 +166,9 @@ class Exchange:
 def with_bounded_logprobs(
     params: SamplingParams, sizes: Sequence[int], served: Served, config: ServerConfig
 ) -> SamplingParams:
-    """Bound how many logprobs a request could return: they take much more room than the text. Where it leaves open how
-    long the text may be, the text may be as long as the bound allows.
+    """Bound how many logprobs a request could return: they take much more room than the text.
+
+    Where it leaves open how long the text may be, the text may be as long as the bound allows.
 
     Args:
         sizes: of the prompts, in tokens or in characters, which are not fewer.

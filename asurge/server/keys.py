@@ -32,8 +32,10 @@ class KeyUsage:
 
 
 class TokenBucket:
-    """What is left of a limit: it refills up to a minute's worth, and may go into debt, because what an answer costs is only
-    known at its end."""
+    """A rate limit that refills up to a minute's worth.
+
+    It may go into debt, because what an answer costs is only known at its end.
+    """
 
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
         self._most, self._rate, self._clock = max(per_minute, 1.0), per_minute / 60.0, clock
@@ -70,7 +72,7 @@ class ApiKey:
 
     @property
     def owner(self) -> str:
-        """What belongs to this key and to no other, ever, is kept under this: all of its digest."""
+        """The name under which data of this key, and of no other, is kept: all of its digest."""
         return _spelled(self.digest) if self.digest else self.name
 
     def admit(self, *, costs_tokens: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What runs beside the handlers: engines that start and stop with the application, and the loop's lag."""
+"""Background tasks of the server: engines that start and stop with the application, and the loop's lag."""
 
 from __future__ import annotations
 

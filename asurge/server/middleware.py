@@ -68,7 +68,7 @@ async def around(request: web.Request, handler: web.Handler) -> web.StreamRespon
 
 
 async def headers(request: web.Request, response: web.StreamResponse) -> None:
-    """For streams, whose headers leave before the middleware sees them (`on_response_prepare`)."""
+    """Set the headers of streams, which leave before the middleware sees them (`on_response_prepare`)."""
     if REQUEST_ID in request and "X-Request-Id" not in response.headers:
         _identify(request, response)
         _allow_origin(request, response, request.app[STATE])

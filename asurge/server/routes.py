@@ -1,5 +1,7 @@
-"""All routes but the admin's, with what comes in and what goes out: the application and its OpenAPI document are made
-from this."""
+"""All routes but the admin's, with the types of their requests and responses.
+
+The application and its OpenAPI document are made from this.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _LARGE_TEXTS = 2
 
 
 class Rates:
-    """How fast two counters grow, over the last seconds in which somebody looked."""
+    """Growth rates of two counters, over the last seconds in which somebody looked."""
 
     def __init__(self, over_s: float = 5.0) -> None:
         self._over_s = over_s

@@ -35,7 +35,7 @@ Message = Mapping[str, Any]  # OpenAI's chat message: JSON
 
 
 class Rendering(TypedDict, total=False):
-    """How a conversation becomes a prompt.
+    """Options that turn a conversation into a prompt.
 
     Attributes:
         tools: OpenAI's definitions, for the template to tell the model of.
@@ -130,8 +130,10 @@ def _listed(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in the one form that templates are given: content as one string, arguments of calls as objects, and no lists
-    without members. What asurge or another server has answered is taken as it comes back, also without content.
+    """Convert messages to the one form that templates take.
+
+    Content becomes one string, arguments of calls objects, and there are no lists without members. What asurge or another server
+    has answered is taken as it comes back, also without content.
 
     Raises:
         ChatTemplateError: one is malformed, or asks about something else than text.
@@ -192,8 +194,10 @@ def message_text(where: str, content: object, role: str, *, past: bool = False) 
 
 
 def part_text(where: str, part: object, role: str, *, past: bool = False) -> str:
-    """The text of a part of a message. Only what is asked now must be text: of pictures that a tool returned, or that were
-    answered before, as of all that is ``past``, a note is left, so that a conversation can go on.
+    """Return the text of a part of a message.
+
+    Only what comes last must be text: of pictures that a tool returned, or that were answered before, as of all that is ``past``,
+    a note is left, so that a conversation can go on.
 
     Raises:
         ChatTemplateError: it is not text; ``param`` is its place.

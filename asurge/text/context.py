@@ -23,7 +23,7 @@ class FittedPrompt:
 
 
 def answer_room(max_tokens: int | None, max_model_len: int, reserve_tokens: int | None, *, prefer_prompt: bool) -> int:
-    """How many tokens of the context a prompt that is cut must leave for the answer."""
+    """Return the number of context tokens that a prompt that is cut must leave for the answer."""
     reserve = _reserve(reserve_tokens, max_model_len)
     if max_tokens is None:
         return reserve

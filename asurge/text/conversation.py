@@ -37,8 +37,9 @@ class FittedConversation:
 def fit_conversation(
     messages: Sequence[Message], render: Render, codec: TextCodec, room: int, mode: TruncateMode
 ) -> FittedConversation:
-    """Leave out the oldest turns until at most ``room`` tokens are left, then cut the longest text that is left, at the
-    place ``mode`` says.
+    """Leave out the oldest turns of a conversation until at most ``room`` tokens are left.
+
+    Then cut the longest text that is left, at the place ``mode`` says.
 
     A turn begins with a user's message, and holds the calls and results of tools that follow it. The system messages at the
     beginning and the last turn stay. Renders a conversation as often as binary search has to, not once for each turn, and

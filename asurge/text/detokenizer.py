@@ -12,7 +12,7 @@ _LONGEST_WAIT = 8
 
 
 class Decoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The interface of a tokenizer that decodes."""
 
     def decode(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
@@ -49,7 +49,7 @@ class IncrementalDetokenizer:
         return "".join([self._push(token) for token in token_ids])
 
     def flush(self) -> str:
-        """What was held back, at the end of the text; an unfinished character becomes U+FFFD."""
+        """End the text, and return what was held back; an unfinished character becomes U+FFFD."""
         before, after = self._before, self._decode(self._window)
         self._window, self._emitted, self._before = [], 0, ""
         return after[len(before) :]

@@ -21,7 +21,7 @@ text."""
 
 
 class TextCodec(Protocol):
-    """What is needed of a tokenizer to cut a text at tokens."""
+    """The interface of a tokenizer that `excerpt` needs."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -43,8 +43,9 @@ class Excerpt:
 
 
 def excerpt(codec: TextCodec, text: str, count: int, mode: TruncateMode, *, add_special_tokens: bool = True) -> Excerpt:
-    """A text's tokens; of a long text, no more than ``count``, as ``mode`` cuts it: its last ones (``left``), its first
-    ones (``right``), or half from each end (``middle``; one or two more).
+    """Tokenise a text; of a long text, no more than ``count`` tokens, as ``mode`` cuts it.
+
+    They are its last ones (``left``), its first ones (``right``), or half from each end (``middle``; one or two more).
 
     They are those of the whole text in practice, not by proof: a tokenizer that looks further than `_EDGE_TOKENS` around a
     place may split the beginning of an excerpt differently. A text beyond `CHARACTERS_PER_TOKEN` is cut there first. Little

@@ -44,7 +44,7 @@ class StopMatcher:
         return StopScan(text[:shown])
 
     def flush(self) -> str:
-        """What was held back, at the end of the text: no stop string came of it."""
+        """End the text, and return what was held back: no stop string came of it."""
         held, self._held = self._held, ""
         return held
 

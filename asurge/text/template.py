@@ -41,7 +41,7 @@ class TemplateLimitError(TemplateError):
 
 
 class Allowance:
-    """What renderings may take together, counted in their thread's own time, which other load does not lengthen.
+    """Limits on all renderings together, counted in their thread's own time, which other load does not lengthen.
 
     Args:
         clock: seconds that the thread has computed.
@@ -63,8 +63,10 @@ class Allowance:
             self._left = self._end - self._clock()
 
     def tick(self) -> None:
-        """Raises:
-        TemplateLimitError: it is used up.
+        """Check that the allowance is not used up.
+
+        Raises:
+            TemplateLimitError: it is used up.
         """
         self._ticks += 1
         if self._ticks % _TICKS == 0 and self._clock() > self._end:

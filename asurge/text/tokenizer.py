@@ -50,8 +50,9 @@ _BYTE_PIECE, _SPACE = re.compile("<0x([0-9A-F]{2})>"), "\u2581"
 
 
 class Tokenizer:
-    """A transformers tokenizer behind the few calls that are needed. `encode` and `decode` may run in
-    several threads at once.
+    """A transformers tokenizer behind the few calls that are needed.
+
+    `encode` and `decode` may run in several threads at once.
 
     Attributes:
         sampling_defaults: how the checkpoint's authors want texts sampled, as fields of `asurge.SamplingParams`, where a request
@@ -104,7 +105,7 @@ class Tokenizer:
         return tuple(self._inner.all_special_tokens)
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token adds to a text, which may be a piece of a character."""
+        """Bytes that a token adds to a text, which may be a piece of a character."""
         piece = None if token in self._added else self._inner.convert_ids_to_tokens(token)
         if isinstance(piece, str):
             if self._is_byte_level and all(char in _BYTES for char in piece):

@@ -11,6 +11,7 @@ _DEFAULT_WINDOW = 4096
 
 
 def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Gemma 2 model."""
     read = ConfigReader(raw)
     kinds = read.layer_kinds() or read.full_every(2)
     raw = with_defaults(raw, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
@@ -22,6 +23,7 @@ def gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Gemma 3 text model."""
     read = ConfigReader(raw)
     pattern = read.integer("sliding_window_pattern", read.integer("_sliding_window_pattern", 6))
     kinds = read.layer_kinds() or read.full_every(pattern)

@@ -9,5 +9,6 @@ from asurge.models.config import ConfigReader, DecoderConfig, decoder_config
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Llama model."""
     bias = ConfigReader(raw).flag("attention_bias")
     return decoder_config(raw, qkv_bias=bias, output_bias=bias, mlp_bias=ConfigReader(raw).flag("mlp_bias"))

@@ -1,5 +1,7 @@
-"""Llama 4 (text): attention within chunks, but some layers see everything and know no positions; experts whose input is scaled,
-beside one shared by all tokens."""
+"""Llama 4 (text): attention in chunks, layers without rotary embedding, and routed experts beside a shared one.
+
+Some layers see everything and know no positions; the input of routed experts is scaled.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,7 @@ BESIDES = (
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Llama 4 model."""
     raw = with_defaults(raw, **_DEFAULTS)
     read = ConfigReader(raw)
     bias, unit_norm = read.flag("attention_bias"), read.flag("use_qk_norm", True)

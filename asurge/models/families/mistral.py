@@ -12,6 +12,7 @@ _DEFAULTS = dict(sliding_window=4096, max_position_embeddings=131072)
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Mistral model."""
     return windowed(raw, _DEFAULTS)
 
 

@@ -13,6 +13,7 @@ _DEFAULTS = dict(sliding_window=None, max_position_embeddings=131072, rms_norm_e
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Mixtral model."""
     read = ConfigReader(raw)
     layers = read.integer("num_hidden_layers")
     experts = Experts(

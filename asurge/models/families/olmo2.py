@@ -9,6 +9,7 @@ from asurge.models.config import ConfigReader, DecoderConfig, decoder_config, wi
 
 
 def config(raw: Mapping[str, Any], **own: Any) -> DecoderConfig:
+    """Read the config of an OLMo 2 model."""
     bias = ConfigReader(raw).flag("attention_bias")
     return decoder_config(
         with_defaults(raw, rms_norm_eps=1e-5),

@@ -15,6 +15,7 @@ _DEFAULTS = dict(
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Phi-3 model."""
     read = ConfigReader(raw)
     config = mistral.windowed(raw, _DEFAULTS)
     parameters = dict(config.rope_scaling or {})

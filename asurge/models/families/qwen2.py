@@ -13,6 +13,7 @@ DEFAULTS = dict(max_position_embeddings=32768)
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Qwen2 model."""
     return decoder_config(with_defaults(raw, **DEFAULTS), qkv_bias=True, windows=sliding_windows(raw))
 
 

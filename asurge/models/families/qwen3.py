@@ -10,6 +10,7 @@ from asurge.models.families.qwen2 import DEFAULTS, sliding_windows
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Qwen3 model."""
     read = ConfigReader(raw)
     bias = read.flag("attention_bias")
     return decoder_config(

@@ -12,6 +12,7 @@ from asurge.models.families import qwen3
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a Qwen3 MoE model."""
     read = ConfigReader(raw)
     dense, step = raw.get("mlp_only_layers") or [], read.integer("decoder_sparse_step", 1)
     if not isinstance(dense, list) or not all(isinstance(one, int) for one in dense):

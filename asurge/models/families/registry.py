@@ -27,8 +27,9 @@ from asurge.models.keys import WatchedConfig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A model family: its architecture's name, and how its config is read. Checkpoints of all families use the tensor names of
-    `asurge.models.weights.checkpoint`.
+    """A model family: its architecture's name, and how its config is read.
+
+    Checkpoints of all families use the tensor names of `asurge.models.weights.checkpoint`.
 
     Attributes:
         besides: keys of its configs that tell of what is not served, such as an image encoder.

@@ -12,6 +12,7 @@ _DEFAULTS = dict(max_position_embeddings=32768, rope_theta=2e6, tie_word_embeddi
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of a SmolLM3 model."""
     raw = with_defaults(raw, **_DEFAULTS)
     read = ConfigReader(raw)
     bias = read.flag("attention_bias")

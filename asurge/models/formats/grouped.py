@@ -63,7 +63,10 @@ class GroupedFormat:
         return take_grouped_rows(parts["codes"], parts["strips"], tokens, depth)
 
     def read_bytes(self, columns: int, depth: int, item_bytes: int) -> int:
-        """Of weights in about 5 bits; `asurge.ops.grouped.packed_bytes` says how many they are of certain types."""
+        """Bytes that a product reads of weights in about 5 bits.
+
+        `asurge.ops.grouped.packed_bytes` counts them for weights of certain types.
+        """
         return columns * depth * 5 // 8
 
 

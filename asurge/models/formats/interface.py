@@ -35,7 +35,7 @@ class RawSource(Protocol):
 
 
 class Surroundings(TypedDict, total=False):
-    """What a kernel does before and after a product; see `asurge.ops.packed.packed_linear`."""
+    """Operations that a kernel fuses before and after a product; see `asurge.ops.packed.packed_linear`."""
 
     norm: jax.Array | None
     epsilon: float
@@ -49,7 +49,7 @@ class Surroundings(TypedDict, total=False):
 
 
 class Choice(TypedDict, total=False):
-    """How a kernel finds the largest product; see `asurge.ops.packed.packed_argmax`."""
+    """Options of the kernel that finds the largest product; see `asurge.ops.packed.packed_argmax`."""
 
     norm: jax.Array | None
     epsilon: float
@@ -59,7 +59,7 @@ class Choice(TypedDict, total=False):
 
 
 class WeightFormat(Protocol):
-    """How weights are stored for the CPU kernels, and multiplied.
+    """A storage format of weights for the CPU kernels, with its products.
 
     Attributes:
         name: as people know it.

@@ -1,4 +1,4 @@
-"""Which checkpoint tensors fill which parameters of the decoder."""
+"""The mapping from checkpoint tensors to the parameters of the decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ParameterPath = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """One checkpoint tensor, the shape it must have, and how the model has it instead.
+    """A checkpoint tensor, the shape it must have, and how the model has it instead.
 
     Attributes:
         heads: its first rows belong to this many heads, whose numbers the model has in another ``order``.

@@ -23,8 +23,10 @@ _log = logging.getLogger("asurge")
 
 
 def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> str | None:
-    """Replace the linear layers of a model in place, one after another, so that memory peaks at one extra layer. What is still in a
-    checkpoint (`open_model`) is read. Weights that are quantised there stay as they are, where kernels multiply them.
+    """Replace the linear layers of a model in place, one after another.
+
+    Memory peaks at one extra layer. What is still in a checkpoint (`open_model`) is read. Weights that are quantised there stay
+    as they are, where kernels multiply them.
 
     Returns:
         Why the products run in plain XLA although kernels were wanted, or None.

@@ -190,8 +190,11 @@ class Stored:
 
 
 def read_all(model: Decoder) -> None:
-    """Load what is still `Stored`. Peak memory stays near the weights themselves: files are mapped, and each parameter is
-    assembled and handed over before the next."""
+    """Load all parameters that are still `Stored`.
+
+    Peak memory stays near the weights themselves: files are mapped, and each parameter is assembled and handed over before the
+    next.
+    """
     parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)]
     stored = [(one, value) for one in parameters if isinstance(value := one.get_value(), Stored)]
     # The largest first: while a tensor is held twice, as file and as array, little else is loaded yet.

@@ -16,8 +16,9 @@ from asurge.ops.packed import bit_patterns, interleave
 
 
 def pack_model(model: Decoder, fmt: WeightFormat, *, as_stored: bool) -> None:
-    """Make one block of a model's blocks, in place and one weight after another. Those that are still in a checkpoint go
-    straight from there to where products read them.
+    """Pack a model's weights into one block, in place and one weight after another.
+
+    Those that are still in a checkpoint go straight from there to where products read them.
 
     Args:
         fmt: of weights that are floating-point numbers in their checkpoint.

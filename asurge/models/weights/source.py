@@ -1,4 +1,4 @@
-"""Where checkpoints come from: the shipped demo, a local folder or file, a package, or the Hugging Face hub."""
+"""Find checkpoints: the shipped demo, a local folder or file, a package, or the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ Ref = Any  # Pallas has no public name for a kernel's arguments
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tuning:
-    """How the kernel is laid out on the device; results do not depend on it, but for rounding. All are powers of two but
-    ``programs``.
+    """Launch parameters of the kernel on the device; results do not depend on them, but for rounding.
+
+    All are powers of two but ``programs``.
 
     Attributes:
         lanes: the least queries times query heads of a KV head that one program computes; decode takes as few as it can.

@@ -41,7 +41,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What all layers of one engine have in common.
+    """Attention parameters that all layers of an engine share.
 
     Attributes:
         score_scale: on the scores; None: 1 / sqrt(head_dim).
@@ -107,8 +107,10 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """How a step's flat tokens belong to sequences: ``decode`` rows of one token, each of a sequence that has no other, then
-    ``prefill`` rows of up to ``prefill_len``, of which a sequence may have several; all take their full width among the tokens.
+    """The layout of a step's flat tokens as rows of sequences.
+
+    First ``decode`` rows of one token, each of a sequence that has no other, then ``prefill`` rows of up to ``prefill_len``, of
+    which a sequence may have several; all take their full width among the tokens.
 
     Attributes:
         start: int32 ``[rows]``, position of a row's first token.
@@ -130,7 +132,7 @@ class Rows:
 
     @property
     def first(self) -> jax.Array:
-        """int32 ``[rows]``: where a row begins among the tokens."""
+        """Index of each row's first token among the tokens, int32 ``[rows]``."""
         prefill = self.decode + jnp.arange(self.prefill, dtype=jnp.int32) * self.prefill_len
         return jnp.concatenate((jnp.arange(self.decode, dtype=jnp.int32), prefill))
 
@@ -141,8 +143,10 @@ class Rows:
         return (decode, (slice(self.decode, None), self.prefill_len)) if self.prefill else (decode,)
 
     def split(self, q: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
-        """Split into sections: queries ``[rows, width, heads, head_dim]`` of ``q [tokens, heads, head_dim]``, page table, start and
-        length. The results, flattened and in this order, are flat tokens again."""
+        """Split into sections: queries ``[rows, width, heads, head_dim]`` of ``q``, page table, start and length.
+
+        ``q`` is ``[tokens, heads, head_dim]``. The results, flattened and in this order, are flat tokens again.
+        """
         parts, at = [], 0
         for rows, width in self.sections:
             table = self.page_table[rows]
@@ -154,16 +158,16 @@ class Rows:
 
     @property
     def positions(self) -> jax.Array:
-        """int32 ``[tokens]``; those of padding continue from the row's real ones."""
+        """Positions of tokens, int32 ``[tokens]``; those of padding continue from the row's real ones."""
         return self.by_token(lambda rows, at: self.start[rows, None] + at)
 
     @property
     def real(self) -> jax.Array:
-        """bool ``[tokens]``: not padding."""
+        """Mask of tokens that are not padding, bool ``[tokens]``."""
         return self.by_token(lambda rows, at: at < self.length[rows, None])
 
     def last_of(self, chosen: jax.Array) -> jax.Array:
-        """bool ``[tokens]``: the last real token of a row that is in ``chosen``, bool ``[rows]``."""
+        """Mask of the last real token of each row in ``chosen``, bool ``[tokens]``; ``chosen`` is bool ``[rows]``."""
         return self.by_token(lambda rows, at: chosen[rows, None] & (at + 1 == self.length[rows, None]))
 
     def by_token(self, of: Callable[[slice, jax.Array], jax.Array]) -> jax.Array:
@@ -229,7 +233,7 @@ class AttentionBackend(Protocol):
 
 
 class SeparateLevels:
-    """What backends have in common that keep each level in arrays of its own."""
+    """Methods of backends that keep each level in arrays of its own."""
 
     shares_arrays = False
 

@@ -118,7 +118,7 @@ class XlaAttention(SeparateLevels):
 
 
 def page_slots(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
-    """Where each token's key and value go: page ids and offsets, int32 ``[tokens]``; padding goes to page 0."""
+    """Page ids and offsets to which each token's key and value are written, int32 ``[tokens]``; page 0 for padding."""
 
     def page(part: slice, at: jax.Array) -> jax.Array:
         columns = jnp.clip((rows.start[part, None] + at) // page_size, 0, rows.page_table.shape[1] - 1)

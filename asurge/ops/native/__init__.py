@@ -1,5 +1,6 @@
-"""Our own kernels for x86-64 processors with AMX (Sapphire Rapids and later), with AVX-512 including bf16 and VBMI (Zen 4 and
-later), or with AVX2 (Haswell, Zen and later), called through XLA's FFI.
+"""CPU kernels for x86-64 processors with AMX, AVX-512 or AVX2, called through XLA's FFI.
+
+AMX: Sapphire Rapids and later; AVX-512 including bf16 and VBMI: Zen 4 and later; AVX2: Haswell, Zen and later.
 
 XLA:CPU reaches a fifth of the memory bandwidth in attention over pages and a quarter of the arithmetic in bf16 products
 (`docs/performance.md` has the figures). Everything here has a counterpart in plain JAX, which serves all other processors.
@@ -101,7 +102,7 @@ def loaded() -> ctypes.CDLL | None:
 
 
 class PoolStatistics(ctypes.Structure):
-    """What the kernels' threads have done since the start.
+    """Counters of the kernels' thread pool since its start.
 
     Attributes:
         limit / active: threads there may be, the caller included, and those that take part at present.
@@ -128,7 +129,7 @@ class PoolStatistics(ctypes.Structure):
 
 
 def pool_statistics() -> PoolStatistics | None:
-    """What the kernels' threads have done so far; None without kernels."""
+    """Return the counters of the kernels' thread pool so far; None without kernels."""
     library = loaded() if unavailable() is None else None
     if library is None:
         return None

@@ -1,5 +1,7 @@
-"""Large arrays on huge pages of memory, where the system has them: a read of weights or of keys and values then waits for fewer
-look-ups of where they lie (`benchmarks/results/LOG.md`)."""
+"""Allocate large arrays on huge pages of memory, where the system has them.
+
+A read of weights or of keys and values then misses the TLB less often (`benchmarks/results/LOG.md`).
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ from asurge.ops.sampling import SamplingInputs
 
 
 def sample(logits: jax.Array, inputs: SamplingInputs, *, vocab_size: int, live: jax.Array | None = None) -> jax.Array:
-    """Sample as `asurge.ops.sampling.sample` does: the same tokens from the same seeds, but where two are so close that the order
-    of a sum decides. Rows that are not ``live`` get token 0."""
+    """Sample as `asurge.ops.sampling.sample` does, the same tokens from the same seeds.
+
+    They differ where two are so close that the order of a sum decides. Rows that are not ``live`` get token 0.
+    """
     rows = logits.shape[0]
     sampled: jax.Array = jax.ffi.ffi_call("asurge_sample", jax.ShapeDtypeStruct((rows,), jnp.int32))(
         logits,

@@ -1,4 +1,4 @@
-"""What all formats of tool calls have in common."""
+"""Base classes of all formats of tool calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPECIAL_TOKENS = (
 
 
 class ToolFormat(abc.ABC):
-    """How a family of models writes tool calls.
+    """The format in which a family of models writes tool calls.
 
     Attributes:
         needs_special_tokens: some of its marks are special tokens, or are in some models: text must be decoded with
@@ -38,7 +38,7 @@ class ToolFormat(abc.ABC):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What stands around calls, and nowhere else."""
+        """Marks that stand around calls, and nowhere else."""
         return ()
 
     @abc.abstractmethod
@@ -52,14 +52,18 @@ class ToolFormat(abc.ABC):
 
     @abc.abstractmethod
     def tags(self, tools: Tools) -> dict[str, Any] | None:
-        """A structural tag for `asurge.GuidedDecodingParams`: text is free, but the arguments of a call fit its tool's
-        schema. None where the arguments are not JSON."""
+        """Return a structural tag for `asurge.GuidedDecodingParams`, which constrains only the arguments of calls.
+
+        Text is free, but the arguments of a call fit its tool's schema. None where the arguments are not JSON.
+        """
 
     @abc.abstractmethod
     def grammar(self, tools: Tools, *, parallel: bool) -> str | None:
         """A grammar, in llguidance's dialect of Lark, for one call of one of the tools, or if ``parallel`` for one or more.
+
         Marks are literals in it: `asurge.guidance` knows which are special tokens. None where the format cannot write the
-        tools' names."""
+        tools' names.
+        """
 
     def call_id(self) -> str:
         """An id for a call without one, as the family's chat templates accept it when the call comes back."""
@@ -105,8 +109,11 @@ class MarkedFormat(ToolFormat):
 
 
 def attempt(reader: Reader, out: Output, begun: str, call: Wait[None]) -> Wait[None]:
-    """Read a call. What turns out not to be one is content from its mark on; a call that has started stays as it is, and
-    whatever follows the place where it can be read no further is content."""
+    """Read a call.
+
+    What turns out not to be one is content from its mark on; a call that has started stays as it is, and whatever follows the
+    place where it can be read no further is content.
+    """
     reader.keep(begun)
     try:
         yield from call

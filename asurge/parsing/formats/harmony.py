@@ -1,4 +1,4 @@
-"""gpt-oss, whose text is a sequence of messages in channels."""
+"""Tool calls of gpt-oss, whose text is a sequence of messages in channels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
 class GptOss(ToolFormat):
-    """gpt-oss: each message is a header, ``<|message|>``, a body and a mark after it. The channel ``analysis`` is
-    reasoning; a message with a recipient, ``<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}
-    <|call|>``, is a call, and the rest is content. A header in which the text ends is left out.
+    """Format of gpt-oss: each message is a header, ``<|message|>``, a body and a mark after it.
+
+    The channel ``analysis`` is reasoning; a message with a recipient, ``<|channel|>commentary to=functions.name
+    <|constrain|>json<|message|>{...} <|call|>``, is a call, and the rest is content. A header in which the text ends is left out.
 
     Only one call can be forced: the mark after it ends the model's turn.
 

@@ -184,8 +184,10 @@ class Llama3Json(ObjectFormat):
 
 
 class Mistral(ObjectFormat):
-    """Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]``, and, from version 11 of its tokenizer on,
-    ``[TOOL_CALLS]name[CALL_ID]id[ARGS]{...}`` for each call, with or without the two marks inside.
+    """Format of Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]``.
+
+    From version 11 of its tokenizer on ``[TOOL_CALLS]name[CALL_ID]id[ARGS]{...}`` for each call, with or without the two marks
+    inside.
 
     After vLLM's mistral_tool_parser.py and mistral-common.
     """

@@ -15,8 +15,9 @@ from asurge.parsing.schemas import Parameter, parameters, quoted, sequence, text
 
 
 class Pythonic(MarkedFormat):
-    """Llama 3.2, Llama 4, OLMo 3 and others: ``[f(a=1, b="x"), g()]`` at the start of a text, or after
-    ``<|python_start|>`` anywhere. Each argument becomes JSON once it is complete.
+    """Format of Llama 3.2, Llama 4, OLMo 3 and others: ``[f(a=1, b="x"), g()]``.
+
+    It stands at the start of a text, or after ``<|python_start|>`` anywhere. Each argument becomes JSON once it is complete.
 
     After vLLM's pythonic_tool_parser.py and llama4_pythonic_tool_parser.py.
     """
@@ -82,8 +83,10 @@ class Pythonic(MarkedFormat):
 
 
 class Gemma(MarkedFormat):
-    """FunctionGemma: ``<start_function_call>call:name{key:<escape>text<escape>,other:1}<end_function_call>``. Each argument
-    becomes JSON once it is complete.
+    """Format of FunctionGemma: calls in Python's form, with ``<escape>`` around strings.
+
+    ``<start_function_call>call:name{key:<escape>text<escape>,other:1}<end_function_call>``. Each argument becomes JSON once it is
+    complete.
 
     After vLLM's functiongemma_tool_parser.py and Google's guide to the model's format.
     """

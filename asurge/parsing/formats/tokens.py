@@ -102,8 +102,10 @@ class DeepSeekV31(DeepSeekV3):
 
 
 class KimiK2(SectionFormat):
-    """Kimi K2: ``<|tool_calls_section_begin|><|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}
-    <|tool_call_end|><|tool_calls_section_end|>``, where what names the function is the call's id.
+    """Format of Kimi K2, in which the id of a call names the function.
+
+    ``<|tool_calls_section_begin|><|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}
+    <|tool_call_end|><|tool_calls_section_end|>``.
 
     After vLLM's kimi_k2_tool_parser.py.
     """

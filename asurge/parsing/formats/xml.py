@@ -15,8 +15,10 @@ from asurge.parsing.schemas import Parameter, as_json, kinds_of, parameters, quo
 
 
 class TaggedFormat(MarkedFormat):
-    """Values without quotes between marks. Each becomes JSON once it is complete: a string where the tool's schema says
-    so, else whatever it is as JSON, and a string if it is not JSON.
+    """A format of values without quotes between marks.
+
+    Each becomes JSON once it is complete: a string where the tool's schema says so, else whatever it is as JSON, and a string if
+    it is not JSON.
 
     Attributes:
         value_end: the mark after a value.
@@ -91,16 +93,17 @@ class TaggedFormat(MarkedFormat):
 
     @abc.abstractmethod
     def around_arguments(self, name: str) -> tuple[str, str]:
-        """What grammars write before and after the arguments."""
+        """Texts that grammars write before and after the arguments."""
 
     @abc.abstractmethod
     def before_value(self, key: str) -> str:
-        """What grammars write before a value."""
+        """Text that grammars write before a value."""
 
 
 class Glm45(TaggedFormat):
-    """GLM 4.5 and later: ``<tool_call>name``, then for each argument ``<arg_key>key</arg_key><arg_value>value</arg_value>``,
-    then ``</tool_call>``, with line breaks between them or without.
+    """Format of GLM 4.5 and later: ``<tool_call>name``, then each argument, then ``</tool_call>``.
+
+    An argument is ``<arg_key>key</arg_key><arg_value>value</arg_value>``, with line breaks between them or without.
 
     After vLLM's glm4_moe_tool_parser.py and glm47_moe_tool_parser.py.
     """
@@ -138,8 +141,9 @@ class Glm45(TaggedFormat):
 
 
 class Qwen3Coder(TaggedFormat):
-    """Qwen3-Coder: ``<tool_call><function=name>``, then ``<parameter=key>value</parameter>`` for each argument, then
-    ``</function></tool_call>``; one line break on each side of a value is not part of it.
+    """Format of Qwen3-Coder: ``<tool_call><function=name>``, each argument, then ``</function></tool_call>``.
+
+    An argument is ``<parameter=key>value</parameter>``; one line break on each side of a value is not part of it.
 
     After vLLM's qwen3coder_tool_parser.py.
     """

@@ -1,4 +1,4 @@
-"""What the chat-like endpoints have in common: a conversation goes to the engine, an answer comes out whole or in events."""
+"""Chat through any endpoint: a conversation goes to the engine, an answer comes out whole or as events."""
 
 from __future__ import annotations
 

@@ -47,8 +47,11 @@ class ChoiceReaders:
         return sum(reader.reasoned for reader in self._readers.values()) > BLOCKING_CHARACTERS
 
     def reasoning_tokens(self) -> int:
-        """How many tokens the texts of all reasoning so far have, reported or not. Tokens themselves come in bunches
-        that may hold the end of the reasoning, and a request's answer must not depend on the bunches. Blocks."""
+        """Number of tokens that the texts of all reasoning so far have, reported or not.
+
+        Tokens themselves come in bunches that may hold the end of the reasoning, and a request's answer must not depend on the
+        bunches. Blocks.
+        """
         encode = self._served.engine.tokenizer.encode
         return sum(len(encode(reader.reasoning, add_special_tokens=False)) for reader in self._readers.values())
 
@@ -110,7 +113,7 @@ class ChoiceReader:
         return "".join(self._reasoning)
 
     def read(self, one: CompletionOutput) -> list[OutputEvent]:
-        """What is new in a completion, as far as it is reported."""
+        """Return what is new in a completion, as far as it is reported."""
         self.finished = one.finish_reason is not None
         if self._parser is None:
             return [Content(one.text)] if one.text else []

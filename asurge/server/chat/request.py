@@ -57,7 +57,7 @@ class Conversation:
         return self.tool_format is not None or self.reasoning_format is not None
 
     def parser(self, served: Served, prompt_token_ids: Sequence[int]) -> OutputParser:
-        """For one completion after a prompt, which may have begun the reasoning."""
+        """Make a parser for one completion after a prompt, which may have begun the reasoning."""
         return OutputParser(
             self.tool_format,
             self.reasoning_format,
@@ -130,7 +130,7 @@ def rendering_of(
     add_generation_prompt: bool | None = None,
     continue_final_message: bool | None = None,
 ) -> Rendering:
-    """How a request has its conversation rendered, but for the tools.
+    """Return the options with which a request has its conversation rendered, but for the tools.
 
     Raises:
         ApiError: the model is to answer with a message of its own and with the rest of the last one.
@@ -148,8 +148,9 @@ def rendering_of(
 
 
 def template_messages(messages: Sequence[Message], template: str | None) -> list[dict[str, Any]]:
-    """Messages as the engine's chat takes them, for a template. Most know one system message, at the beginning: of
-    further ones there, they leave out some and refuse the rest.
+    """Convert messages to those of the engine's chat, for a template.
+
+    Most templates know one system message, at the beginning: of further ones there, they leave out some and refuse the rest.
 
     Raises:
         ChatTemplateError: one has no text.
@@ -194,7 +195,7 @@ def _function_call(where: str, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def allowed_kwargs(given: Mapping[str, Any] | None, config: ServerConfig) -> dict[str, Any]:
-    """What a request passes to the chat template.
+    """Return the arguments that a request passes to the chat template.
 
     Raises:
         ApiError: the settings do not allow it.

@@ -22,7 +22,7 @@ _FREE = {"type": "object"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolUse:
-    """How a request's tools may be used.
+    """Tools of a request, and how they may be used.
 
     Attributes:
         tools: those that the model is told of; None: none.
@@ -48,8 +48,9 @@ class ToolUse:
 
 
 def tool_use(asked: ChatCompletionRequest) -> ToolUse:
-    """What a request says of its tools; functions are what they used to be called. Tools that are neither functions
-    nor custom are left out.
+    """Read a request's tools and its choice among them; functions are what they used to be called.
+
+    Tools that are neither functions nor custom are left out.
 
     Raises:
         ApiError: there are too many, one has no schema, or the choice does not go together with them.
@@ -170,8 +171,9 @@ def _check_schema(schema: Mapping[str, Any], where: str) -> None:
 
 
 def bound_form(form: Mapping[str, Any], tool_format: ToolFormat, use: ToolUse) -> dict[str, Any]:
-    """What the text of an answer is held to, as arguments of `asurge.GuidedDecodingParams`: the request's own form binds an
-    answer in words, the schemas of tools bind calls.
+    """Return the structured output that an answer must have, as arguments of `asurge.GuidedDecodingParams`.
+
+    The request's own form binds an answer in words, the schemas of tools bind calls.
 
     Args:
         form: the request's own.
@@ -218,7 +220,7 @@ def _grammar(tool_format: ToolFormat, tools: Sequence[dict[str, Any]], use: Tool
 
 
 def relaxed(form: Mapping[str, Any], use: ToolUse | None = None) -> list[str]:
-    """What the schemas that bind an answer ask for, and grammars cannot say: keywords, with their places.
+    """List what schemas that bind an answer require and grammars cannot express: keywords, with their places.
 
     Args:
         form: the request's own, as arguments of `asurge.GuidedDecodingParams`.

@@ -81,8 +81,10 @@ async def prepared(request: web.Request, work: Callable[[], R]) -> R:
 
 
 async def tokenised(request: web.Request, work: Callable[[], R]) -> R:
-    """Make tokens of a request's body, or text of its tokens, in a worker thread. While it does, the tokenizer takes 160 bytes
-    for each character of a text, all of which is counted, and not only what a context holds: so only few large bodies have
-    their turn at a time."""
+    """Tokenise a request's body, or detokenise its tokens, in a worker thread.
+
+    While it does, the tokenizer takes 160 bytes for each character of a text, all of which is counted, and not only what a
+    context holds: so only few large bodies have their turn at a time.
+    """
     large = request.get(BODY_BYTES, 0) > _LARGE_BYTES
     return await threaded(request, work, request.app[STATE].large_texts if large else None)

@@ -1,5 +1,8 @@
-"""Our own way with what aiohttp reads of a connection: heads that cannot be read, which it quotes, though they may hold keys, in
-its log, with a traceback, and in its answer; and compressed bodies (`asurge.server.http.encodings`)."""
+"""Connection handling of aiohttp, with our replies to unreadable heads and our own decompression.
+
+aiohttp quotes heads that cannot be read, though they may hold keys, in its log, with a traceback, and in its answer. Compressed
+bodies: `asurge.server.http.encodings`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _log = logging.getLogger("asurge.server")
 
 
 class ConnectionRunner(web.AppRunner):
-    """aiohttp's, with a `ConnectionHandler` for each connection."""
+    """An `aiohttp` runner with a `ConnectionHandler` for each connection."""
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()

@@ -14,7 +14,7 @@ _GZIP, _ZLIB, _RAW = 31, 15, -15
 
 
 def encoding_of(request: web.Request) -> str | None:
-    """How a body that has been read is compressed; None where it is not, or aiohttp has decompressed it.
+    """Return the compression of a body that has been read; None where it is not, or aiohttp has decompressed it.
 
     Our own `ConnectionHandler` leaves that to us, because aiohttp decompresses on the event loop whatever arrives, also behind a request
     that was refused, without a bound. Where an application is mounted, the host's settings hold.

@@ -21,7 +21,7 @@ class Progress:
         self._taken, self._since_s = 0, 0.0
 
     def stalled_s(self) -> float | None:
-        """For how many seconds nothing has been taken, as seen by calls of this; None: nothing is waiting to be taken."""
+        """Seconds for which nothing has been taken, as seen by calls of this; None: nothing is waiting to be taken."""
         transport, now = self._request.transport, self._clock()
         if transport is None:
             return None

@@ -41,7 +41,7 @@ class EventStream:
         self._request[SENT] = True
 
     async def tend(self) -> None:
-        """To be called now and then: sends a comment if nothing has been sent for long.
+        """Send a comment if nothing has been sent for long; to be called now and then.
 
         Raises:
             ConnectionResetError: the reader has taken nothing for too long.

@@ -19,8 +19,10 @@ _CALL, _RESULT = "_call", "_call_output"
 
 
 def conversation_in(items: Sequence[Item]) -> list[Message]:
-    """What was said: reasoning, a text and the calls that go with them are one turn, as models write them. Items that belong
-    to tools of others' servers are left out: nothing here can call those.
+    """Convert the input of a response to a conversation.
+
+    Reasoning, a text and the calls that go with them are one turn, as models write them. Items that belong to tools of others'
+    servers are left out: nothing here can call those.
 
     Raises:
         ApiError, ChatTemplateError: a message has no role, or is not text.

@@ -57,8 +57,11 @@ class _Shelf:
 
 
 class ResponseStore:
-    """The newest answers, bounded in number and bytes. Each key sees only its own, and when there is too much, the
-    key that holds most loses some, so that nobody pushes out what others keep."""
+    """The newest responses, bounded in number and bytes.
+
+    Each key sees only its own, and when there is too much, the key that holds most loses some, so that nobody pushes out what
+    others keep.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -81,8 +84,10 @@ class ResponseStore:
         self._shrink(lambda shelf: shelf.size, STORED_BYTES)
 
     def get(self, name: str, owner: ApiKey) -> StoredResponse:
-        """Raises:
-        ApiError: there is none, or it is another's.
+        """Return a stored response.
+
+        Raises:
+            ApiError: there is none, or it is another's.
         """
         shelf = self._shelves.get(owner.owner)
         if shelf is None or name not in shelf.kept:
@@ -102,8 +107,10 @@ class ResponseStore:
         return 0 if shelf is None else shelf.size
 
     def delete(self, name: str, owner: ApiKey) -> None:
-        """Raises:
-        ApiError: there is none, or it is another's.
+        """Delete a stored response.
+
+        Raises:
+            ApiError: there is none, or it is another's.
         """
         self.get(name, owner)
         self._take(owner.owner, name)

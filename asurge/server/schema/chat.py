@@ -11,8 +11,10 @@ from asurge.server.schema.sampling import Sampling, Usage
 
 
 class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A piece of a message's content: ``text``, ``input_text``, ``output_text`` or ``refusal``; others are noted where they
-    need not be read."""
+    """A piece of a message's content: ``text``, ``input_text``, ``output_text`` or ``refusal``.
+
+    Others are noted where they need not be read.
+    """
 
     type: str
     text: str | None = None
@@ -110,8 +112,10 @@ class AllowedTools(msgspec.Struct, kw_only=True):
 
 
 class ToolChoice(NamedTool, kw_only=True):
-    """The one tool to call, or with the type ``allowed_tools`` those to choose among; or ``auto``, ``none`` or ``required`` as a
-    type."""
+    """The one tool to call; or the type ``allowed_tools``, ``auto``, ``none`` or ``required``.
+
+    With the type ``allowed_tools`` come those to choose among.
+    """
 
     mode: Literal["auto", "required"] | None = None
     tools: list[NamedTool] | None = None

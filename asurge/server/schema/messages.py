@@ -29,8 +29,10 @@ class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use", tag_field="type
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """A piece of a turn: ``text``, ``thinking``, ``tool_use`` or ``tool_result``. Others are left out, or noted, where they need
-    not be read."""
+    """A piece of a turn: ``text``, ``thinking``, ``tool_use`` or ``tool_result``.
+
+    Others are left out, or noted, where they need not be read.
+    """
 
     type: str
     text: str | None = None

@@ -12,8 +12,10 @@ from asurge.server.schema.sampling import StreamOptions
 
 
 class Item(msgspec.Struct, kw_only=True):
-    """Something that happened in a conversation: a message (also without a type), a call, what it returned, reasoning,
-    or the id of such an item of an earlier answer. Items of other types are left out."""
+    """An item of a conversation: a message (also without a type), a call, its result, or reasoning.
+
+    Or the id of such an item of an earlier answer. Items of other types are left out.
+    """
 
     type: str = "message"
     id: str | None = None

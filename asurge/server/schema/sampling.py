@@ -62,14 +62,14 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """What a stream carries besides the text."""
+    """Options of a stream besides the text."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
 class EngineRequest(msgspec.Struct, kw_only=True):
-    """What an engine is to work on, and how it is treated beside others."""
+    """Fields that all requests to an engine share: the model, and options beside other requests."""
 
     model: str | None = None
     user: str | None = None
@@ -84,7 +84,7 @@ class EngineRequest(msgspec.Struct, kw_only=True):
         return self.cache_salt or ""
 
     def options(self) -> RequestOptions:
-        """How the request is treated beside others, as far as it says so itself."""
+        """Return the request's own priority and other options beside other requests."""
         options = RequestOptions()
         if self.priority is not None:
             options["priority"] = self.priority
@@ -162,8 +162,10 @@ class Sampling(EngineRequest, kw_only=True):
         return self.prompt_logprobs is not None
 
     def check(self) -> None:
-        """Raises:
-        ApiError: fields that do not go together.
+        """Check that fields go together.
+
+        Raises:
+            ApiError: fields that do not go together.
         """
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options are for streams: set stream=true", param="stream_options")
@@ -243,7 +245,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, prompt: int, completion: int, cached: int, reasoning: int | None = None) -> Usage:
-        """Where tokens of reasoning are given, they are never more than those of the completion."""
+        """Make the usage of a request; tokens of reasoning are never more than those of the completion."""
         details = UNSET if reasoning is None else CompletionTokensDetails(reasoning_tokens=min(reasoning, completion))
         return cls(
             prompt_tokens=prompt,

@@ -27,8 +27,10 @@ _COUNTED = {
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Return metrics in Prometheus' text format; with ``?format=json``, key figures as JSON. Usage is that of the calling key, and the
-    total."""
+    """Return metrics in Prometheus' text format; with ``?format=json``, key figures as JSON.
+
+    Usage is that of the calling key, and the total.
+    """
     return await figures_reply(request, request.app[STATE].keys.usage([request[KEY]]))
 
 
