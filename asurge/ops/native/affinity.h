@@ -1,7 +1,7 @@
-// Which processors the threads of a pool run on.
+// Placement of a pool's threads on processors.
 //
-// The system may leave two on one processor while another rests: both always have work, and it is reluctant to move a thread that
-// has just run. After some milliseconds it does, but a step is over by then.
+// The system may leave two threads on one processor while another is idle: it is reluctant to move a thread that has just run.
+// After some milliseconds it does, but a step is over by then.
 #pragma once
 
 #include <sched.h>
@@ -21,8 +21,8 @@ class Affinity {
     for (auto& processor : processors_) processor.store(kNowhere, std::memory_order_relaxed);
   }
 
-  // The calling thread, which is this helper, leaves its processor if a caller or an earlier helper is on it and no thread of the
-  // pool is on another.
+  // Moves the calling thread, which is this helper, to a processor without threads of the pool, if a caller or an earlier helper
+  // shares its processor.
   void spread(int helper, int callers_processor) {
     const int here = sched_getcpu();
     note(helper, here);
@@ -31,20 +31,20 @@ class Affinity {
     if (shared && move(0, free_processors(callers_processor))) note(helper, sched_getcpu());
   }
 
-  // Moves a helper that waits for its turn on the processor of a caller to another.
+  // Moves a helper that waits for a caller's processor to another.
   void push(int helper, pid_t thread, int callers_processor) {
     note(helper, callers_processor);
     move(thread, free_processors(callers_processor));
   }
 
-  // Where a helper is. All threads read this all the time: only changes are written.
+  // Records the processor of a helper. All threads read this all the time: only changes are written.
   void note(int helper, int processor) {
     if (processor_of(helper) != processor) processors_[helper].store(processor, std::memory_order_relaxed);
     if (helper >= helpers_.load(std::memory_order_relaxed)) helpers_.store(helper + 1, std::memory_order_relaxed);
   }
 
-  // Moves a thread to one of some processors, at once if it waits for its turn. Where it may run stays as it was. Not while another
-  // moves one: it would take for granted what is meant for a moment, and leave it so.
+  // Moves a thread to one of some processors, at once if it waits to run, and restores its affinity mask. Not while another thread
+  // moves one: that would read the temporary mask, and restore that.
   static bool move(pid_t thread, const cpu_set_t& processors) {
     if (moving_.test_and_set(std::memory_order_acquire)) return false;
     cpu_set_t allowed, to;
@@ -58,7 +58,7 @@ class Affinity {
     return moved;
   }
 
-  // In a forked child, where nobody is moving any.
+  // Resets the lock in a forked child, where no thread is moving any.
   static void forget_moves() { moving_.clear(); }
 
   static cpu_set_t only(int processor) {
@@ -83,7 +83,7 @@ class Affinity {
 
   static inline std::atomic_flag moving_;
   std::array<std::atomic<int>, kMostHelpers> processors_;
-  std::atomic<int> helpers_{0};  // that have ever been anywhere
+  std::atomic<int> helpers_{0};  // helpers whose processor has been recorded
 };
 
 }  // namespace asurge

@@ -1,4 +1,5 @@
-// Whether this process may use what the kernels of a library are made of. This is asked before they are, so it is made without.
+// Whether this processor and system support the instructions of this kernel library. Called before any kernel, so it is compiled
+// without those instructions.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,7 +24,7 @@ extern "C" int asurge_available() {
       !__builtin_cpu_supports("amx-int8")) {
     return 0;
   }
-  // The operating system gives the tile registers to those who ask; once per process is enough.
+  // Tile registers must be requested from the operating system, once per process.
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #endif

@@ -1,3 +1,4 @@
+// Zeroes large allocations in parallel, on transparent huge pages.
 #include "huge_pages.h"
 
 #include <sys/mman.h>
@@ -13,7 +14,7 @@ namespace {
 
 constexpr size_t kHuge = size_t{2} << 20;
 
-// The whole huge pages within some memory.
+// The huge pages that lie entirely within some memory.
 struct HugePages {
   uintptr_t first, last;
   HugePages(uint8_t* memory, size_t bytes)
@@ -31,7 +32,7 @@ void clear(uint8_t* memory, size_t bytes) {
     return;
   }
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  // Each thread writes whole pages: the first to touch one waits until the system has made it.
+  // Each piece is a huge page: the first thread to touch one waits until the system has allocated it.
   const int pages = static_cast<int>((last - first) / kHuge);
   ThreadPool::get().run(pages, [&](Pieces& parts) {
     for (int part; parts.take(part);) {

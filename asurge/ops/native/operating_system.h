@@ -1,4 +1,4 @@
-// What the thread pool asks of the operating system: threads, sleep, time, and who runs where.
+// Operating system interface of the thread pool: threads, sleep (futex), clocks, niceness and affinity.
 #pragma once
 
 #include <fcntl.h>
@@ -44,19 +44,19 @@ class OperatingSystem {
 
   int processor() const { return sched_getcpu(); }
 
-  // Raises std::system_error where there can be no more threads.
+  // Starts a thread. Throws std::system_error where the system has no more.
   template <typename Body>
   void start(int helper, Body body) {
     std::thread([this, helper, body] {
       pthread_setname_np(pthread_self(), ("asurge-" + std::to_string(helper + 1)).c_str());
-      take_long_turns();
+      request_long_slices();
       body();
     }).detach();
   }
 
-  // Asks for turns of the calling thread that are longer than other threads': these, when they wake up, then run at once instead
-  // of when the turn is over (Linux 6.12 and later; earlier ones ignore it).
-  void take_long_turns() const {
+  // Requests longer time slices for the calling thread than other threads have: those then run at once when they wake up, instead
+  // of when the slice is over (Linux 6.12 and later; earlier ones ignore it).
+  void request_long_slices() const {
     struct {
       uint32_t size = 48, policy = SCHED_OTHER;
       uint64_t flags = 0;
@@ -70,17 +70,17 @@ class OperatingSystem {
     syscall(SYS_sched_setattr, 0, &attributes, 0);
   }
 
-  // Makes the calling thread as nice as the pool's are to be.
+  // Sets the calling thread's niceness to that of the pool.
   void become_nice() const {
     if (niceness_.load() != kAsProcess) be_nice(self());
   }
 
-  // Of threads that are to come.
+  // Sets the niceness of threads that start later.
   void set_niceness(int niceness) { niceness_.store(niceness); }
 
   bool be_nice(ThreadId thread) const { return setpriority(PRIO_PROCESS, static_cast<id_t>(thread), niceness_.load()) == 0; }
 
-  // Sleeps while the value is what it was, or not even that long.
+  // Sleeps while the word has this value; may return early.
   template <typename Word>
   void sleep(const std::atomic<Word>& word, Word value) {
     static_assert(sizeof(word) == sizeof(uint32_t));
@@ -92,12 +92,12 @@ class OperatingSystem {
     syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, most, nullptr, nullptr, 0);
   }
 
-  // How long a thread has computed; the same for all times where that is not known.
+  // Processor time that a thread has used; a constant where that is not known.
   int64_t computed_ns(ThreadId thread) const {
     return nanoseconds(static_cast<clockid_t>(~static_cast<unsigned>(thread) << 3 | 6));  // as pthread_getcpuclockid
   }
 
-  // A thread that waits for its turn on another processor goes on, on this one; `helper` may be none.
+  // Moves a thread that waits for another processor to this one; `helper` is its index or kNoHelper.
   bool move_here(ThreadId thread, int helper) {
     const int here = processor();
     if (!Affinity::move(thread, Affinity::only(here))) return false;
@@ -105,13 +105,13 @@ class OperatingSystem {
     return true;
   }
 
-  // The calling thread waits for its turn on a processor.
+  // Moves the calling thread to a processor.
   void move_to(int processor) { Affinity::move(0, Affinity::only(processor)); }
 
-  // Before a helper works for a caller on this processor.
+  // Moves the calling helper to a free processor if it shares one; see `Affinity::spread`.
   void spread(int helper, int callers_processor) { affinity_.spread(helper, callers_processor); }
 
-  // Whether a thread is on this processor, which this one computes on: it waits for its turn.
+  // Whether a thread waits for the processor that the calling thread runs on.
   bool waits_here(ThreadId thread) const {
     char path[64], line[512];
     std::snprintf(path, sizeof path, "/proc/self/task/%d/stat", static_cast<int>(thread));
@@ -121,19 +121,19 @@ class OperatingSystem {
     close(file);
     if (size <= 0) return false;
     line[size] = 0;
-    // Behind the name: state, 35 numbers, and the processor (proc(5)).
+    // After the name: state, 35 numbers, and the processor (proc(5)).
     const char* at = std::strrchr(line, ')');
     if (at == nullptr || at[1] == 0 || at[2] != 'R') return false;
     for (int field = 2; field < 39 && at; ++field) at = std::strchr(at + 1, ' ');
     return at && std::atoi(at) == processor();
   }
 
-  // Moves a helper that waits for its turn on this processor to another.
+  // Moves a helper that waits for this processor to another.
   void push(int helper, ThreadId thread) { affinity_.push(helper, thread, processor()); }
 
-  // In a forked child.
+  // Resets the state in a forked child.
   void forget_threads() {
-    id_ = 0;  // this thread has another one there
+    id_ = 0;  // the thread has a new id there
     Affinity::forget_moves();
   }
 

@@ -1,4 +1,4 @@
-// Draws of tokens from logits.
+// Sampling of tokens from logits.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Sampling {
   const float* min_p;
   const uint32_t* seed;
   const int32_t* position;
-  const bool* live;  // or null: all; the others draw 0
+  const bool* live;  // or null: all rows; rows that are not live get token 0
   int rows, columns, vocab;
   int32_t* out;
 };

@@ -1,4 +1,4 @@
-// See `simd.h`; what has no comment is as in `simd_avx512.h`.
+// SIMD vectors of `simd.h` in AVX2, two registers each. Functions without a comment do what those of `simd_avx512.h` do.
 #pragma once
 
 namespace asurge {
@@ -9,7 +9,7 @@ struct Floats {
 struct Ints {
   __m256i low, high;
 };
-// Of each number all bits, or none.
+// A mask has all bits of a number set, or none.
 struct Mask {
   __m256 low, high;
 };
@@ -130,12 +130,12 @@ inline Floats load_where(Mask mask, const float* from) {
   return {_mm256_maskload_ps(from, _mm256_castps_si256(mask.low)), _mm256_maskload_ps(from + 8, _mm256_castps_si256(mask.high))};
 }
 
-// By adding to the exponent.
+// Adds to the exponent.
 inline Floats scale_where(Mask mask, Floats x, Floats n) {
   return zero_unless(mask, from_bits(add(bits(x), shift_left<23>(to_ints(n)))));
 }
 
-// Packing takes 128 bits of one register and of the other in turns.
+// Restores the order after packing, which interleaves two registers by 128 bits.
 inline __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0b11011000); }
 inline void store_low_bytes(uint8_t* to, Ints x) {
   const Ints bytes = both(x, all(0xFF));
@@ -150,7 +150,7 @@ inline void store_int8(uint8_t* to, Ints x) {
 }
 
 inline Floats widen(Halves bf16) { return from_bits(bf16); }
-// To the nearest, halfway to the even one. NaN stays NaN: arithmetic's have the highest bit of the fraction set.
+// Rounds to the nearest, halfway to even. NaN stays NaN: those of arithmetic have the highest bit of the fraction set.
 inline Halves narrow(Floats x) {
   const Ints lowest = both(shift_right<16>(bits(x)), all(1));
   const Ints rounded = add(bits(x), add(lowest, all(0x7FFF)));

@@ -1,4 +1,4 @@
-// See `simd.h`.
+// SIMD vectors of `simd.h` in AVX-512, one register each.
 #pragma once
 
 namespace asurge {
@@ -13,14 +13,14 @@ inline Ints load_line(const void* from) { return _mm512_loadu_si512(from); }
 inline Floats load_where(Mask mask, const float* from) { return _mm512_maskz_loadu_ps(mask, from); }
 inline void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
 inline void store_line(void* to, Ints x) { _mm512_storeu_si512(to, x); }
-// The low byte of each; or, with what it cannot hold, the nearest number of 8 bits.
+// Store the low byte of each number; or each number saturated to int8.
 inline void store_low_bytes(uint8_t* to, Ints x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x)); }
 inline void store_int8(uint8_t* to, Ints x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(x)); }
 
 inline Floats all(float x) { return _mm512_set1_ps(x); }
 inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
 
-// Floats have the operators of the compiler's vectors.
+// + - * / of Floats are the compiler's vector operators.
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
 inline Floats fms(Floats a, Floats b, Floats c) { return _mm512_fmsub_ps(a, b, c); }    // a * b - c
 inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
@@ -58,7 +58,7 @@ inline uint32_t bits_of(Mask mask) { return mask; }
 inline Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
 inline bool any(Mask mask) { return mask != 0; }
 
-// x 2^n where the mask says so, otherwise 0; n is whole, and the result a normal number.
+// x * 2^n where the mask is set, otherwise 0; n is an integer, and the result a normal number.
 inline Floats scale_where(Mask mask, Floats x, Floats n) { return _mm512_maskz_scalef_ps(mask, x, n); }
 
 inline Floats widen(Halves bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16)); }
@@ -66,7 +66,7 @@ inline Halves narrow(Floats x) { return reinterpret_cast<Halves>(_mm512_cvtneps_
 inline Floats load_bf16(const uint16_t* from) { return widen(_mm256_loadu_si256(reinterpret_cast<const Halves*>(from))); }
 inline void store_bf16(uint16_t* to, Floats x) { _mm256_storeu_si256(reinterpret_cast<Halves*>(to), narrow(x)); }
 
-// 16 numbers of 16 bits to every other place, the even ones or the odd; what lies between may be written by others meanwhile.
+// Stores 16 numbers of 16 bits at every other address, even or odd; other threads may write those between meanwhile.
 inline void store_apart(uint16_t* to, bool odd, const uint16_t* from) {
   const Ints x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const Halves*>(from)));
   if (odd) {

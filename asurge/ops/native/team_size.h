@@ -1,4 +1,4 @@
-// How many threads of a pool take part in regions: as many as pay.
+// The number of a pool's threads that take part in regions, adapted to how much each shortens them.
 #pragma once
 
 #include <algorithm>
@@ -7,30 +7,30 @@
 
 namespace asurge {
 
-// What a pool has done since it was made. `asurge.ops.native.PoolStatistics` has the same fields.
+// Counters of a pool since its creation. `asurge.ops.native.PoolStatistics` has the same fields.
 struct PoolStatistics {
   int32_t limit, active;
   int64_t regions, pieces, helped_pieces, region_ns, waited_ns, rescues, swaps, pushes;
 };
 
-// A thread more shortens regions by a share of the time that is computed in them; a thread that is often put aside in the middle
-// of a piece makes all others wait. Where waiting takes more than the last thread brings, it is left out, and tried again after a
-// while, which grows as long as the trials fail.
+// One more thread shortens regions by a share of their computing time; a thread that is often preempted in the middle of a piece
+// makes all others wait. Where waiting takes more time than the last thread saves, that thread is left out, and tried again after
+// a while, which grows as long as the trials fail (exponential back-off).
 //
-// Callers that report at the same time may lose what one of them adds: figures are for people and for this decision only.
+// Counters of concurrent callers may lose updates: they serve for monitoring and this decision only.
 class TeamSize {
  public:
   int active() const { return active_.load(std::memory_order_relaxed); }
 
   int limit() const { return limit_.load(std::memory_order_relaxed); }
 
-  // Takes effect at once, whatever was tried so far.
+  // Sets the most threads, and starts again with all of them.
   void set_limit(int size) {
     limit_.store(size, std::memory_order_relaxed);
     active_.store(size, std::memory_order_relaxed);
   }
 
-  // A region is over, of whose pieces the caller did its `own`. Whether the team has grown.
+  // Counts a finished region, of whose pieces the caller computed `own`. Returns whether the team has grown.
   bool note_region(int64_t now_ns, int64_t took_ns, int64_t waited_ns, int own, int count) {
     add(regions_, 1);
     add(pieces_, count);
@@ -54,7 +54,7 @@ class TeamSize {
   }
 
  private:
-  // Long enough for several steps, so that one turn of somebody else decides nothing.
+  // Long enough for several steps, so that one time slice of another process decides nothing.
   static constexpr int64_t kWindowNs = 50'000'000;
   static constexpr int64_t kLeastHoldNs = 100'000'000, kMostHoldNs = 3'200'000'000;
 
@@ -64,8 +64,8 @@ class TeamSize {
     window_ = {window_.region_ns + computed + waited, window_.waited_ns + waited};
     due_ns_.store(window_.region_ns + kWindowNs, std::memory_order_relaxed);
     const int size = active(), limit = this->limit();
-    // Without the last thread, what was computed would take size / (size - 1) times as long; half of that where memory is the
-    // limit, as it mostly is.
+    // Without the last thread, computing would take size / (size - 1) times as long; the gain counts half, as memory bandwidth
+    // mostly is the limit.
     if (size > 1 && 2 * waited * (size - 1) > computed) {
       active_.store(size - 1, std::memory_order_relaxed);
       if (trying_) hold_ns_ = std::min(2 * hold_ns_, kMostHoldNs);
@@ -89,9 +89,9 @@ class TeamSize {
 
   std::atomic<int> limit_{1}, active_{1};
   std::atomic<int64_t> regions_{0}, pieces_{0}, helped_pieces_{0}, region_ns_{0}, waited_ns_{0}, rescues_{0}, swaps_{0}, pushes_{0};
-  // When the last decision was made, which one caller at a time does.
+  // State of `decide`, which one caller at a time runs.
   std::atomic_flag deciding_;
-  std::atomic<int64_t> due_ns_{kWindowNs};  // in time of regions
+  std::atomic<int64_t> due_ns_{kWindowNs};  // on the clock of `region_ns_`
   Window window_;
   int64_t hold_ns_ = kLeastHoldNs, grow_at_ns_ = 0;
   bool trying_ = false;

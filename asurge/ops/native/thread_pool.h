@@ -1,8 +1,8 @@
 // A pool of threads for parallel regions of a few microseconds each, on a machine that has other work to do too.
 //
-// A decode step has some hundred such regions. A region is a number of pieces, and whoever holds a processor claims the next
-// one: the caller alone can do them all, and nobody is waited for who has not begun. What may have to be waited for is a thread
-// that the system puts aside in the middle of a piece; who waits then gives it the processor it waits on (`rescue`).
+// A decode step has some hundred such regions. A region is a number of pieces, and each thread that runs claims the next piece
+// (dynamic scheduling): the caller alone can do them all, and no thread is waited for that has not begun. A thread that the
+// system preempts in the middle of a piece must be waited for; the waiting thread then gives it its own processor (a rescue).
 //
 // Waking a sleeping thread takes longer than most regions, so threads spin for a short while after a region before they sleep.
 #pragma once
@@ -21,7 +21,7 @@
 
 namespace asurge {
 
-// Numbers below a limit, each handed out once.
+// The counter of a region: hands out indices below a limit, each once.
 template <typename System>
 class BasicClaims {
  public:
@@ -32,7 +32,7 @@ class BasicClaims {
     return claimed(word) < limit(word);
   }
 
-  // What has been opened anew meanwhile is claimed as well, so what a number is about must be looked up after the claim.
+  // May claim from a region that was opened meanwhile, so the region's body must be read after the claim.
   bool take(int& index) {
     if (!any_left()) return false;
     const uint64_t word = word_.fetch_add(1, std::memory_order_acquire);
@@ -47,7 +47,7 @@ class BasicClaims {
   typename System::template Atomic<uint64_t> word_{0};
 };
 
-// The pieces of a region that one thread does.
+// The pieces of a region that one thread computes.
 template <typename System>
 class BasicPieces {
  public:
@@ -75,7 +75,7 @@ class BasicPieces {
   int first_ = kNone, count_ = 0;
 };
 
-// `System` is `OperatingSystem`; tests have another, which interrupts threads at any use of an atomic.
+// `System` is `OperatingSystem`; tests substitute a simulation that preempts threads at any use of an atomic.
 template <typename System>
 class BasicThreadPool {
  public:
@@ -87,7 +87,7 @@ class BasicThreadPool {
   // call at once; the others then help any of them.
   template <typename Function>
   void run(int count, const Function& body) {
-    // Also where the team is one at present: it is noted how long regions take, and when to try more.
+    // Also where the team has one thread at present: the region's time decides when to try more.
     Region* region = count > 1 && size_.limit() > 1 ? acquire() : nullptr;
     if (region == nullptr) {
       Claims claims;
@@ -103,10 +103,10 @@ class BasicThreadPool {
     release(*region);
   }
 
-  // The threads that take part now, callers included.
+  // Number of threads that take part now, callers included.
   int size() const { return size_.active(); }
 
-  // As many threads as the system grants, at most this many.
+  // Sets the number of threads: at most `size`, and as many as the system can start.
   void resize(int size) {
     std::lock_guard<std::mutex> lock(resizing_);
     size = std::clamp(size, 1, kMostThreads);
@@ -120,8 +120,8 @@ class BasicThreadPool {
     note_growth();
   }
 
-  // How nice the pool's own threads are to others (setpriority(2)); callers' threads are not its own. Less nice than before is for
-  // privileged processes only: whether it could be done.
+  // Sets the niceness of the pool's own threads (setpriority(2)), not of callers'. Returns whether it could be set: only privileged
+  // processes may lower it.
   bool set_niceness(int niceness) {
     std::lock_guard<std::mutex> lock(resizing_);
     system_.set_niceness(niceness);
@@ -133,7 +133,7 @@ class BasicThreadPool {
     return done;
   }
 
-  // In a forked child there are no threads but its own.
+  // Resets the pool in a forked child, which has no thread but its own.
   void forget_threads() {
     new (&resizing_) std::mutex;
     helpers_ = 0;
@@ -153,7 +153,7 @@ class BasicThreadPool {
   template <typename Value>
   using Atomic = typename System::template Atomic<Value>;
 
-  // What is to be done with pieces: a reference to something callable.
+  // Body of a region: a reference to a callable that takes `Pieces`.
   class Body {
    public:
     Body() = default;
@@ -171,13 +171,13 @@ class BasicThreadPool {
 
   // A thread that may be in the middle of a piece.
   struct Worker {
-    Atomic<const Region*> region{nullptr};  // of that piece
+    Atomic<const Region*> region{nullptr};  // the region of that piece, or null
     Atomic<ThreadId> id{};
   };
 
-  // When a thread last gave its turn away, and until when it does not.
-  struct Turns {
-    int64_t gave_ns = 0, keeps_until = 0;
+  // When a thread last yielded its processor, and until when it does not.
+  struct YieldState {
+    int64_t yielded_ns = 0, no_yield_until = 0;
   };
 
   struct alignas(128) Region {
@@ -192,21 +192,21 @@ class BasicThreadPool {
     Atomic<bool> taken{false};
   };
 
-  // So many callers have help at once.
+  // Number of regions that have helpers at once; further callers compute alone.
   static constexpr int kRegions = 8;
-  // How long threads that wait do not ask whether another was put aside, and then watch it: longer than most pieces take, and
-  // most turns of this process's own threads that only hand something on.
+  // Time before a waiting thread checks whether another was preempted, and time it then watches that thread: longer than most
+  // pieces take, and most time slices of this process's own threads that only hand something on.
   static constexpr int64_t kPatienceNs = 50'000;
-  // After how long without help a caller asks whether helpers wait behind it.
+  // Time without help after which a caller checks whether helpers wait for its own processor.
   static constexpr int64_t kUnhelpedNs = 1'000'000;
-  // After a region, threads look for the next this long if they helped, and if they came too late.
+  // Time that threads spin for the next region: after they helped with one, and after they came too late.
   static constexpr int64_t kSpinNs = 200'000, kShortSpinNs = 40'000;
-  // Sleeping threads are woken this often at most: who comes too late, time after time, would cost more than it brings.
+  // Least time between wake-ups of sleeping threads: those that always come too late would cost more than they bring.
   static constexpr int64_t kWakeNs = 300'000;
-  // Threads give their turn away this often, so that others of this process (an event loop that has woken) do not wait for its end.
-  // It comes back soon if such a thread takes it. If it took that long, it went to somebody who would take any: for a while no
-  // more are given away.
-  static constexpr int64_t kTurnNs = 500'000, kLongNs = 2'500'000, kKeepNs = 40'000'000;
+  // Threads yield this often, so that others of this process (an event loop that has woken) need not wait for the end of the time
+  // slice. Such a thread gives the processor back soon. If that took longer than kLongYieldNs, another process took it, which would
+  // take every one: threads then do not yield for kNoYieldNs.
+  static constexpr int64_t kYieldEveryNs = 500'000, kLongYieldNs = 2'500'000, kNoYieldNs = 40'000'000;
 
   Region* acquire() {
     for (Region& region : regions_) {
@@ -223,8 +223,8 @@ class BasicThreadPool {
     region.done.store(0, std::memory_order_relaxed);
     region.caller.id.store(system_.self(), std::memory_order_relaxed);
     region.caller.region.store(&region, std::memory_order_relaxed);
-    thread_local Turns turns;
-    give_turn_if_due(turns);
+    thread_local YieldState yields;
+    yield_if_due(yields);
     const int processor = system_.processor();
     if (processor_.load(std::memory_order_relaxed) != processor) processor_.store(processor, std::memory_order_relaxed);
     region.began_ns = system_.now_ns();
@@ -244,14 +244,14 @@ class BasicThreadPool {
       push_helper(region, waiting_ns);
     } else {
       region.helped_ns = waiting_ns;
-      if (region.done.fetch_add(own, std::memory_order_acq_rel) + own != region.count) await(region);
+      if (region.done.fetch_add(own, std::memory_order_acq_rel) + own != region.count) await_others(region);
       over_ns = system_.now_ns();
     }
     if (size_.note_region(over_ns, over_ns - region.began_ns, over_ns - waiting_ns, own, region.count)) note_growth();
   }
 
-  // Where nobody has helped for a while, helpers may wait for their turn on this very processor while another is free: the system
-  // wakes them where they slept, or where they were woken. They are sent away, one after another.
+  // Moves helpers, one after another, off the caller's processor where nobody has helped for a while: the system wakes threads where
+  // they slept or where they were woken from, and they may be waiting for this very processor while another is free.
   void push_helper(Region& region, int64_t now_ns) {
     const int helpers = size() - 1;
     if (now_ns < region.helped_ns + kUnhelpedNs || helpers < 1) return;
@@ -263,8 +263,8 @@ class BasicThreadPool {
     system_.push(helper, id);
   }
 
-  // Until the others have done what they claimed.
-  void await(Region& region) {
+  // Waits until the others have finished the pieces that they claimed.
+  void await_others(Region& region) {
     Watch watch(system_.now_ns());
     int helper = -1;
     const auto next = [&]() -> const Worker* {
@@ -277,12 +277,12 @@ class BasicThreadPool {
     for (unsigned looks = 1; region.done.load(std::memory_order_acquire) != region.count; ++looks) {
       system_.pause();
       if (looks % 16 != 0) continue;
-      if (stands_still(watch, next) && system_.move_here(watch.id, helper)) await_rescued(region);
+      if (is_preempted(watch, next) && system_.move_here(watch.id, helper)) await_moved_thread(region);
     }
   }
 
-  // Leaves the processor to a thread that was moved here.
-  void await_rescued(Region& region) {
+  // Sleeps, so that a thread that was moved to this processor can run.
+  void await_moved_thread(Region& region) {
     size_.note_rescue();
     region.awaited.store(true, std::memory_order_seq_cst);
     const int done = region.done.load(std::memory_order_seq_cst);
@@ -290,7 +290,7 @@ class BasicThreadPool {
     region.awaited.store(false, std::memory_order_relaxed);
   }
 
-  // Watches one thread after another that is in the middle of a piece.
+  // State of watching one thread after another that is in the middle of a piece.
   struct Watch {
     explicit Watch(int64_t now_ns) : due_ns(now_ns + kPatienceNs) {}
 
@@ -301,10 +301,10 @@ class BasicThreadPool {
     int64_t computed_ns = 0;
   };
 
-  // Whether the thread that is watched has not computed since that began: the system has put it aside. `next` is to be watched
-  // after it.
+  // Whether the watched thread has been preempted: it has used little processor time since watching began. `next` returns the
+  // thread to watch after it.
   template <typename Next>
-  bool stands_still(Watch& watch, const Next& next) {
+  bool is_preempted(Watch& watch, const Next& next) {
     const int64_t now = system_.now_ns();
     if (now < watch.due_ns) return false;
     const auto in_piece = [&] { return watch.suspect->region.load(std::memory_order_acquire) == watch.region; };
@@ -325,19 +325,19 @@ class BasicThreadPool {
 
   void serve(int helper) {
     Worker& self = workers_[helper];
-    self.id.store(system_.self());  // first: `set_niceness` either finds it, or has said how nice it is to be
+    self.id.store(system_.self());  // first: `set_niceness` either finds this thread, or has set the niceness it starts with
     system_.become_nice();
-    Turns turns;
+    YieldState yields;
     for (uint32_t seen = opened_.load(std::memory_order_acquire); !system_.over();) {
       if (!takes_part(helper)) await_growth(helper);
-      give_turn_if_due(turns);
+      yield_if_due(yields);
       const bool helped = help(helper, self);
-      await_opening(helper, seen, helped ? kSpinNs : kShortSpinNs, turns);
+      await_opening(helper, seen, helped ? kSpinNs : kShortSpinNs, yields);
       seen = opened_.load(std::memory_order_acquire);
     }
   }
 
-  // The first thread is a caller.
+  // Whether a helper belongs to the team now, whose first thread is a caller.
   bool takes_part(int helper) const { return helper + 1 < size_.active(); }
 
   bool help(int helper, Worker& self) {
@@ -345,13 +345,13 @@ class BasicThreadPool {
     for (Region& region : regions_) {
       if (!region.claims.any_left()) continue;
       system_.spread(helper, processor_.load(std::memory_order_relaxed));
-      // Said before the claim, so that a thread that is put aside right behind it is found.
+      // Stored before the claim, so that a thread that is preempted right after it is found.
       self.region.store(&region, std::memory_order_relaxed);
       for (int index; region.claims.take(index);) {
         Pieces pieces(region.claims, index);
         region.body(pieces);
         region.done.fetch_add(pieces.count(), std::memory_order_seq_cst);
-        // From here on this region may be another caller's.
+        // From here on another caller may have taken this region.
         if (region.awaited.load(std::memory_order_seq_cst)) {
           system_.wake(region.done);
           system_.spread(helper, processor_.load(std::memory_order_relaxed));
@@ -363,15 +363,15 @@ class BasicThreadPool {
     return helped;
   }
 
-  // Until a region has been opened since `seen` was read.
-  void await_opening(int helper, uint32_t seen, int64_t spin_ns, Turns& turns) {
-    if (spin_until_opened(helper, seen, spin_ns, turns)) return;
+  // Waits until a region has been opened since `seen` was read: spins first, then sleeps.
+  void await_opening(int helper, uint32_t seen, int64_t spin_ns, YieldState& yields) {
+    if (spin_until_opened(helper, seen, spin_ns, yields)) return;
     sleeping_.fetch_add(1, std::memory_order_seq_cst);
     system_.sleep(opened_, seen);
     sleeping_.fetch_sub(1, std::memory_order_seq_cst);
   }
 
-  bool spin_until_opened(int helper, uint32_t seen, int64_t spin_ns, Turns& turns) {
+  bool spin_until_opened(int helper, uint32_t seen, int64_t spin_ns, YieldState& yields) {
     const int64_t began = system_.now_ns();
     Watch watch(began);
     size_t at = 0;
@@ -390,25 +390,25 @@ class BasicThreadPool {
       if (now >= began + spin_ns) return false;
       const int processor = processor_.load(std::memory_order_relaxed);
       system_.spread(helper, processor);
-      if (stands_still(watch, next) && processor != system_.processor() && system_.move_here(watch.id, System::kNoHelper)) {
+      if (is_preempted(watch, next) && processor != system_.processor() && system_.move_here(watch.id, System::kNoHelper)) {
         size_.note_swap();
         system_.move_to(processor);
         return true;
       }
-      give_turn(turns, now);
+      yield_to_own_threads(yields, now);
     }
   }
 
-  // Lets threads of this process that wait for this processor go first.
-  void give_turn(Turns& turns, int64_t now) {
-    if (now < turns.keeps_until) return;
+  // Yields to threads of this process that wait for this processor.
+  void yield_to_own_threads(YieldState& yields, int64_t now) {
+    if (now < yields.no_yield_until) return;
     system_.yield();
-    turns.gave_ns = system_.now_ns();
-    if (turns.gave_ns - now > kLongNs) turns.keeps_until = turns.gave_ns + kKeepNs;
+    yields.yielded_ns = system_.now_ns();
+    if (yields.yielded_ns - now > kLongYieldNs) yields.no_yield_until = yields.yielded_ns + kNoYieldNs;
   }
 
-  void give_turn_if_due(Turns& turns) {
-    if (const int64_t now = system_.now_ns(); now > turns.gave_ns + kTurnNs) give_turn(turns, now);
+  void yield_if_due(YieldState& yields) {
+    if (const int64_t now = system_.now_ns(); now > yields.yielded_ns + kYieldEveryNs) yield_to_own_threads(yields, now);
   }
 
   void note_growth() {
@@ -427,12 +427,12 @@ class BasicThreadPool {
   System system_;
   TeamSize size_;
   std::mutex resizing_;
-  Atomic<int> helpers_{0};  // that have been started
+  Atomic<int> helpers_{0};  // started so far
   std::array<Worker, kMostThreads> workers_;
   std::array<Region, kRegions> regions_;
-  alignas(64) Atomic<uint32_t> opened_{0};  // regions so far
-  alignas(64) Atomic<int> sleeping_{0};  // until one is opened
-  Atomic<int> processor_{System::kNowhere};  // that the last region was opened on
+  alignas(64) Atomic<uint32_t> opened_{0};  // regions opened so far
+  alignas(64) Atomic<int> sleeping_{0};  // threads that sleep until a region is opened
+  Atomic<int> processor_{System::kNowhere};  // of the caller that opened the last region
   Atomic<int64_t> woken_ns_{0};
   Atomic<uint32_t> grown_{0};  // how often the team may have become larger
 };

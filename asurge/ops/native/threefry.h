@@ -1,4 +1,4 @@
-// JAX's random numbers: the same bits from the same keys.
+// Threefry random numbers, with the same bits as JAX's for the same keys.
 #pragma once
 
 #include <cmath>
