@@ -1,4 +1,4 @@
-"""How much context fits when some layers have a sliding window: ``python -m benchmarks.capacity``.
+"""Measure how much context fits when some layers have a sliding window: ``python -m benchmarks.capacity``.
 
 The real scheduler takes in as many sequences of one length as it can, from a pool of a given size, without a device: once with
 all layers in one page table, once in the layout that the runner chooses. Takes a minute, and gives the same figures everywhere.

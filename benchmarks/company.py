@@ -1,4 +1,4 @@
-"""How often a text depends on what runs beside it: ``python -m benchmarks.company [--model FOLDER] [--texts N] [--json FILE]``.
+"""Measure how often a text depends on its batch: ``python -m benchmarks.company [--model FOLDER] [--texts N] [--json FILE]``.
 
 Each text is written alone, then all of them at once, with a seed for each and greedily, in each dtype and by each kind of kernels; what
 is counted is texts that come out otherwise. The CPU kernels compute each row in the same order whatever the others are. XLA has a
@@ -29,7 +29,7 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 
 async def differing(engine: Engine, prompts: list[list[int]], length: int, *, temperature: float) -> tuple[int, int]:
-    """Texts that company changes, and tokens that are alike before that, in all."""
+    """Texts that the batch changes, and tokens that are alike before that, in all."""
     params = [
         SamplingParams(max_tokens=length, temperature=temperature, seed=at, ignore_eos=True)
         for at in range(len(prompts))
@@ -74,7 +74,13 @@ def main() -> None:
     ]
     rows = asyncio.run(measure(given.model, given.texts, given.length, combinations))
     table = Table(
-        "dtype", "kernels", "samples", "texts", "changed", "tokens alike before", title="Texts that company changes"
+        "dtype",
+        "kernels",
+        "samples",
+        "texts",
+        "changed",
+        "tokens alike before",
+        title="Texts that depend on their batch",
     )
     for row in rows:
         table.add_row(*map(str, row.values()))

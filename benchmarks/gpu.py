@@ -1,4 +1,4 @@
-"""How fast a GPU runs asurge's step, beside what its memory and its tensor cores allow.
+"""Measure how fast a GPU runs asurge's step, beside what its memory and its tensor cores allow.
 
 ``python benchmarks/gpu.py [--json PATH]`` from a checkout. Needs nothing but asurge's dependencies: models have the shapes of
 Llama 3 and random weights, made on the device. First the kernels are compared with a dense float32 reference; then come two
@@ -58,12 +58,12 @@ COMMAND_BUFFERS: dict[str, dict[str, str]] = {
         "xla_gpu_graph_min_graph_size": "1",
     },
 }
-"""What XLA records as CUDA graphs: as it comes, nothing, straight lines, and loops and branches too."""
+"""Settings of XLA for CUDA graphs: the default, none, straight lines, and loops and branches too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of the model, its pages and its steps."""
 
     models: dict[str, DecoderConfig]
     decode: tuple[int, ...] = (1, 32, 256)
@@ -82,7 +82,7 @@ SMALL = Scale(TINY, (3,), (32,), 24, 2, 8, 1 << 20, 128, "float32", 2)
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
-    """What the device can do at best, measured."""
+    """Measured peak bandwidth and arithmetic of the device."""
 
     copy_bytes_per_s: float
     flops_per_s: float
@@ -142,7 +142,7 @@ def backend_for(kernels: str, config: DecoderConfig, scale: Scale, dtype: str) -
 
 
 class Steps:
-    """One model and its pages, stepped as `asurge.runner.DeviceRunner` does it."""
+    """A model and its pages, stepped as `asurge.runner.DeviceRunner` does it."""
 
     def __init__(
         self,

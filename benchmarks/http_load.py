@@ -27,8 +27,8 @@ from rich.console import Console
 _READY_S = 300.0
 
 
-async def one(http: aiohttp.ClientSession, body: dict[str, Any], found: Counter[str], behaviour: str) -> None:
-    """One stream, and how it ended."""
+async def read_stream(http: aiohttp.ClientSession, body: dict[str, Any], found: Counter[str], behaviour: str) -> None:
+    """Read one stream, and note how it ended."""
     try:
         async with http.post("/v1/completions", json=body) as response:
             if response.status != 200:
@@ -64,7 +64,7 @@ async def load(url: str, given: argparse.Namespace, server: psutil.Process, cons
                         "leaves" if sampled < given.leave else "slow" if sampled < given.leave + given.slow else ""
                     )
                     body = {"prompt": f"Question {at} {stream}: what", "max_tokens": given.tokens, "ignore_eos": True, "stream": True}  # fmt: skip
-                    tasks.start_soon(one, http, body, found, behaviour)
+                    tasks.start_soon(read_stream, http, body, found, behaviour)
             took = time.perf_counter() - begun
             await anyio.sleep(1.0)
             async with http.get("/metrics?format=json") as response:

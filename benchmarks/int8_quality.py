@@ -1,4 +1,4 @@
-"""What 8 bits cost in quality: ``python -m benchmarks.int8_quality [--random FOLDER] [--json FILE]``.
+"""Measure what int8 costs in quality: ``python -m benchmarks.int8_quality [--random FOLDER] [--json FILE]``.
 
 Perplexity of the demo model over the answers to its questions, asked as plain text, in bfloat16, with weights and activations
 in int8, with keys and values in int8, and with all of them; and how close the distributions are to bfloat16's. It knows these
@@ -117,7 +117,7 @@ def demo(kernels: str, form: str) -> dict[str, dict[str, float]]:
 
 
 def distance(plain: list[Floats], others: list[Floats]) -> dict[str, float]:
-    """How far a variant's distributions over texts are from the plain model's."""
+    """Divergence of a variant's distributions over texts from the plain model's."""
     near, divergence, same = [], [], []
     for one, other in zip(plain, others, strict=True):
         logs, other_logs = log_probabilities(one), log_probabilities(other)

@@ -1,4 +1,4 @@
-"""What it costs to ask for more than a sample: time per token of many streams, against streams that ask for nothing.
+"""Measure what logits options cost: time per token of many streams, against streams without options.
 
 ``python -m benchmarks.shaped --model S`` runs all kinds in turns, in one process, and compares each with the plain kind
 of the same temperature in the same round.

@@ -95,7 +95,7 @@ async def measure(tokenizer: Tokenizer, streams: int, kind: OutputKind, rounds: 
 
 
 def look(output: RequestOutput) -> object:
-    """What a reader does with an output at the least."""
+    """Read an output, as a reader does at the least."""
     return output.delta_text
 
 

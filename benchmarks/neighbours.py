@@ -67,7 +67,7 @@ _TRIES = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """What is measured."""
+    """Settings of a measurement."""
 
     model: str
     vocab_size: int
@@ -201,7 +201,7 @@ def _quietest(measured: Callable[[], dict[str, Any]], quiet: float) -> dict[str,
 
 
 def _cell(session: Session, order: Order, others: list[int], group: Path | None) -> dict[str, Any]:
-    """One measurement, warm, and the scheduler's view of it."""
+    """Measure once, after a warm-up, with the kernel scheduler's view of it."""
     warm = session.measure(order.warm_up())
     looks = [_Look.now(session.processes(), others, group)]
     found = session.measure(order)
@@ -228,7 +228,7 @@ class _Look:
 
     @staticmethod
     def between(before: _Look, after: _Look) -> dict[str, Any]:
-        """What happened meanwhile, JSON-ready."""
+        """Return what happened meanwhile, ready for JSON."""
         engine, neighbour = between(before.engine, after.engine), between(before.neighbour, after.neighbour)
         seconds, known_s = after.at_s - before.at_s, engine.cpu_s + neighbour.cpu_s + after.own_s - before.own_s
         return {

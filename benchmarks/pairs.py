@@ -28,13 +28,13 @@ from asurge.models import resolve_checkpoint
 from benchmarks.suite import parse_workloads, say
 
 Turns = dict[str, list[Metrics]]
-"""What each engine, by its name, did in all turns of a workload."""
+"""Results of each engine, by its name, in all turns of a workload."""
 
 
 async def run_pairs(
     model: str, groups: dict[str, dict[str, Any]], workloads: list[str], repeat: int, seed: int
 ) -> dict[str, Turns]:
-    """By workload."""
+    """Run the engines in turns, and return their results by workload."""
     found: dict[str, Turns] = {name: {group: [] for group in groups} for name in workloads}
     async with AsyncExitStack() as stack:
         clients = {}

@@ -64,7 +64,7 @@ _START_LIMIT_S, _TURN_LIMIT_S = 600.0, 3600.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """What every engine is asked for."""
+    """Settings that all engines share."""
 
     model: str
     vocab_size: int
@@ -77,13 +77,13 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Name of the engine in tables."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
 
     def run(self, task: Task) -> dict[str, Any]:
-        """One turn: ``start_s``, ``peak_resident_bytes``, and the metrics of each workload."""
+        """Run once; return ``start_s``, ``peak_resident_bytes``, and the metrics of each workload."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def prompted(workload: Workload, vocab_size: int, seed: int) -> dict[str, Any]:
 
 
 def load_of(found: dict[str, Any]) -> Load:
-    """What a job recorded of one workload."""
+    """Records of a job for one workload."""
     records = []
     for record in found["records"]:
         deliveries = [(at_s, tokens) for at_s, tokens in record["deliveries"]]

@@ -1,4 +1,4 @@
-"""What formats of weights cost in quality: ``python -m benchmarks.quality MODEL [--llama PYTHON] [--json FILE]``.
+"""Measure what formats of weights cost in quality: ``python -m benchmarks.quality MODEL [--llama PYTHON] [--json FILE]``.
 
 The distributions of a model's next tokens over texts that ship with Python, in the CPU kernels, against those of the same weights
 in float32 in plain JAX: KL divergence, positions whose likeliest token is the same, the difference of the actual token's
@@ -30,7 +30,7 @@ from asurge.models.weights.source import resolve_checkpoint
 from asurge.text import load_tokenizer
 
 TOPICS = ("assignment", "class", "async")
-"""Of the language reference that ``help()`` shows."""
+"""Topics of the language reference that ``help()`` shows."""
 
 LENGTH = 256
 Floats = npt.NDArray[np.float32]
@@ -77,7 +77,7 @@ def logits_of(path: Path, chunks: Ids, dtype: str, kernels: str, quantization: s
 
 
 def llama_logits(python: str, path: Path, chunks: Ids) -> Floats:
-    """The same by llama.cpp."""
+    """Compute the distributions with llama.cpp."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "ids.npy", Path(folder) / "logits.npy"
         np.save(given, chunks)
@@ -93,7 +93,7 @@ def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
 
 
 def compare(name: str, reference: Floats, logits: Floats, chunks: Ids) -> dict[str, Any]:
-    """How far distributions are from the reference's. Padding of the vocabulary is left out."""
+    """Divergence of distributions from the reference's. Padding of the vocabulary is left out."""
     size = min(reference.shape[-1], logits.shape[-1])
     divergence, agree, apart, losses = [], [], [], []
     for wanted, found, ids in zip(reference, logits, chunks, strict=True):

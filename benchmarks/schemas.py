@@ -1,4 +1,4 @@
-"""What reading a request costs, with msgspec and with pydantic: ``python -m benchmarks.schemas``.
+"""Measure the cost of reading a request, with msgspec and with pydantic: ``python -m benchmarks.schemas``.
 
 Both read the same chat requests into types of the same fields (those of OpenAI's API that the request uses), from bytes.
 Prints the medians of repeated runs, in turns, and what each says about a wrong field. pydantic is not a dependency of

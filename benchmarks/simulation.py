@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Device:
-    """How long a step takes, in seconds, and how large it may be.
+    """A simulated device: times that make up a step, in seconds, and its token budget.
 
     Attributes:
         step_s: reading the weights.
@@ -78,7 +78,7 @@ class Scenario:
 
 @dataclasses.dataclass(slots=True)
 class Outcome:
-    """What became of the requests of one run; times in seconds."""
+    """Outcome of the requests of one run; times in seconds."""
 
     requests: list[Request]
     first_token_s: dict[str, float]
@@ -186,7 +186,7 @@ def bursts(count: int, seed: int, load: float) -> list[Request]:
 
 
 def flood(count: int, seed: int, load: float) -> list[Request]:
-    """One tenant sends as much as the device can do, four others a tenth of that each."""
+    """A tenant sends as much as the device can do, four others a tenth of that each."""
     rng = np.random.default_rng(seed)
     names = rng.choice(["flood", "a", "b", "c", "d"], count, p=[10 / 14, 1 / 14, 1 / 14, 1 / 14, 1 / 14])
     return [
@@ -229,7 +229,7 @@ SCENARIOS = {
 
 
 def compare(scenario: Scenario, device: Device, count: int, seed: int, load: float) -> dict[str, Outcome]:
-    """One scenario under each of its policies."""
+    """Run a scenario under each of its policies."""
     requests = scenario.requests(count, seed, load)
     outcomes = {}
     for name, (config, cache) in scenario.policies.items():
@@ -256,7 +256,7 @@ def figures(scenario: Scenario, outcomes: dict[str, Outcome]) -> list[dict[str, 
 
 
 def draw(found: dict[str, dict[str, Outcome]], path: Path) -> None:
-    """One panel per scenario: how many requests of each group had their first token by when."""
+    """Draw a panel for each scenario: how many requests of each group had their first token by when."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -43,7 +43,7 @@ def parse_turns(lines: Iterable[str], neighbour: str) -> Iterator[Turn]:
 
 
 def kind_of(name: str, neighbour: str) -> str:
-    """What a thread of this name does."""
+    """Return what a thread of this name does."""
     if name == neighbour:
         return "neighbour"
     if re.fullmatch(r"asurge-\d+", name):
@@ -52,7 +52,7 @@ def kind_of(name: str, neighbour: str) -> str:
 
 
 def draw(recordings: Sequence[tuple[str, Sequence[Turn]]], span_s: float, path: Path) -> None:
-    """One panel for each recording, its middle ``span_s``."""
+    """Draw a panel for each recording, its middle ``span_s``."""
     figure = figure_class()(figsize=(11, 1.5 * len(recordings) + 0.8), layout="constrained")
     panels = figure.subplots(len(recordings), 1, squeeze=False)
     for axes, (title, turns) in zip(panels[:, 0], recordings, strict=True):

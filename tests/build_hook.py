@@ -1,4 +1,4 @@
-"""What builds the kernels; tests that need it skip outside the repository."""
+"""The build hook of the kernels; tests that need it skip outside the repository."""
 
 from __future__ import annotations
 

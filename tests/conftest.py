@@ -25,7 +25,7 @@ TINY: dict[str, Any] = dict(
 """Settings under which a step compiles in a second."""
 
 PAGE_BYTES = 2 * 2 * 2 * 8 * 8 * 4
-"""Of the tiny model under these settings: layers, keys and values, heads, page, head size, float32."""
+"""Bytes of a page of the tiny model: layers, keys and values, heads, page, head size, float32."""
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ VOCAB = 1000
 
 
 class Panic(BaseException):
-    """What libraries in Rust raise when they panic is no Exception."""
+    """The exception of libraries in Rust that panic, which is no `Exception`."""
 
 
 def limits(**changes: Any) -> RunnerLimits:
@@ -45,7 +45,7 @@ def continuation(
 
 
 def embedding(prompt: Sequence[int], pooling: Pooling) -> np.ndarray:
-    """Of a prompt, where each token's hidden state is `next_token` of all up to it: ``[1]``."""
+    """Embed a prompt, where each token's hidden state is `next_token` of all up to it: ``[1]``."""
     states = [next_token(prompt[: at + 1]) for at in range(len(prompt))]
     if pooling == "last":
         return np.asarray(states[-1:], np.float32)

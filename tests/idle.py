@@ -1,4 +1,4 @@
-"""What is left when nothing runs: nothing."""
+"""Checks that an idle engine holds no pages, slots or requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the CPU kernels, and of models that run in them, have in common."""
+"""Helpers for tests of the CPU kernels, and of models that run in them."""
 
 from __future__ import annotations
 

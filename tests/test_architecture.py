@@ -1,4 +1,4 @@
-"""What the layout promises beyond the import contracts: sizes, calls that are banned, and what tests share."""
+"""Rules of the layout beyond the import contracts: sizes, banned calls, docstrings, and modules that tests share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_banned_calls(path: Path) -> None:
 
 
 def test_nothing_is_imported_from_tests() -> None:
-    """What tests share is in modules of its own."""
+    """Helpers that tests share are in modules of their own."""
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""What is handed to an engine, tokenizers and callbacks, fails the calls it is made for and nobody else's."""
+"""Tokenizers, grammars and callbacks that fail, which must fail only the calls that they are made for."""
 
 from __future__ import annotations
 

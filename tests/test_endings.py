@@ -1,4 +1,4 @@
-"""How engines and their processes end: in the middle of a step, of a start, after a fork, with a device that hangs."""
+"""Ends of engines and their processes: in the middle of a step, of a start, after a fork, with a device that hangs."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_who_is_cancelled_while_it_stops_an_engine_has_stopped_it(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_stop_still_stops_the_engine(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(str(tiny_folder), **TINY)
     await engine.initiate()
     held, loop = Held(engine, monkeypatch), asyncio.get_running_loop()
@@ -101,7 +99,7 @@ async def test_who_is_cancelled_while_it_stops_an_engine_has_stopped_it(
     await engine.terminate()
 
 
-async def test_what_stops_by_a_time_limit_has_stopped(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_within_a_time_limit_stops_the_engine(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(str(tiny_folder), **TINY)
     await engine.initiate()
     held = Held(engine, monkeypatch)
@@ -140,7 +138,7 @@ async def test_a_start_that_is_cancelled_ends_soon(tiny_folder: Path, monkeypatc
 
 
 @pytest.mark.parametrize("at", [1, 5, 25])
-def test_a_start_asks_often_whether_it_is_still_wanted(tiny_folder: Path, at: int) -> None:
+def test_a_start_checks_often_for_cancellation(tiny_folder: Path, at: int) -> None:
     asked = 0
 
     def check() -> None:
@@ -154,9 +152,7 @@ def test_a_start_asks_often_whether_it_is_still_wanted(tiny_folder: Path, at: in
     assert asked == at
 
 
-async def test_the_memory_of_a_device_that_hangs_is_left_alone(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_memory_of_a_hung_device_is_not_freed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Engine(str(tiny_folder), **TINY, step_timeout_s=0.05) as engine:
         held = Held(engine, monkeypatch)
         with pytest.raises(Exception, match=r"step_timeout_s=0\.05"):
@@ -275,7 +271,7 @@ def test_an_engine_that_is_dropped_ends(tiny_folder: Path) -> None:
         assert not thread.is_alive()
 
 
-def test_an_engine_whose_loop_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_whose_event_loop_cannot_start_reports_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("too many open files")
 

@@ -99,7 +99,7 @@ async def test_an_array_of_token_ids_is_a_prompt_as_a_list_is(tiny: Engine) -> N
     assert (await collect(tiny, array))[-1].outputs == expected.outputs
 
 
-async def test_a_seed_draws_the_same_in_any_company(tiny: Engine) -> None:
+async def test_a_seed_gives_the_same_tokens_in_any_batch(tiny: Engine) -> None:
     params = SamplingParams(max_tokens=16, temperature=1.5, top_p=0.9, seed=11, ignore_eos=True)
     alone = (await collect(tiny, "Once upon a time", params))[-1]
     other = SamplingParams(max_tokens=16, temperature=2.0, ignore_eos=True)
@@ -128,7 +128,7 @@ async def test_preemption_changes_nothing(tiny_folder: Path, tiny: Engine) -> No
     assert [one.outputs for one in outputs] == [one.outputs for one in expected]
 
 
-async def test_with_pages_in_8_bits_texts_depend_on_nobody_either(tiny_folder: Path) -> None:
+async def test_with_int8_pages_texts_do_not_depend_on_the_batch(tiny_folder: Path) -> None:
     """Whoever is preempted computes its keys and values again, beside others, and gets the same."""
     page = 2 * 2 * 2 * 8 * (8 + 4)  # layers, keys and values, heads, page, head size and scale
     async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * page, kv_cache_dtype="int8") as small:
@@ -169,7 +169,7 @@ async def test_output_kinds(tiny: Engine) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cumulative", "delta", "final"])
-async def test_who_only_waits_for_the_end_gets_all_of_it(tiny: Engine, kind: Any) -> None:
+async def test_wait_finished_returns_the_whole_output(tiny: Engine, kind: Any) -> None:
     params = dataclasses.replace(GREEDY, output_kind=kind)
     expected = (await collect(tiny, "Kinds"))[-1]
     for output in (
@@ -181,7 +181,7 @@ async def test_who_only_waits_for_the_end_gets_all_of_it(tiny: Engine, kind: Any
         assert output.first_token_time is not None
 
 
-async def test_the_scheduler_is_told_who_reads_along(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_scheduler_knows_streaming_readers(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are short for them alone."""
     submit, told = Pipeline.submit, list[bool]()
 
@@ -196,7 +196,7 @@ async def test_the_scheduler_is_told_who_reads_along(tiny: Engine, monkeypatch: 
     assert told == [True, False, False, False]
 
 
-async def test_chat_goes_on_with_an_answer_that_has_begun(tiny: Engine) -> None:
+async def test_chat_continues_the_final_message(tiny: Engine) -> None:
     ask: dict[str, str] = {"role": "user", "content": "Hi"}
     whole = await tiny.chat([ask], GREEDY)
     begun = whole.get_text()[:9]
@@ -276,7 +276,7 @@ async def test_bad_prompts_are_refused(tiny: Engine, prompt: Any) -> None:
 
 
 @pytest.mark.parametrize("prompts", [b"abc", None, [None], [b"abc"], {"a": "b"}, (text for text in "ab"), 0.5])
-async def test_what_is_neither_a_prompt_nor_a_list_is_refused(tiny: Engine, prompts: Any) -> None:
+async def test_prompts_of_other_types_are_refused(tiny: Engine, prompts: Any) -> None:
     for work in (tiny.generate, tiny.embed):
         with pytest.raises(InvalidRequestError, match="must be a text"):
             await work(prompts, use_tqdm=False)
@@ -292,7 +292,7 @@ async def test_duplicate_ids_are_refused_while_the_first_runs(tiny: Engine) -> N
     assert (await tiny.stream("three", GREEDY, request_id="same").wait_finished()).finished
 
 
-async def test_what_is_said_of_one_request_does_not_meet_a_later_one_of_its_name(
+async def test_late_updates_do_not_reach_a_later_request_with_the_same_id(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, add = list[str](), Scheduler.add
@@ -307,7 +307,7 @@ async def test_what_is_said_of_one_request_does_not_meet_a_later_one_of_its_name
     assert len(set(names)) == len(names) == 4
 
 
-async def test_closing_a_stream_leaves_a_later_one_of_its_name_alone(tiny: Engine) -> None:
+async def test_closing_a_stream_leaves_a_later_one_with_the_same_id_alone(tiny: Engine) -> None:
     unread = tiny.stream("one", GREEDY, request_id="same")
     await anext(unread)
     await collect(tiny, "as long, and begun later")
@@ -364,7 +364,7 @@ async def test_parameters_of_another_kind_are_refused(tiny: Engine) -> None:
         await tiny.chat([{"role": "user", "content": "x"}], given)
 
 
-async def test_on_another_loop_it_says_so_instead_of_waiting_for_ever(tiny: Engine) -> None:
+async def test_using_the_engine_on_another_event_loop_is_an_error(tiny: Engine) -> None:
     async def use(call: Callable[[], Awaitable[object]]) -> None:
         with pytest.raises(EngineStateError, match="another event loop"):
             await call()
@@ -382,7 +382,7 @@ async def test_on_another_loop_it_says_so_instead_of_waiting_for_ever(tiny: Engi
     assert tiny.is_running
 
 
-async def test_who_cancels_all_tasks_leaves_nobody_waiting(tiny_folder: Path) -> None:
+async def test_cancelling_all_tasks_leaves_no_reader_waiting(tiny_folder: Path) -> None:
     async with Engine(str(tiny_folder), **TINY) as engine:
         stream = engine.stream("a", dataclasses.replace(GREEDY, max_tokens=100, ignore_eos=True))
         await anext(stream)
@@ -407,7 +407,7 @@ def test_it_can_be_stopped_where_its_loop_is_gone(tiny_folder: Path) -> None:
     gc.collect()
 
 
-async def test_a_silent_engine_draws_no_bars(tiny: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_silent_mode_shows_no_progress_bars(tiny: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny.config.silent_mode
     await tiny.generate("a", GREEDY)
     assert capsys.readouterr().err == ""
@@ -455,7 +455,7 @@ async def test_settings_a_model_cannot_meet(tiny_folder: Path, tmp_path: Path) -
 # ── life cycle ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_verbs_need_a_running_engine(tiny_folder: Path) -> None:
+async def test_methods_need_a_running_engine(tiny_folder: Path) -> None:
     engine = Engine(str(tiny_folder), **TINY)
     with pytest.raises(EngineNotRunningError, match="async with"):
         engine.stream("x")
@@ -484,7 +484,7 @@ async def test_starting_and_stopping_in_different_tasks(tiny_folder: Path) -> No
     assert not engine.is_running
 
 
-async def test_what_runs_in_plain_xla_is_told_with_its_reason(tiny: Engine) -> None:
+async def test_fallbacks_to_plain_xla_are_reported_with_a_reason(tiny: Engine) -> None:
     products, attention = tiny.fallbacks
     assert products.startswith("matrix products: dtype=float32")
     assert attention.startswith("attention: dtype=float32")
@@ -496,7 +496,7 @@ async def test_plain_xla_by_choice_is_no_fallback(tiny_folder: Path) -> None:
         assert engine.fallbacks == ()
 
 
-async def test_a_failure_is_told_again_and_again_without_growing(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_raised_repeatedly_without_growing(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = EngineDeadError("the engine failed")
     failure.__cause__ = ValueError("why")
     monkeypatch.setattr(tiny._life.pipeline, "failure", failure)
@@ -508,7 +508,7 @@ async def test_a_failure_is_told_again_and_again_without_growing(tiny: Engine, m
         assert len(traceback.extract_tb(told.value.__traceback__)) == 3
 
 
-async def test_figures(tiny: Engine) -> None:
+async def test_summary_of_metrics(tiny: Engine) -> None:
     before = tiny.get_metrics_summary()
     await tiny.generate(["a", "b"], GREEDY, use_tqdm=False)
     after = tiny.get_metrics_summary()
@@ -532,7 +532,7 @@ async def test_it_is_not_ended_while_another_task_starts_it(tiny_folder: Path) -
 async def test_threads_are_limited_however_requests_are_cancelled(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By asyncio's own cancellation too: a place is free again when its work has ended, and no place is lost."""
+    """Cancellation by asyncio counts too: a place is free again when its work has ended, and no place is lost."""
     assert tiny._life.admission is not None
     places = tiny._life.admission.inputs._threads
     most, begun, go, loop = int(places.total_tokens), 0, threading.Event(), asyncio.get_running_loop()

@@ -23,7 +23,7 @@ from tests.kernels import SIZES
 
 
 class App:
-    """What hatchling shows warnings with."""
+    """Stand-in for hatchling's application, which shows warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -50,7 +50,7 @@ def there(root: Path) -> list[bool]:
 
 
 def initialize(root: Path, target: str = "wheel", version: str = "standard") -> tuple[dict[str, Any], list[str]]:
-    """What the hook adds to a build, and its warnings."""
+    """Run the build hook; return what it adds to a build, and its warnings."""
     app, data = App(), {"artifacts": [], "pure_python": True}
     hook = hatch_build.NativeBuildHook(str(root), {}, None, None, str(root), target, app)
     hook.initialize(version, data)
@@ -58,20 +58,20 @@ def initialize(root: Path, target: str = "wheel", version: str = "standard") -> 
 
 
 def pretend_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To be the platform the kernels are for."""
+    """Pretend to be the platform of the kernels."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
 VERSIONS = ["standard", "editable"]
-"""Of a wheel: one that is installed, which has only what the hook names, and one that runs what lies in the tree."""
+"""Versions of a wheel: standard, which has only what the hook names, and editable, which runs what lies in the tree."""
 PURE: dict[str, Any] = {"artifacts": [], "pure_python": True}
 
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="they are for Linux on x86-64")
 def test_the_kernels_build_and_load(tmp_path: Path) -> None:
-    """Those of an installation that were just built are not built again, which takes most of a minute."""
+    """The libraries of an installation that were just built are not built again, which takes most of a minute."""
     built = native.FOLDER if all(path.is_file() for path in native.LIBRARIES) else tmp_path
     if built == tmp_path:
         hatch_build.build(REPOSITORY / hatch_build.FOLDER, tmp_path, COMPILER)

@@ -1,4 +1,4 @@
-"""How many processors there are: fake file systems for every way that control groups are mounted, and this machine's own."""
+"""Number of processors: fake file systems for every way that control groups are mounted, and this machine's own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Machine:
         self.write("/proc/self/cgroup", "".join(f"{group}\n" for group in groups))
 
     def mounts(self, *mounts: tuple[str, str, str]) -> None:
-        """What of which hierarchy is mounted where."""
+        """Mount a hierarchy, or a part of it."""
         lines = ["21 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw\n", "not a mount\n"]
         lines += [f"30 21 0:26 {root} {at} rw,nosuid shared:4 master:1 - {how}\n" for root, at, how in mounts]
         self.write("/proc/self/mountinfo", "".join(lines))
@@ -53,7 +53,7 @@ class Machine:
             (self.root / at.lstrip("/").replace(r"\040", " ")).mkdir(parents=True, exist_ok=True)
 
     def limit(self, folder: str, time_us: int | str, period_us: int = 100_000) -> None:
-        """In either version, by the folder."""
+        """Write a quota, in the version of control groups that the folder has."""
         if "cpu,cpuacct" in folder:
             self.write(f"{folder}/cpu.cfs_quota_us", f"{time_us}\n")
             self.write(f"{folder}/cpu.cfs_period_us", f"{period_us}\n")
@@ -89,7 +89,7 @@ def test_without_control_groups_affinity_counts(machine: Machine) -> None:
     assert machine.look(1).limit == "the process may run on 1 processor"
 
 
-def test_version_2(pod: Machine) -> None:
+def test_control_groups_version_2(pod: Machine) -> None:
     assert (pod.look().count, pod.look().quota) == (64, None)
     pod.limit("/sys/fs/cgroup/pods/mine", 200_000)
     assert pod.look().quota == Quota(200_000, 100_000, "/sys/fs/cgroup/pods/mine/cpu.max")
@@ -112,13 +112,13 @@ def test_the_tightest_of_nested_quotas_counts(pod: Machine, file: str) -> None:
     ("time_us", "count", "most"),
     [(1_000, 1, 1), (50_000, 1, 1), (99_999, 1, 1), (100_000, 1, 1), (150_000, 1, 2), (399_999, 3, 4), (10**9, 64, 64)],
 )
-def test_fractions_are_left_to_the_rest_of_the_process(pod: Machine, time_us: int, count: int, most: int) -> None:
+def test_fractions_of_a_processor_are_left_to_the_event_loop(pod: Machine, time_us: int, count: int, most: int) -> None:
     pod.limit("/sys/fs/cgroup/pods/mine", time_us)
     assert (pod.look().count, pod.look().most) == (count, most)
 
 
 @pytest.mark.parametrize("at", ["/sys/fs/cgroup/cpu,cpuacct", "/odd place/cpu,cpuacct"])
-def test_version_1(machine: Machine, at: str) -> None:
+def test_control_groups_version_1(machine: Machine, at: str) -> None:
     machine.belongs("9:name=systemd:/", "4:cpuset:/sets/a", "3:cpu,cpuacct:/docker/a/b")
     machine.mounts(("/", "/sys/fs/cgroup/cpuset", "cgroup cgroup rw,cpuset"), ("/", at.replace(" ", r"\040"), V1))
     machine.limit(f"{at}/docker/a/b", -1)
@@ -131,7 +131,7 @@ def test_version_1(machine: Machine, at: str) -> None:
     assert machine.look().count == 1
 
 
-def test_both_versions_at_once(machine: Machine) -> None:
+def test_both_versions_of_control_groups_at_once(machine: Machine) -> None:
     """systemd's hybrid: processors are under version 1, and version 2 has no limits; or the other way round."""
     machine.belongs("3:cpu,cpuacct:/slice", "0::/slice/mine")
     machine.mounts(("/", "/sys/fs/cgroup/cpu,cpuacct", V1), ("/", "/sys/fs/cgroup/unified", V2))
@@ -197,7 +197,7 @@ def test_any_nesting(tmp_path: Path, limits: list[tuple[int, int]], visible: int
     "text",
     ["", "\n", "many", "0 100000", "-5 100000", "100000 0", "100000", "1e5 100000", "1_0 10", "\xb2 1", "9" * 5000 + " 1", b"\xff\xfe\x00"],
 )  # fmt: skip
-def test_garbage_is_no_limit_and_is_told_of(pod: Machine, text: str | bytes) -> None:
+def test_malformed_quotas_are_logged_and_no_limit(pod: Machine, text: str | bytes) -> None:
     pod.write("/sys/fs/cgroup/pods/cpu.max", text)
     pod.limit("/sys/fs/cgroup/pods/mine", 300_000)
     found = pod.look()
@@ -215,7 +215,7 @@ def test_nothing_that_is_written_there_fails(tmp_path: Path, own: bytes, mounts:
     assert machine.look(3).count in (1, 2, 3)
 
 
-def test_what_cannot_be_read_is_warned_of_once(pod: Machine, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_quotas_are_warned_of_once(pod: Machine, caplog: pytest.LogCaptureFixture) -> None:
     """The superuser may read anything: a folder in a file's place cannot be read by anybody."""
     (pod.root / "sys/fs/cgroup/pods/cpu.max").mkdir()
     for _ in range(2):
@@ -228,7 +228,7 @@ def test_what_cannot_be_read_is_warned_of_once(pod: Machine, caplog: pytest.LogC
     assert "kernel_threads" in warning
 
 
-def test_a_hierarchy_that_is_not_mounted_is_told_of(machine: Machine) -> None:
+def test_an_unmounted_hierarchy_is_logged(machine: Machine) -> None:
     machine.belongs("0::/docker/mine")
     machine.mounts()
     assert machine.look().unread == ("control group /docker/mine: not mounted",)
@@ -241,7 +241,7 @@ def test_a_hierarchy_that_is_not_mounted_is_told_of(machine: Machine) -> None:
     assert machine.look().unread == ()
 
 
-def test_an_affinity_that_the_system_does_not_tell(machine: Machine) -> None:
+def test_an_unknown_affinity_is_no_limit(machine: Machine) -> None:
     def refused() -> int:
         raise PermissionError(1, "Operation not permitted")
 
@@ -271,7 +271,7 @@ def test_an_affinity_that_the_system_does_not_tell(machine: Machine) -> None:
         (None, {"OMP_NUM_THREADS": "", "SLURM_CPUS_PER_TASK": "none"}, 3, "grants"),
     ],
 )
-def test_what_is_asked_for(
+def test_requested_threads_are_used(
     pod: Machine, setting: int | None, environment: Mapping[str, str], threads: int, reason: str
 ) -> None:
     pod.limit("/sys/fs/cgroup/pods/mine", 350_000)
@@ -281,13 +281,13 @@ def test_what_is_asked_for(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "2 threads", "9" * 30])
-def test_a_variable_that_makes_no_sense_is_an_error(machine: Machine, value: str) -> None:
+def test_an_invalid_environment_variable_is_an_error(machine: Machine, value: str) -> None:
     with pytest.raises(ConfigError, match=f"ASURGE_THREADS='{value}' must be an integer of at least 1"):
         machine.budget(ASURGE_THREADS=value)
     assert machine.budget(2, ASURGE_THREADS=value).threads == 2
 
 
-def test_more_than_there_are_is_warned_of_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_threads_than_processors_are_warned_of_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "asurge")
     for _ in range(2):
         machine.budget(8, visible=2).report()
@@ -308,7 +308,7 @@ class Clock:
         return self.now_s
 
 
-def test_what_changes_is_seen_when_a_second_has_gone_by(pod: Machine, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_seen_after_a_second(pod: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "asurge")
     clock, visible = Clock(), 4
     probe = ProcessorProbe(pod.root, lambda: visible)
@@ -345,8 +345,8 @@ def test_what_changes_is_seen_when_a_second_has_gone_by(pod: Machine, caplog: py
 # ── this machine ────────────────────────────────────────────────────────────────────────────────
 
 
-def looked(*before: str) -> str:
-    """What a fresh process finds, and what it finds again after it has done something."""
+def processors_seen(*before: str) -> str:
+    """Processors that a fresh process finds, before and after it has done something."""
     script = "\n".join(
         ("import os, sys", "from asurge.processors import ProcessorProbe", "probe = ProcessorProbe()",
          "print(probe.look().count)", *before, "print(probe.look().count)")
@@ -357,7 +357,7 @@ def looked(*before: str) -> str:
 
 
 def test_a_quota_of_this_machine() -> None:
-    """Of a process that is moved into a group, and into one below it."""
+    """The quota of a process that is moved into a group, and into one below it."""
     here = ProcessorProbe().look().count
     with control_group() as (group, quota):
         quota.write_text("150000")
@@ -366,7 +366,7 @@ def test_a_quota_of_this_machine() -> None:
         try:
             for folder in (group, below):
                 move = f"open({str(folder / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
-                assert looked(move) == f"{here} 1"
+                assert processors_seen(move) == f"{here} 1"
         finally:
             below.rmdir()
 
@@ -375,9 +375,11 @@ def test_a_quota_of_this_machine() -> None:
 def test_the_affinity_of_this_process() -> None:
     one = min(os.sched_getaffinity(0))
     here = ProcessorProbe().look().count
-    assert looked(f"os.sched_setaffinity(0, {{{one}}})") == f"{here} 1"
+    assert processors_seen(f"os.sched_setaffinity(0, {{{one}}})") == f"{here} 1"
     # As `taskset -p` does it: from outside, to the first thread only.
     other = "import threading; seen = []"
     read = "thread = threading.Thread(target=lambda: seen.append(probe.look().count)); thread.start(); thread.join()"
-    assert looked(other, f"os.sched_setaffinity(os.getpid(), {{{one}}})", read, "print(*seen)") == f"{here} 1 1"
+    assert (
+        processors_seen(other, f"os.sched_setaffinity(os.getpid(), {{{one}}})", read, "print(*seen)") == f"{here} 1 1"
+    )
     assert allowed() == len(os.sched_getaffinity(0))

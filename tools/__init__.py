@@ -1,1 +1,1 @@
-"""What the project is made with; not part of the wheel."""
+"""Tools that the project is made with; not part of the wheel."""

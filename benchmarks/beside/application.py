@@ -49,6 +49,6 @@ async def lag_without_engine(seconds: float) -> dict[str, Any]:
 
 
 def share(application: Application, began_s: float) -> dict[str, float]:
-    """How much of the time since then the application computed, and how many turns a second it had."""
+    """Return the share of the time since then that the application computed, and its turns a second."""
     passed_s = time.perf_counter() - began_s
     return {"busy_share": application.busy_s / passed_s, "turns_per_s": application.turns / passed_s}

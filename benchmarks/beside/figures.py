@@ -1,4 +1,4 @@
-"""From measurements to medians and ratios, and the tables that show them."""
+"""Medians and ratios of measurements, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def figures_of(cell: Cell) -> dict[str, float | None]:
 
 
 def medians(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
-    """By field, of the turns that have a value."""
+    """Medians by field, of the turns that have a value."""
     found = {}
     for name in rows[0]:
         values = [row[name] for row in rows if row[name] is not None]
@@ -90,7 +90,7 @@ def ratios(
 
 
 def app_figures(cell: Cell, alone: Cell | None, cores: int) -> dict[str, float | None]:
-    """What an application on the loop and the engine leave each other.
+    """Shares of the processors that an application on the loop and the engine leave each other.
 
     ``of_what_is_left``: the engine's speed over its speed alone, over the share of the processors that the application leaves.
     """

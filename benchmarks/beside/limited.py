@@ -22,7 +22,7 @@ class LimitedClient:
         self._client, self._until_s = client, until_s
 
     async def complete(self, prompt: Sequence[int], output_len: int, record: Record, /) -> None:
-        """One completion, or its beginning; nothing is sent when the moment has passed."""
+        """Complete a prompt, or its beginning; nothing is sent when the moment has passed."""
         if anyio.current_time() >= self._until_s:
             return
         with anyio.CancelScope(deadline=self._until_s):

@@ -1,4 +1,4 @@
-"""What else may run on the machine while an engine is measured."""
+"""Neighbours: other work on the machine while an engine is measured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Neighbour:
-    """What an engine is measured beside, or under.
+    """A neighbour that an engine is measured beside, or a quota that it runs under.
 
     Attributes:
         programs: Python programs that run meanwhile, each in a process.
@@ -51,7 +51,7 @@ class Neighbour:
 
 
 def known_neighbours() -> dict[str, Neighbour]:
-    """By name."""
+    """Neighbours by name."""
     spinners = (SPIN,) * usable_cores()
     found = (
         Neighbour("none"),

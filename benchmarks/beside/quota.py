@@ -36,7 +36,7 @@ def quota(processors: float, *, name: str = "asurge-quota") -> Iterator[Path]:
 
 
 def throttled(group: Path) -> dict[str, float]:
-    """How often and for how many seconds the group was held back so far."""
+    """Number and seconds of the group's throttlings so far."""
     fields = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
     seconds = int(fields["throttled_usec"]) / 1e6 if "throttled_usec" in fields else int(fields["throttled_time"]) / 1e9
     return {"throttled_periods": float(fields["nr_throttled"]), "throttled_s": seconds}

@@ -1,4 +1,4 @@
-"""What the kernel's scheduler did with some processes, and with the machine: time on processors, time in run queues, switches."""
+"""The kernel scheduler's view of some processes, and of the machine: time on processors, time in run queues, switches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IDLE = (3, 4)  # the fields of /proc/stat for idle time and for waiting for dis
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Share:
-    """Of one thread, or of several.
+    """Times and switches of one thread, or of several.
 
     Attributes:
         cpu_s: on a processor.
@@ -40,11 +40,11 @@ class Share:
 
 
 Threads = dict[int, Share]
-"""By thread."""
+"""Times by thread."""
 
 
 def parse_share(schedstat: str, status: str) -> Share:
-    """From the texts of a thread's ``schedstat`` and ``status``."""
+    """Parse the texts of a thread's ``schedstat`` and ``status``."""
     cpu_ns, wait_ns, slices = map(int, schedstat.split())
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     switches = (int(fields[f"{kind}voluntary_ctxt_switches"]) for kind in ("", "non"))

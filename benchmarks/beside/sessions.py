@@ -39,19 +39,19 @@ _START_LIMIT_S, _GRACE_S, _APP_ALONE_S = 600.0, 120.0, 4.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an engine's processes run; by default wherever the kernel puts them."""
+    """Placement of an engine's processes; by default wherever the kernel puts them."""
 
     cpus: tuple[int, ...] = ()
     cgroup: Path | None = None
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """The command, so placed."""
+        """Add the placement to a command."""
         return launched(command, cpus=self.cpus, cgroup=self.cgroup)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Order:
-    """One measurement."""
+    """A measurement to be taken, with its time limit."""
 
     workload: Workload
     vocab_size: int
@@ -266,7 +266,7 @@ class ServedSession:
 
 
 def asurge_engines(model: str, common: dict[str, Any], groups: dict[str, dict[str, Any]]) -> list[Engine]:
-    """One for each group of settings."""
+    """Make an engine for each group of settings."""
     return [Asurge(f"asurge {name}".strip(), model, {**common, **settings}) for name, settings in groups.items()]
 
 

@@ -28,7 +28,7 @@ class Stepper(Protocol):
         """Queue a greedy request of exactly this length."""
 
     def step(self) -> list[tuple[str, int, bool]]:
-        """One step: for each request that got tokens, its name, how many, and whether it is over."""
+        """Run one step; for each request that got tokens, return its name, how many, and whether it is over."""
 
     def drop(self, name: str) -> None:
         """End a request that is queued or under way."""

@@ -1,4 +1,4 @@
-"""What the benchmark of engines beside other work stands on: processes that surely end, quotas, the scheduler's view, sessions."""
+"""Parts of the benchmark of engines beside other work: processes that surely end, quotas, the kernel scheduler's view, sessions."""
 
 from __future__ import annotations
 

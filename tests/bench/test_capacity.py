@@ -1,4 +1,4 @@
-"""What sliding windows save in memory, as the scheduler uses it."""
+"""Memory that sliding windows save, as the scheduler uses it."""
 
 from __future__ import annotations
 

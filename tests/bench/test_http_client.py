@@ -82,7 +82,7 @@ async def server(answer: Answer, *, key: str | None = None) -> AsyncIterator[tup
         await runner.cleanup()
 
 
-async def asked(answer: Answer, output_len: int = 6) -> Record:
+async def complete(answer: Answer, output_len: int = 6) -> Record:
     record = Record(4)
     async with server(answer) as (url, _), HttpClient(url) as client:
         await client.complete([1, 2, 3, 4], output_len, record)
@@ -104,7 +104,7 @@ async def test_a_work_over_http() -> None:
     assert sorted(body["prompt"] for body in bodies) == sorted(WORKLOAD.prompts(50)[0])
 
 
-async def test_without_a_name_the_first_model_is_asked() -> None:
+async def test_without_a_name_the_first_model_is_used() -> None:
     async with server(one_token_a_chunk) as (url, _), HttpClient(url) as client:
         assert client.model == "small"
 
@@ -116,7 +116,7 @@ async def test_a_running_count_in_each_chunk_is_believed() -> None:
         )
         await send(response, {"choices": [], "usage": {"completion_tokens": 6}}, "[DONE]")  # fmt: skip
 
-    assert [tokens for _, tokens in (await asked(answer)).deliveries] == [2, 3, 1]
+    assert [tokens for _, tokens in (await complete(answer)).deliveries] == [2, 3, 1]
 
 
 async def test_a_count_at_the_end_corrects_the_chunks() -> None:
@@ -125,7 +125,7 @@ async def test_a_count_at_the_end_corrects_the_chunks() -> None:
         cached = {"prompt_tokens_details": {"cached_tokens": 3}}
         await send(response, {"choices": [], "usage": {"completion_tokens": 6, **cached}}, "[DONE]")
 
-    record = await asked(answer)
+    record = await complete(answer)
     assert [tokens for _, tokens in record.deliveries] == [1, 3, 2]
     assert record.cached_tokens == 3
 
@@ -135,7 +135,7 @@ async def test_an_error_in_the_stream() -> None:
         await send(response, chunk("a"), {"error": {"message": "out of pages"}}, "[DONE]")
 
     with pytest.raises(BenchmarkError, match="out of pages"):
-        await asked(answer)
+        await complete(answer)
 
 
 async def test_a_stream_that_ends_early() -> None:
@@ -143,7 +143,7 @@ async def test_a_stream_that_ends_early() -> None:
         await send(response, chunk("a"), chunk("b"))
 
     with pytest.raises(BenchmarkError, match="closed the stream after 2 tokens"):
-        await asked(answer)
+        await complete(answer)
 
 
 async def test_a_connection_that_breaks() -> None:
@@ -153,7 +153,7 @@ async def test_a_connection_that_breaks() -> None:
         raise DisconnectError
 
     with pytest.raises(BenchmarkError, match="stream broke after 1 tokens"):
-        await asked(answer)
+        await complete(answer)
 
 
 async def test_what_is_not_json() -> None:
@@ -161,12 +161,12 @@ async def test_what_is_not_json() -> None:
         await send(response, "<html>")
 
     with pytest.raises(BenchmarkError, match="stream broke after 0 tokens"):
-        await asked(answer)
+        await complete(answer)
 
 
 async def test_a_refused_request_shows_the_servers_words() -> None:
     with pytest.raises(BenchmarkError, match=r"answers 400 .*max_tokens is.*too large"):
-        await asked(one_token_a_chunk, output_len=101)
+        await complete(one_token_a_chunk, output_len=101)
 
 
 async def test_a_wrong_key() -> None:

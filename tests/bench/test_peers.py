@@ -101,7 +101,7 @@ def test_every_work_comes_behind_its_warm_up() -> None:
 
 
 class Steps:
-    """One token a step for everyone."""
+    """A stepped engine that gives each request a token a step."""
 
     def __init__(self) -> None:
         self.left: dict[str, int] = {}

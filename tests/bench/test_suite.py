@@ -1,4 +1,4 @@
-"""What the scripts in `benchmarks` compute; they are run by hand."""
+"""Computations of the scripts in `benchmarks`, which are run by hand."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe": ("Qwen3MoeForCausalLM", dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)),
     "smollm3": ("SmolLM3ForCausalLM", dict(num_hidden_layers=4)),
 }  # fmt: skip
-"""By llama.cpp's names: the hub's, and what a config.json has beside `SHAPE`."""
+"""Model families by llama.cpp's names: the hub's name, and what a config.json has beside `SHAPE`."""
 
 _KEYS = {
     "context_length": "max_position_embeddings",
@@ -137,7 +137,7 @@ def write_gguf(
 
 
 def _add_tokenizer(writer: GGUFWriter) -> None:
-    """That of `write_tiny`."""
+    """Add the tokenizer of `write_tiny`."""
     parsed = json.loads(FAMILIES["byte-level BPE"]().to_str())
     vocabulary = sorted(parsed["model"]["vocab"].items(), key=lambda item: item[1])
     special = {token["id"] for token in parsed["added_tokens"]}
@@ -153,7 +153,7 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
 
 
 def converted(folder: Path, model: str, **how: Any) -> tuple[Path, Path]:
-    """The same model in Hugging Face's form and in GGUF."""
+    """Write the same model in Hugging Face's form and in GGUF."""
     hub, raw = write_hub(folder / "hub", model)
     tensors = gguf_tensors(model, raw, load_file(hub / "model.safetensors"))
     return hub, write_gguf(folder / "tiny.gguf", model, raw, tensors, **how)

@@ -48,7 +48,7 @@ def test_the_same_shape_and_the_same_numbers(model: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_numbers_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
+def test_weights_equal_the_reference(name: str, tmp_path: Path) -> None:
     kind = GGMLQuantizationType[name]
     hub, file = converted(tmp_path, "qwen3", kind=kind)
     found, plain = parameters(file), parameters(hub)
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[key], expected)
 
 
-async def test_it_is_served_like_the_folder(tmp_path: Path) -> None:
+async def test_a_gguf_file_is_served_like_its_folder(tmp_path: Path) -> None:
     hub, file = converted(tmp_path, "llama")
     texts = []
     for path in (hub, file):
@@ -100,7 +100,7 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
     assert open_gguf(file).describe() == {"name": "Tiny", "license": "apache-2.0"}
 
 
-def test_what_is_not_served_is_named(tmp_path: Path) -> None:
+def test_unsupported_tensors_and_types_are_named(tmp_path: Path) -> None:
     def adapter(writer: object) -> None:
         writer.add_type("adapter")  # type: ignore[attr-defined]
 

@@ -94,7 +94,7 @@ def test_a_file_may_be_quantised_otherwise(
     assert distance(logits(changed), logits(load_model(file, dtype="float32", progress=False))) < 0.25
 
 
-def test_four_bits_are_close_to_what_they_were_made_of(tmp_path: Path) -> None:
+def test_int4_is_close_to_the_weights_it_was_made_of(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
     write_tiny(folder, hidden_size=64, intermediate_size=96, head_dim=16)
@@ -103,7 +103,7 @@ def test_four_bits_are_close_to_what_they_were_made_of(tmp_path: Path) -> None:
     )
 
 
-def test_four_bits_need_the_kernels(tmp_path: Path) -> None:
+def test_int4_needs_the_kernels(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
     write_tiny(folder, hidden_size=64, intermediate_size=96, head_dim=16)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the kernel as it is compiled, and an engine on it."""
+"""Tests that need a GPU: the kernel as it is compiled, and an engine on it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ OVERRIDDEN = {
         "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     },
 }
-"""What a key's own effect hangs on: the others of its config."""
+"""Other keys of the config on which a key's own effect depends."""
 
 
 def full(architecture: str, **changes: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def full(architecture: str, **changes: Any) -> dict[str, Any]:
 
 
 def read(raw: dict[str, Any]) -> DecoderConfig:
-    """As loading does."""
+    """Read a config as loading does."""
     (architecture,) = raw["architectures"]
     if architecture == "Llama4ForConditionalGeneration":
         raw = {"architectures": [architecture], "text_config": raw, "vision_config": {}, "model_type": "llama4"}
@@ -80,7 +80,7 @@ def test_everything_that_transformers_writes_is_read(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_no_key_is_passed_over(architecture: str) -> None:
+def test_no_config_key_is_ignored(architecture: str) -> None:
     """Another value makes another model, or is refused by name."""
     for key in full(architecture):
         if key in HARMLESS:
@@ -101,7 +101,7 @@ def test_no_key_is_passed_over(architecture: str) -> None:
 
 @pytest.mark.parametrize("value", [1, True, 0.5, "x" * 500, {"a": 1}, [None]])
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_keys_that_nobody_knows_are_refused_by_name_and_value(architecture: str, value: object) -> None:
+def test_unknown_keys_are_refused_by_name_and_value(architecture: str, value: object) -> None:
     with pytest.raises(
         ModelLoadError, match=r"config\.json: a_new_feature=.* is not supported, .*remove the key"
     ) as refusal:
@@ -144,7 +144,7 @@ def test_a_config_around_the_language_models_is_read_as_closely() -> None:
         ("quantization_config", None), ("use_bidirectional_attention", False), ("pruned_heads", {}), ("is_decoder", True),
     ],
 )  # fmt: skip
-def test_a_value_that_changes_nothing_is_taken(key: str, value: object) -> None:
+def test_a_neutral_value_of_an_unsupported_key_is_accepted(key: str, value: object) -> None:
     raw = full("LlamaForCausalLM")
     assert read({**raw, key: value}) == read(raw)
 
@@ -156,7 +156,7 @@ def test_a_value_that_changes_nothing_is_taken(key: str, value: object) -> None:
         ("sliding_window", 64), ("use_bidirectional_attention", True), ("pruned_heads", {"0": [1]}), ("use_mrope", True),
     ],
 )  # fmt: skip
-def test_a_value_that_changes_something_is_not(key: str, value: object) -> None:
+def test_an_effective_value_of_an_unsupported_key_is_refused(key: str, value: object) -> None:
     with pytest.raises(ModelLoadError, match=rf"config\.json: {key}="):
         read({**full("LlamaForCausalLM"), key: value})
 

@@ -1,4 +1,4 @@
-"""What a config or a tensor says must be obeyed or refused: never passed over, which would give wrong text."""
+"""Configs and tensors are obeyed or refused: never ignored, which would give wrong text."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_model_with_an_image_encoder_needs_its_text_config() -> None:
 
 
 def test_frequency_bounds_that_meet_make_a_step() -> None:
-    """As those of Llama 4 do: longer waves than the original text are divided, others are not."""
+    """The bounds meet, as those of Llama 4 do: longer waves than the original text are divided, others are not."""
     scaling = dict(rope_type="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=8192)  # fmt: skip
     scaled, plain = (np.asarray(rotary(128, 5e5, 1 << 20, one).inverse) for one in (scaling, None))
     np.testing.assert_allclose(scaled, np.where(2 * np.pi / plain > 8192, plain / 16, plain), rtol=1e-6)
@@ -226,7 +226,7 @@ def test_nesting_without_end_is_no_config(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_a_file_or_nothing_is_no_source(folder: Path) -> None:
+def test_an_unreadable_source_is_refused(folder: Path) -> None:
     with pytest.raises(ModelLoadError, match="is a file: give the folder"):
         resolve_checkpoint(str(folder / "model.safetensors"))
     with pytest.raises(ModelLoadError, match="model=''"):

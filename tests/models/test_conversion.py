@@ -134,7 +134,7 @@ def test_the_kernels_give_the_logits_of_plain_jax(
 
 @pytest.mark.parametrize("chosen", [pytest.param("native", marks=needs_kernels), "xla"])
 @every_case
-def test_eight_bits_stay_close(case: str, chosen: str, folders: dict[str, Path], expected: dict[str, Floats]) -> None:
+def test_int8_weights_stay_close(case: str, chosen: str, folders: dict[str, Path], expected: dict[str, Floats]) -> None:
     model = load(folders[case])
     assert convert(model, kernels=chosen, quantization="int8") is None
     assert all(isinstance(layer, PackedLinear if chosen == "native" else Int8Linear) for layer in linears(model))
@@ -154,7 +154,7 @@ def test_eight_bits_stay_close(case: str, chosen: str, folders: dict[str, Path],
 def test_layers_that_differ_by_their_weights_alone_share_a_program(
     case: str, rounds: list[int], folders: dict[str, Path]
 ) -> None:
-    """In a loop of so many rounds; the last layer has its own, because not everything of it is read."""
+    """The layers run in a loop of so many rounds; the last layer has its own program, because not everything of it is read."""
     model = load(folders[case])
     convert(model, kernels="native", quantization=None)
     tokens, positions = jnp.asarray(TOKENS), jnp.arange(len(TOKENS))
@@ -220,7 +220,7 @@ def test_without_the_kernels_a_model_says_why(folders: dict[str, Path], monkeypa
 @every_case
 @pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("chosen", [pytest.param("native", marks=needs_kernels), "xla"])
-def test_what_was_converted_is_freed(
+def test_converted_weights_are_freed(
     chosen: str, quantization: str | None, case: str, folders: dict[str, Path]
 ) -> None:
     model = load(folders[case])
@@ -278,7 +278,7 @@ def served(folder: Path, chosen: Any, quantization: Any, pages_in: Any) -> list[
         ("qwen2, biases, tied, odd vocabulary", "int8", "auto", 0.04),
     ],
 )
-def test_pages_and_kernels_draw_what_plain_jax_draws(
+def test_pages_and_kernels_sample_the_tokens_of_plain_jax(
     case: str, quantization: str | None, pages_in: str, margin: float, folders: dict[str, Path]
 ) -> None:
     """Up to the first token of a text that is near another one: there, rounding decides."""
@@ -297,7 +297,7 @@ def test_pages_and_kernels_draw_what_plain_jax_draws(
 
 @needs_kernels
 def test_an_application_may_compute_in_64_bits(folders: dict[str, Path]) -> None:
-    """What JAX makes of a Python integer is then no longer what the kernels take."""
+    """JAX then makes int64 of a Python integer, which the kernels do not take."""
     case = "qwen3, untied, odd vocabulary, a loop"
     alone = served(folders[case], "native", None, "auto")
     jax.config.update("jax_enable_x64", True)
@@ -308,7 +308,7 @@ def test_an_application_may_compute_in_64_bits(folders: dict[str, Path]) -> None
 
 
 @needs_kernels
-def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str, Path]) -> None:
+def test_unread_rows_of_the_last_layer_are_skipped(folders: dict[str, Path]) -> None:
     model = load(folders["llama, tied"])
     convert(model, kernels="native", quantization=None)
     read = np.zeros(-(-len(TOKENS) // LIVE_ROWS), np.int32)
@@ -319,7 +319,7 @@ def test_of_the_last_layer_only_what_is_read_needs_to_be_right(folders: dict[str
 
 
 @needs_kernels
-def test_prompts_are_scored_as_in_plain_jax(folders: dict[str, Path]) -> None:
+def test_prompt_logprobs_equal_those_of_plain_jax(folders: dict[str, Path]) -> None:
     """The hidden states of all their tokens are read, though none but the last is sampled behind."""
     told = []
     for chosen in ("native", "xla"):
@@ -341,7 +341,7 @@ DECLINED: dict[str, dict[str, Any]] = {
 
 @needs_kernels
 @pytest.mark.parametrize("reason", DECLINED)
-def test_what_the_kernels_cannot_do_is_declined_by_name(reason: str, tmp_path: Path) -> None:
+def test_unsupported_features_of_kernels_are_named(reason: str, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, **SIZES | DECLINED[reason])
     found = convert(load(folder), kernels="auto", quantization=None)
     assert found is not None

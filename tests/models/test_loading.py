@@ -97,7 +97,7 @@ def test_an_unexpected_tensor_is_named(folder: Path) -> None:
         load_model(folder, dtype="float32", progress=False)
 
 
-def test_what_is_known_to_be_superfluous_is_ignored(folder: Path) -> None:
+def test_superfluous_tensors_are_ignored(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     head = np.zeros((raw["vocab_size"], raw["hidden_size"]), np.float32)
     rewrite(folder, {"lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(6, np.float32)})

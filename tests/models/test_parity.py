@@ -69,7 +69,7 @@ def test_the_language_model_beside_an_image_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize("position", [3, 63, 64, 200])
 def test_scalings_by_length_rotate_a_token_as_the_last_one(kind: str, position: int) -> None:
-    """Where the frequencies depend on the length, transformers' are those of a decode step at this position."""
+    """The frequencies depend on the length; transformers' are those of a decode step at this position."""
     torch = pytest.importorskip("torch", reason="compares with transformers' own formulas")
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

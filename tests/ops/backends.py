@@ -71,7 +71,7 @@ def ragged_attention(
     sliding_window: int | None,
     **_: int,
 ) -> jax.Array:
-    """What the kernel for TPUs computes, in plain JAX that compiles; NaN for what belongs to no sequence."""
+    """The TPU kernel's computation in plain JAX that compiles; NaN for tokens of no sequence."""
     token = jnp.arange(q.shape[0])
     row = jnp.minimum(jnp.searchsorted(bounds, token, side="right") - 1, table.shape[0] - 1)
     position = (kv_lens[row] - bounds[row + 1] + token)[:, None]
@@ -175,13 +175,13 @@ class Served:
 
 
 def where_promised(out: jax.Array, rows: Rows) -> jax.Array:
-    """What a backend that skips padding must have computed, and zeros for the rest, which may be anything."""
+    """Output of the tokens that a backend that skips padding must compute; zeros for the rest, which may be anything."""
     beside = up_to_last(rows.real, LIVE_ROWS) > 0
     return jnp.where(jnp.repeat(beside, LIVE_ROWS)[: rows.tokens, None, None], out, 0)
 
 
 def through_int8(x: Array) -> Array:
-    """What is left of ``x [tokens, heads, head_dim]``."""
+    """``x [tokens, heads, head_dim]`` after quantisation to int8 and back."""
     wide = x.astype(np.float32)  # a halfway value goes where it goes in the backends
     scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(127)
     return np.round(wide / scale) * scale

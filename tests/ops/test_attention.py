@@ -34,7 +34,7 @@ def test_prefill_in_chunks_equals_the_whole(block_tokens: int, window: Window | 
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (8, 2)])
-def test_heads_share_key_value_heads(heads: int, kv_heads: int) -> None:
+def test_grouped_query_attention(heads: int, kv_heads: int) -> None:
     paged = Paged([21, 6], Layout(heads, kv_heads))
     check(paged, [(0, 20, 1), (1, 5, 1)], 1, block_tokens=8)
     check(paged, [(0, 5, 16), (1, 0, 6)], 16, block_tokens=8)
@@ -68,7 +68,7 @@ def test_any_shape(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bit_pages_lose_only_their_own_precision(dtype: str) -> None:
+def test_bf16_pages_err_by_their_rounding_only(dtype: str) -> None:
     paged = Paged([13, 30], Layout(dtype=dtype))
     assert paged.keys.dtype == jnp.uint16
     assert paged.keys.nbytes == paged.keys.shape[0] * page_bytes(2, 4, 8, jnp.dtype(dtype))
@@ -76,7 +76,7 @@ def test_sixteen_bit_pages_lose_only_their_own_precision(dtype: str) -> None:
     check(paged, [(0, 0, 13), (1, 14, 16)], 16, block_tokens=8, atol=2e-2)
 
 
-def test_blocks_shrink_to_what_a_core_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_shrink_to_the_cache_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     paged, spans = Paged([32, 19]), [(0, 31, 1), (1, 18, 1)]
     monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
     shrunk = jax.make_jaxpr(lambda: _call(paged, spans))()
@@ -107,7 +107,7 @@ def test_a_row_without_queries_gives_zeros(block_tokens: int, window: Window | N
     assert not np.asarray(out).any()
 
 
-def test_pages_that_left_the_window_may_hold_anything() -> None:
+def test_pages_behind_the_window_are_not_read() -> None:
     paged = Paged([30])
     paged.table[0, :5] = 0  # tokens 0 to 19; the window of query 24 begins at 20
     check(paged, [(0, 24, 1), (0, 25, 1)], 1, window=Window(5))

@@ -31,7 +31,7 @@ LAYOUT = Layout(head_dim=16, columns=24)
 @pytest.mark.parametrize("programs", [1, 24, 4096])
 @pytest.mark.slow
 def test_decode_split_over_the_context(programs: int, window: Window | None) -> None:
-    """One part, two, and as many as there are blocks; sequences that end before, on and behind a block's boundary."""
+    """The context in one part, two, and as many as there are blocks; sequences end before, on and behind a block's boundary."""
     lengths = [1, 16, 17, 64, 96, 33]
     spans = [(row, n - 1, 1) for row, n in enumerate(lengths)]
     check(Paged(lengths, LAYOUT), spans, 1, window=window, tuning=Tuning(lanes=1, block_tokens=16, programs=programs))
@@ -57,7 +57,7 @@ def test_a_row_without_queries_gives_zeros(queries: int) -> None:
     assert not np.asarray(out).any()
 
 
-def test_pages_that_left_the_window_may_hold_anything() -> None:
+def test_pages_behind_the_window_are_not_read() -> None:
     paged = Paged([90], LAYOUT)
     paged.table[0, :20] = 0  # tokens 0 to 79; the window of query 84 begins at 80
     for window in (Window(5), Window(20, chunked=True)):
@@ -79,7 +79,7 @@ def test_heads_beyond_a_tile_of_their_own() -> None:
         (SHAPE, None),
     ],
 )
-def test_what_it_cannot_serve(shape: AttentionShape, reason: str | None) -> None:
+def test_unsupported_shapes_are_declined(shape: AttentionShape, reason: str | None) -> None:
     found = GpuAttention.unable(shape)
     assert found is None if reason is None else found is not None and found.startswith(reason)
 
@@ -87,14 +87,14 @@ def test_what_it_cannot_serve(shape: AttentionShape, reason: str | None) -> None
 @pytest.mark.parametrize(
     ("capability", "reason"), [("9.0", None), ("12.1", None), ("7.5", "below 8.0"), ("gfx942", "no NVIDIA GPU")]
 )
-def test_which_devices_it_is_for(capability: str, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_the_kernel_supports(capability: str, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     device = SimpleNamespace(platform="gpu", compute_capability=capability, device_kind="A card")
     monkeypatch.setattr(gpu.jax, "devices", lambda: [device])
     found = GpuAttention.unable(SHAPE)
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_platform_selects_its_backend(caplog: pytest.LogCaptureFixture) -> None:
     kernel_choice._warn.cache_clear()
     odd = AttentionShape(8, 2, 96, 64, jnp.dtype(jnp.bfloat16))
     with caplog.at_level(logging.WARNING, "asurge"):
@@ -119,6 +119,6 @@ def test_each_platform_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
         ("pallas", "abacus", "no kernel for abacus"),
     ],
 )
-def test_kernels_asked_for_by_name(kernels: Kernels, platform: str, reason: str) -> None:
+def test_kernels_selected_by_name(kernels: Kernels, platform: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         choose_attention(SHAPE, kernels, platform)

@@ -93,11 +93,11 @@ def test_heads_are_filled_up_to_the_lanes() -> None:
     ("dtype", "kv_heads", "reason"),
     [("bfloat16", 8, None), ("bfloat16", 1, None), ("bfloat16", 3, "num_kv_heads=3"), ("float16", 8, "dtype=float16")],
 )
-def test_what_it_cannot_serve(dtype: str, kv_heads: int, reason: str | None) -> None:
+def test_unsupported_shapes_are_declined(dtype: str, kv_heads: int, reason: str | None) -> None:
     found = TpuAttention.unable(AttentionShape(24, kv_heads, 128, 64, jnp.dtype(dtype)))
     assert found is None if reason is None else found is not None and found.startswith(reason)
 
 
-def test_it_is_chosen_on_tpus() -> None:
+def test_tpus_use_the_kernel() -> None:
     assert isinstance(choose_attention(SHAPE, "auto", "tpu")[0], TpuAttention)
     assert isinstance(choose_attention(SHAPE, "pallas", "tpu")[0], TpuAttention)

@@ -1,4 +1,4 @@
-"""What every attention backend promises, whatever its pages look like. GPU kernels are interpreted here."""
+"""Contract of every attention backend, whatever its pages look like. GPU kernels are interpreted here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sequences_in_chunks_then_token_by_token(name: str, window: Window | Non
 
 @everywhere
 @pytest.mark.parametrize("int8_pages", [False, True], ids=["", "int8"])
-def test_levels_of_a_page_keep_apart(name: str, int8_pages: bool) -> None:
+def test_levels_of_a_page_are_independent(name: str, int8_pages: bool) -> None:
     if int8_pages and name not in ("xla", "native"):
         pytest.skip("its pages are never in 8 bits")
     shape = shape_for(name, int8_pages=int8_pages)
@@ -63,7 +63,7 @@ def test_levels_of_a_page_keep_apart(name: str, int8_pages: bool) -> None:
 
 
 @everywhere
-def test_what_one_row_writes_another_reads_in_the_same_step(name: str) -> None:
+def test_rows_read_keys_written_in_the_same_step(name: str) -> None:
     """A row that fills its page with a single token, and a chunk behind that page, whoever comes to be computed first; and
     rows of a single token of the same prompt."""
     shape = shape_for(name)
@@ -79,7 +79,7 @@ def test_what_one_row_writes_another_reads_in_the_same_step(name: str) -> None:
 
 @everywhere
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 128), (8, 2, 64), (8, 1, 128)])
-def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
+def test_grouped_query_attention(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
     shape = shape_for(name, heads, kv_heads, head_dim)
     served = Served(BACKENDS[name](shape), shape, [37, 20])
     served.step([(0, 0, 0)], [(0, 0, 32), (1, 0, 19)], 32)
@@ -89,7 +89,7 @@ def test_query_heads_share_key_value_heads(name: str, heads: int, kv_heads: int,
 @pytest.mark.parametrize("name", ["xla", "native"])
 @pytest.mark.parametrize("window", [None, Window(40), Window(24, chunked=True)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (6, 2, 96), (8, 1, 32)])
-def test_pages_in_8_bits_lose_only_what_8_bits_do(
+def test_int8_pages_err_by_their_quantisation_only(
     name: str, window: Window | None, heads: int, kv_heads: int, head_dim: int
 ) -> None:
     """Prompts of several spans, cut anywhere, and tokens behind them."""
@@ -112,13 +112,13 @@ def test_soft_capped_scores(name: str, int8_pages: bool, softcap: float) -> None
 
 
 @pytest.mark.parametrize("platform", ACCELERATORS)
-def test_kernels_without_pages_in_8_bits_leave_them_to_plain_xla(platform: str) -> None:
+def test_kernels_without_int8_pages_fall_back_to_xla(platform: str) -> None:
     backend, reason = choose_attention(shape_for("xla", int8_pages=True), "auto", platform)
     assert isinstance(backend, XlaAttention)
     assert reason == "pages are int8"
 
 
-def test_kernels_without_chunks_leave_them_to_plain_xla() -> None:
+def test_kernels_without_chunked_attention_fall_back_to_xla() -> None:
     backend, reason = choose_attention(shape_for("native", chunked=True), "auto", "tpu")
     assert isinstance(backend, XlaAttention)
     assert reason is not None
@@ -126,7 +126,7 @@ def test_kernels_without_chunks_leave_them_to_plain_xla() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("xla", "bfloat16"), ("gpu", "bfloat16"), ("gpu", "float16")])
-def test_sixteen_bits_lose_only_their_own_precision(name: str, dtype: str) -> None:
+def test_bf16_errs_by_its_rounding_only(name: str, dtype: str) -> None:
     shape = shape_for(name, dtype=dtype)
     served = Served(BACKENDS[name](shape), shape, [37, 20])
     served.step([(0, 0, 0)], [(0, 0, 32), (1, 0, 19)], 32)

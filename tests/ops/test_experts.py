@@ -18,7 +18,7 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("form", [mix_grouped, mix_looped])
 @pytest.mark.parametrize(("tokens", "experts", "per_token"), [(1, 4, 1), (7, 4, 2), (33, 6, 3), (5, 3, 3)])
-def test_every_token_gets_its_experts(form: object, tokens: int, experts: int, per_token: int) -> None:
+def test_tokens_are_routed_to_their_experts(form: object, tokens: int, experts: int, per_token: int) -> None:
     rng = np.random.default_rng(tokens)
     x, logits = rng.normal(size=(tokens, HIDDEN)), rng.normal(size=(tokens, experts)) * 2
     gate_up, down = rng.normal(size=(experts, 2 * INNER, HIDDEN)), rng.normal(size=(experts, HIDDEN, INNER))
@@ -36,7 +36,7 @@ def test_every_token_gets_its_experts(form: object, tokens: int, experts: int, p
 
 @pytest.mark.parametrize("form", [mix_grouped, mix_looped])
 @pytest.mark.parametrize(("tokens", "experts", "per_token"), [(1, 4, 1), (33, 6, 2), (5, 3, 3)])
-def test_weights_may_scale_what_goes_in(form: object, tokens: int, experts: int, per_token: int) -> None:
+def test_weights_may_scale_the_experts_input(form: object, tokens: int, experts: int, per_token: int) -> None:
     rng = np.random.default_rng(tokens)
     x, logits = rng.normal(size=(tokens, HIDDEN)), rng.normal(size=(tokens, experts)) * 2
     gate_up, down = rng.normal(size=(experts, 2 * INNER, HIDDEN)), rng.normal(size=(experts, HIDDEN, INNER))
@@ -50,13 +50,13 @@ def test_weights_may_scale_what_goes_in(form: object, tokens: int, experts: int,
     np.testing.assert_allclose(np.asarray(out), expected, rtol=2e-4, atol=2e-4)
 
 
-def test_sigmoids_that_are_equal_do_not_choose() -> None:
+def test_equal_sigmoids_do_not_change_the_routing() -> None:
     weights, chosen = route(jnp.asarray([[30.0, 20.0, 40.0, -1.0]]), 1, normalize=False, sigmoid=True)
     assert chosen.tolist() == [[2]]
     assert weights.tolist() == [[1.0]]
 
 
-def test_weights_are_of_all_experts_unless_normalised() -> None:
+def test_weights_are_a_softmax_over_all_experts_unless_normalised() -> None:
     logits = jnp.asarray([[0.0, 1.0, 2.0, 3.0]])
     raw, chosen = route(logits, 2, normalize=False)
     assert chosen.tolist() == [[3, 2]]

@@ -69,7 +69,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 def rows_of(count: int, depth: int, seed: int = 1) -> np.ndarray:
-    """In bf16, as hidden states are."""
+    """Round to bf16, as hidden states are."""
     x = np.random.default_rng(seed).normal(size=(count, depth))
     return x.astype(ml_dtypes.bfloat16)
 
@@ -81,7 +81,7 @@ def close(out: np.ndarray, expected: np.ndarray, *, relative: float = 2e-5) -> N
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_packed_table_has_the_rows_of_the_file(kind: str) -> None:
+def test_packed_embeddings_equal_the_rows_of_the_file(kind: str) -> None:
     depth = 512
     matrix = raw_matrix(kind, 32, depth)
     weight, strips = packed([matrix])
@@ -172,7 +172,7 @@ def test_products_are_those_of_the_weights_and_rounded_rows(kind: str, rows: int
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"])
-def test_a_depth_may_end_in_half_a_step(kind: str) -> None:
+def test_depth_may_be_a_multiple_of_half_a_tile(kind: str) -> None:
     matrix = raw_matrix(kind, 32, 96)
     weight, strips = packed([matrix])
     x = rows_of(5, 96)
@@ -191,7 +191,7 @@ def test_parts_of_different_types_in_another_order_make_one_weight() -> None:
     close(out, rounded(x) @ plain.T)
 
 
-def test_layers_lie_behind_each_other() -> None:
+def test_layers_of_a_stack_equal_single_ones() -> None:
     layers = [[raw_matrix("Q4_K", 32, 256, 0)], [raw_matrix("Q6_K", 32, 256, 1)], [raw_matrix("Q4_K", 32, 256, 2)]]
     out = np.zeros(sum(map(packed_bytes, layers)), np.uint8)
     tables, at = [], 0
@@ -244,7 +244,7 @@ def test_norm_bias_and_residual() -> None:
     assert np.abs(np.asarray(out, np.float64) - expected).max() <= 2**-7 * np.abs(expected).max()
 
 
-def test_the_largest_allowed_column_wins() -> None:
+def test_argmax_takes_the_largest_allowed_column() -> None:
     matrix = raw_matrix("Q6_K", 96, 256)
     weight, strips = packed([matrix])
     x, candidates = rows_of(7, 256), 90
@@ -257,7 +257,7 @@ def test_the_largest_allowed_column_wins() -> None:
     assert np.array_equal(found, np.where(bits, logits, -np.inf).argmax(axis=1))
 
 
-def test_only_live_rows_matter() -> None:
+def test_padding_rows_are_skipped() -> None:
     matrix = raw_matrix("Q4_0", 32, 128)
     weight, strips = packed([matrix])
     x = rows_of(40, 128)
@@ -269,7 +269,7 @@ def test_only_live_rows_matter() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K"])
-def test_a_row_is_the_same_in_any_company_and_team(kind: str) -> None:
+def test_a_row_is_the_same_in_any_batch_with_any_number_of_threads(kind: str) -> None:
     matrix = raw_matrix(kind, 160, 256)
     weight, strips = packed([matrix])
     x = rows_of(33, 256)
@@ -294,13 +294,13 @@ def test_a_row_is_the_same_in_any_company_and_team(kind: str) -> None:
         (np.zeros((1, 2, 3), np.int32), "outside"),
     ],
 )
-def test_a_table_that_points_elsewhere_is_refused(table: np.ndarray, message: str) -> None:
+def test_strips_outside_of_the_weight_are_refused(table: np.ndarray, message: str) -> None:
     weight, _ = packed([raw_matrix("Q4_0", 32, 128)])
     with pytest.raises(Exception, match=message):
         grouped_linear(jnp.asarray(rows_of(1, 128)), weight, table, dtype=jnp.float32).block_until_ready()
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_operands_that_do_not_fit_are_refused() -> None:
     weight, strips = packed([raw_matrix("Q4_0", 32, 128)])
     with pytest.raises(Exception, match="outside"):
         grouped_linear(jnp.asarray(rows_of(1, 1024)), weight, strips, dtype=jnp.float32).block_until_ready()

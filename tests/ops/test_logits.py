@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asurge.ops.logits import IN_PROMPT, allow, count, logprobs, penalize, record, typical
 from asurge.ops.sampling import few_at_a_time
-from tests.ops.draws import VOCAB, chi_square, draws
+from tests.ops.distribution import VOCAB, chi_square, sample_many
 
 
 def rows(seed: int, number: int = 5, spread: float = 2.0) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_the_typical_set_is_kept(temperature: float, mass: float) -> None:
         assert set(np.flatnonzero(left > -np.inf)) == set(typical_set(row, temperature, mass))
 
 
-def test_typical_draws_follow_the_distribution() -> None:
+def test_typical_p_samples_follow_the_distribution() -> None:
     row = rows(2)[0]
     cut = np.asarray(typical(jnp.asarray(row)[None], jnp.ones(1), jnp.full(1, 0.6)))[0]
     padded = np.full(384, 50.0, np.float32)
@@ -46,17 +46,17 @@ def test_typical_draws_follow_the_distribution() -> None:
     kept = typical_set(row, 1.0, 0.6)
     probabilities = np.zeros(VOCAB)
     probabilities[kept] = np.exp(row[kept].astype(np.float64))
-    statistic, freedom = chi_square(draws(padded, 1.0, 0, 1.0), probabilities / probabilities.sum())
+    statistic, freedom = chi_square(sample_many(padded, 1.0, 0, 1.0), probabilities / probabilities.sum())
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
-def test_typical_leaves_greedy_and_neutral_rows_alone() -> None:
+def test_typical_p_leaves_greedy_and_neutral_rows_alone() -> None:
     logits = rows(3)
     same = typical(jnp.asarray(logits), jnp.asarray([0.0, 0, 1, 1, 2]), jnp.asarray([0.1, 1, 1, 1, 1]))
     assert (np.asarray(same) == logits).all()
 
 
-def test_typical_sees_through_masked_tokens() -> None:
+def test_typical_p_ignores_masked_tokens() -> None:
     logits = rows(4)
     logits[:, 50:] = -np.inf
     kept = np.asarray(typical(jnp.asarray(logits), jnp.ones(5), jnp.full(5, 0.5)))
@@ -76,7 +76,7 @@ def test_a_mask_allows_the_tokens_of_its_bits(allowed: set[int]) -> None:
 
 @given(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(0, 40), st.integers(1, 13))
 @settings(max_examples=30, deadline=None)
-def test_recorded_and_drawn_tokens_count_the_same(tokens: list[int], prompt: int, chunk: int) -> None:
+def test_recorded_and_sampled_tokens_count_the_same(tokens: list[int], prompt: int, chunk: int) -> None:
     """A history in chunks, then the rest sampled one after another, is the history all at once."""
     prompt = min(prompt, len(tokens))
     expected = np.bincount(tokens[prompt:], minlength=VOCAB)
@@ -133,7 +133,7 @@ def test_a_few_rows_at_a_time_is_all_at_once(number: int) -> None:
 
 
 @pytest.mark.parametrize("alive", [[], [3], [0, 17, 39], range(40)])
-def test_rows_that_do_not_matter_change_nothing_for_the_others(alive: Sequence[int]) -> None:
+def test_padding_rows_do_not_change_other_rows(alive: Sequence[int]) -> None:
     values = jnp.arange(120.0).reshape(40, 3).at[20:24].set(jnp.nan)
     live = jnp.zeros(40, bool).at[jnp.asarray(list(alive), int)].set(True)
 

@@ -30,7 +30,7 @@ def step(start: list[int], length: list[int], table: list[list[int]], decode: in
 
 
 def attend(heads: Heads, rows: Rows, pages: int = 8) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """What comes out, and keys and values of the pages."""
+    """Attend in the kernel; return its output, and keys and values of the pages."""
 
     def run() -> tuple[jax.Array, Pages]:
         return BACKEND.attend(heads, BACKEND.allocate(pages), rows, None)
@@ -44,7 +44,7 @@ def test_rows_without_tokens_write_nothing() -> None:
     assert not any(np.asarray(part).any() for part in pages)
 
 
-def test_padding_beside_tokens_comes_out_as_zeros() -> None:
+def test_padding_in_a_tile_with_tokens_is_zero() -> None:
     """The next product reads 16 tokens at a time. What is beside none is left as it was in memory."""
     heads, rows = step([0, 40, 30, 0, 0], [0, 1, 5, 0, 0], [[0, 0], [2, 3], [4, 5], [6, 7], [0, 1]], 2)
     out, _ = attend(heads, rows)
@@ -59,7 +59,7 @@ def test_only_the_pages_of_real_tokens_are_written() -> None:
         assert np.asarray(part).any(axis=(1, 2, 3)).nonzero()[0].tolist() == [1, 4, 5]
 
 
-def test_a_position_behind_the_table_stays_on_its_last_page() -> None:
+def test_positions_past_the_page_table_map_to_its_last_page() -> None:
     """The scheduler plans none. If it did, another row's table, or what lies behind all of them, would be taken for
     pages, and written."""
     _, (keys, values) = attend(*step([64, 0], [1, 0], [[1, 2], [6, 7]], 1))

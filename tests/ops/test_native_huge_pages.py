@@ -27,7 +27,7 @@ def allocate(num_pages: int, *, int8: bool = False) -> tuple[jax.Array, ...]:
 
 
 def wishes(address: int) -> str:
-    """What the system was told of the memory at an address, in the letters of ``VmFlags`` (proc(5))."""
+    """The advice given to the system about the memory at an address, in the letters of ``VmFlags`` (proc(5))."""
     here = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if (bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)) is not None:
@@ -39,7 +39,7 @@ def wishes(address: int) -> str:
 
 @pytest.mark.parametrize("num_pages", [1, 511, 512, 1024, 1537, 4096 + 3])
 @pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
-def test_pages_are_zeros_at_first(num_pages: int, int8: bool) -> None:
+def test_new_pages_are_zeros(num_pages: int, int8: bool) -> None:
     for turn in range(2):  # the second may lie where something else has been
         for part in allocate(num_pages, int8=int8):
             assert not np.asarray(part).any()
@@ -49,7 +49,7 @@ def test_pages_are_zeros_at_first(num_pages: int, int8: bool) -> None:
 
 
 @pytest.mark.skipif(not HUGE.is_file(), reason="this system has no transparent huge pages")
-def test_many_pages_lie_on_huge_ones() -> None:
+def test_large_allocations_use_huge_pages() -> None:
     for part in allocate(64 * MIB // PAGE_BYTES):
         begin = part.unsafe_buffer_pointer()
         assert "hg" in wishes(begin + 32 * MIB).split()

@@ -75,7 +75,9 @@ EVERY = pytest.mark.parametrize("make", [product, largest, attention])
 
 
 @EVERY
-def test_any_number_of_threads_gives_the_same(make: Callable[[int], Product], resize: Callable[[int], None]) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(
+    make: Callable[[int], Product], resize: Callable[[int], None]
+) -> None:
     run = make(1)
     resize(1)
     alone = run()
@@ -85,7 +87,7 @@ def test_any_number_of_threads_gives_the_same(make: Callable[[int], Product], re
             np.testing.assert_array_equal(run(), alone)
 
 
-def test_a_size_that_makes_no_sense_is_the_nearest_that_does(resize: Callable[[int], None]) -> None:
+def test_a_pool_size_out_of_range_is_clamped(resize: Callable[[int], None]) -> None:
     run = product(1)
     resize(1)
     alone = run()
@@ -94,7 +96,7 @@ def test_a_size_that_makes_no_sense_is_the_nearest_that_does(resize: Callable[[i
         np.testing.assert_array_equal(run(), alone)
 
 
-def test_several_callers_at_once_get_their_own_results(resize: Callable[[int], None]) -> None:
+def test_concurrent_callers_get_their_own_results(resize: Callable[[int], None]) -> None:
     runs = [product(1), product(5, rows=17), largest(9), attention(13)]
     alone = [run() for run in runs]
     resize(4)
@@ -108,7 +110,7 @@ def test_several_callers_at_once_get_their_own_results(resize: Callable[[int], N
             done.result(timeout=120)
 
 
-def test_the_team_changes_size_while_others_call(resize: Callable[[int], None]) -> None:
+def test_the_pool_is_resized_during_calls(resize: Callable[[int], None]) -> None:
     """A member that wakes late must not take part in a region that is over, nor one come that no result is kept for."""
     runs = [largest(1), product(5, columns=320)]
     alone = [run() for run in runs]
@@ -130,7 +132,7 @@ def test_the_team_changes_size_while_others_call(resize: Callable[[int], None]) 
             done.result(timeout=120)
 
 
-def test_an_idle_team_sleeps(resize: Callable[[int], None]) -> None:
+def test_idle_threads_sleep(resize: Callable[[int], None]) -> None:
     run = product(1)
     for size in (4, 2):
         resize(size)
@@ -141,7 +143,7 @@ def test_an_idle_team_sleeps(resize: Callable[[int], None]) -> None:
         assert time.process_time() - before_s < 0.1
 
 
-def test_a_team_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> None:
+def test_a_pool_that_has_shrunk_grows_again(resize: Callable[[int], None]) -> None:
     """Threads that many regions have left out take part in the next that is for them."""
     run = product(1, rows=16, columns=112)
     resize(4)
@@ -181,20 +183,20 @@ def check(*command: str) -> str:
 
 @needs_compiler
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
-def test_threads_leave_a_processor_that_another_is_on(tmp_path: Path) -> None:
+def test_threads_leave_a_shared_processor(tmp_path: Path) -> None:
     """Two on one processor take twice as long, and the system may leave them there (docs/performance.md)."""
     one, other, *_ = sorted(os.sched_getaffinity(0))
     check(built("native_affinity", tmp_path), str(one), str(other))
 
 
 @needs_compiler
-def test_the_team_has_the_size_that_pays(tmp_path: Path) -> None:
+def test_the_pool_adapts_its_size(tmp_path: Path) -> None:
     check(built("native_team_size", tmp_path))
 
 
 @needs_compiler
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_nothing_is_lost_whoever_is_put_aside(tmp_path: Path, count: int) -> None:
+def test_no_piece_is_lost_when_threads_are_preempted(tmp_path: Path, count: int) -> None:
     """Random schedules, over a system that interrupts threads wherever they meet."""
     program = built("native_thread_pool", tmp_path, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover")
     check(program, "schedules", "1", str(count))
@@ -202,19 +204,19 @@ def test_nothing_is_lost_whoever_is_put_aside(tmp_path: Path, count: int) -> Non
 
 @needs_compiler
 @pytest.mark.slow
-def test_nothing_is_lost_in_any_interleaving(tmp_path: Path) -> None:
+def test_no_piece_is_lost_in_any_interleaving(tmp_path: Path) -> None:
     """All of them, up to a bound."""
     check(built("native_thread_pool", tmp_path, "-O1"), "interleavings")
 
 
 @needs_compiler
-def test_threads_race_for_nothing(tmp_path: Path) -> None:
+def test_the_thread_pool_has_no_data_races(tmp_path: Path) -> None:
     helped = check(built("native_thread_pool_stress", tmp_path, "-O1", "-fsanitize=thread"), "3000", "0")
     assert int(helped) > 0
     check(built("native_thread_pool_stress", tmp_path, "-O1", "-fsanitize=address,undefined"), "3000", "1")
 
 
-def test_who_may_run_where_stays_as_it_was(resize: Callable[[int], None]) -> None:
+def test_affinity_masks_are_restored(resize: Callable[[int], None]) -> None:
     """Also where all must share one processor."""
     run = product(1)
     resize(4)
@@ -254,7 +256,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_of_its_own_has_a_team_of_its_own(tmp_path: os.PathLike[str]) -> None:
+def test_a_forked_process_has_a_pool_of_its_own(tmp_path: os.PathLike[str]) -> None:
     script = os.path.join(tmp_path, "spawned.py")
     with open(script, "w") as file:
         file.write(SPAWNED)
@@ -279,6 +281,6 @@ print(os.getpriority(os.PRIO_PROCESS, names["asurge-1"]))
 """
 
 
-def test_threads_are_as_nice_as_their_process() -> None:
+def test_threads_have_the_niceness_of_their_process() -> None:
     """Also where it might make them less so."""
     assert check(sys.executable, "-c", NICED).strip() == "5"

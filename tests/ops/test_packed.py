@@ -111,7 +111,7 @@ def wide(x: jax.Array) -> Floats:
 @needs_kernels
 @both_widths
 @pytest.mark.parametrize(("columns", "gated"), [(96, False), (71, False), (96, True)], ids=["", "padded", "gated"])
-def test_the_kernel_packs_as_plain_jax(columns: int, gated: bool, int8: bool) -> None:
+def test_the_kernel_packs_weights_as_plain_jax_does(columns: int, gated: bool, int8: bool) -> None:
     layer = Layer(1, 192, columns, gated=gated, int8=int8)
     layer.weight = (layer.weight * jnp.logspace(-30, 30, columns, dtype=jnp.float32)[:, None]).astype(jnp.bfloat16)
     weight = interleave(layer.weight) if gated else layer.weight
@@ -128,7 +128,7 @@ def test_the_kernel_packs_as_plain_jax(columns: int, gated: bool, int8: bool) ->
 
 @needs_kernels
 @both_widths
-def test_another_activation_of_the_gate(int8: bool) -> None:
+def test_gelu_gate(int8: bool) -> None:
     Layer(33, 128, 224, gated=True, activation="gelu_tanh", int8=int8).check()
 
 
@@ -179,7 +179,7 @@ def test_any_shape(rows: int, depth: int, columns: int, output: str, flags: tupl
 
 @needs_kernels
 @both_widths
-def test_inputs_that_a_team_prepares(int8: bool) -> None:
+def test_inputs_prepared_by_several_threads(int8: bool) -> None:
     """More than one thread prepares: all members meet before they multiply."""
     Layer(64, 384, 144, norm=True, residual=True, int8=int8).check()
 
@@ -189,7 +189,7 @@ def test_inputs_that_a_team_prepares(int8: bool) -> None:
 @pytest.mark.parametrize("rows", [5, 11, 16])
 @pytest.mark.parametrize("output", ["bfloat16", "residual", "gated", "float32"])
 def test_few_rows_of_many_columns(output: str, rows: int, int8: bool) -> None:
-    """One tile of rows reads weights in as many streams at a time as it has registers for."""
+    """A single tile of rows reads weights in as many streams at a time as it has registers for."""
     columns = 256 * len(os.sched_getaffinity(0))
     layer = Layer(
         rows, 64, columns, norm=True, residual=output == "residual", gated=output == "gated", int8=int8
@@ -211,7 +211,7 @@ def test_few_live_rows_of_many_columns(output: str, int8: bool) -> None:
 @both_widths
 @pytest.mark.parametrize("rows", [40, 100])
 @pytest.mark.parametrize("which", ["none", "first", "last", "every other", "all"])
-def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
+def test_padding_rows_are_skipped(which: str, rows: int, int8: bool) -> None:
     layer = Layer(rows, 192, 48, norm=True, residual=True, int8=int8)
     tiles = -(-rows // 16)
     live = np.zeros(tiles, np.int32)
@@ -225,7 +225,7 @@ def test_only_live_rows_matter(which: str, rows: int, int8: bool) -> None:
 @both_widths
 @settings(max_examples=40, deadline=None)
 @given(counts=st.lists(st.integers(0, 16), min_size=1, max_size=4), columns=st.sampled_from([16, 32, 48, 1024]))
-def test_of_16_rows_only_the_first_matter(counts: list[int], columns: int, int8: bool) -> None:
+def test_rows_of_a_tile_beyond_the_batch_are_ignored(counts: list[int], columns: int, int8: bool) -> None:
     layer = Layer(16 * len(counts), 64, columns, norm=True, residual=True, int8=int8)
     whole, part = layer.kernel(), layer.kernel(live=jnp.asarray(counts))
     matters = np.concatenate([np.arange(16) < count for count in counts])
@@ -235,7 +235,7 @@ def test_of_16_rows_only_the_first_matter(counts: list[int], columns: int, int8:
 @needs_kernels
 @both_widths
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
+def test_non_finite_numbers_stay_in_their_row(value: float, int8: bool) -> None:
     layer = Layer(37, 192, 48, norm=True, bias=True, residual=True, int8=int8)
     before = wide(layer.kernel())
     for row, depth in ((0, 0), (18, 191), (36, 64)):
@@ -249,7 +249,7 @@ def test_what_is_not_finite_stays_in_its_row(value: float, int8: bool) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("depth", [16384, 1 << 16, 1 << 17])
-def test_sums_of_eight_bits_are_exact_at_any_depth(depth: int) -> None:
+def test_int8_sums_are_exact_at_any_depth(depth: int) -> None:
     """Signs that add up as far as they can, and in part cancel."""
     rng = np.random.default_rng(depth)
     x = np.where(rng.random((3, depth)) < np.array([[1], [0], [0.5]]), 1, -1)
@@ -271,7 +271,7 @@ def argmax(layer: Layer, candidates: int, **options: Any) -> npt.NDArray[np.int3
 @needs_kernels
 @both_widths
 @pytest.mark.parametrize(("rows", "columns", "candidates"), [(1, 16, 16), (17, 48, 33), (40, 1008, 1008), (3, 250, 250), (33, 250, 7), (9, 2048, 2041)])  # fmt: skip
-def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, candidates: int, int8: bool) -> None:
+def test_argmax_is_that_of_the_rounded_products(rows: int, columns: int, candidates: int, int8: bool) -> None:
     layer = Layer(rows, 64, columns, norm=True, int8=int8)
     stored = wide(layer.kernel(dtype=jnp.float32))[:, :candidates]
     np.testing.assert_array_equal(argmax(layer, candidates), stored.argmax(axis=1))
@@ -280,7 +280,7 @@ def test_the_largest_is_that_of_the_stored_products(rows: int, columns: int, can
 @needs_kernels
 @both_widths
 @pytest.mark.parametrize(("rows", "columns", "candidates"), [(2, 48, 48), (40, 1008, 1000), (9, 2048, 2041)])
-def test_only_allowed_columns_compete(rows: int, columns: int, candidates: int, int8: bool) -> None:
+def test_argmax_considers_only_allowed_columns(rows: int, columns: int, candidates: int, int8: bool) -> None:
     layer = Layer(rows, 64, columns, norm=True, int8=int8)
     stored = wide(layer.kernel(dtype=jnp.float32))[:, :candidates]
     rng = np.random.default_rng(columns)
@@ -294,7 +294,7 @@ def test_only_allowed_columns_compete(rows: int, columns: int, candidates: int, 
 
 @needs_kernels
 @both_widths
-def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
+def test_argmax_takes_the_first_of_ties(int8: bool) -> None:
     layer = Layer(20, 64, 640, int8=int8)
     layer.weight = jnp.tile(layer.weight[:128], (5, 1))
     layer.weight = layer.weight.at[90].set(layer.weight[7])
@@ -306,7 +306,7 @@ def test_of_equal_ones_the_first_is_taken(int8: bool) -> None:
 
 
 @needs_kernels
-def test_nan_and_minus_infinity_win_only_against_nothing() -> None:
+def test_argmax_takes_nan_and_minus_infinity_last() -> None:
     layer = Layer(18, 32, 96)
     layer.x = jnp.abs(layer.x)
     weights = np.full((96, 32), -np.inf, np.float32)
@@ -320,7 +320,7 @@ def test_nan_and_minus_infinity_win_only_against_nothing() -> None:
 
 
 @needs_kernels
-def test_all_minus_infinity_takes_the_first() -> None:
+def test_argmax_of_minus_infinities_is_the_first() -> None:
     layer = Layer(2, 32, 96)
     layer.x, layer.weight = jnp.abs(layer.x), jnp.full_like(layer.weight, -jnp.inf)
     assert not argmax(layer, 96).any()
@@ -328,7 +328,7 @@ def test_all_minus_infinity_takes_the_first() -> None:
 
 @needs_kernels
 @both_widths
-def test_dead_rows_have_no_largest(int8: bool) -> None:
+def test_argmax_skips_rows_that_are_not_live(int8: bool) -> None:
     layer = Layer(40, 64, 112, norm=True, int8=int8)
     part = argmax(layer, 100, live=jnp.asarray([0, 16, 0]))
     np.testing.assert_array_equal(part[16:32], argmax(layer, 100)[16:32])
@@ -358,7 +358,7 @@ def test_operands_of_the_wrong_size_are_refused(name: str, change: Callable[[jax
 
 
 @needs_kernels
-def test_what_the_kernel_cannot_do_is_refused() -> None:
+def test_unsupported_combinations_are_refused() -> None:
     layer = Layer(17, 64, 64, gated=True)
     layer.residual = jnp.zeros((17, 32), jnp.bfloat16)
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
@@ -380,7 +380,7 @@ def test_what_the_kernel_cannot_do_is_refused() -> None:
 @needs_kernels
 @pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
 @pytest.mark.parametrize("gated", [False, True], ids=["", "gated"])
-def test_a_layer_of_many_is_what_it_is_alone(int8: bool, gated: bool) -> None:
+def test_a_layer_of_a_stack_equals_the_layer_alone(int8: bool, gated: bool) -> None:
     layers = [Layer(5, 64, 96, norm=True, bias=True, gated=gated, int8=int8, seed=seed) for seed in range(3)]
     for one in layers[1:]:
         one.x = layers[0].x
@@ -412,7 +412,7 @@ def test_a_layer_of_many_is_what_it_is_alone(int8: bool, gated: bool) -> None:
 
 
 @pytest.mark.parametrize(("columns", "depth", "dtype"), [(16, 32, "bfloat16"), (50, 96, "bfloat16"), (50, 192, "int8")])
-def test_packed_weights_are_where_the_tiles_are_read(columns: int, depth: int, dtype: str) -> None:
+def test_packed_weights_have_the_layout_of_tiles(columns: int, depth: int, dtype: str) -> None:
     rng = np.random.default_rng(0)
     weight = jnp.asarray(rng.integers(-120, 120, (columns, depth)), dtype)
     packed = pack(weight)
@@ -437,7 +437,7 @@ def test_gate_and_up_alternate_in_blocks() -> None:
     np.testing.assert_array_equal(interleave(both), both[mixed])
 
 
-def test_an_embedding_is_looked_up_in_each_of_its_forms() -> None:
+def test_embeddings_are_looked_up_in_every_storage_format() -> None:
     table = Layer(1, 32, 50).weight
     rows = jnp.asarray([0, 49, 17, 17, 15, 16])
     assert bit_patterns(table).dtype == jnp.uint16
@@ -462,7 +462,7 @@ def exact_and_bound(layer: Layer) -> tuple[npt.NDArray[np.float64], npt.NDArray[
 
 
 @pytest.mark.parametrize(("x_size", "size"), [(1.0, 1.0), (1e-25, 1.0), (1e-20, 1e30), (1e20, 1e-28), (1e3, 1e33)])
-def test_eight_bits_err_by_half_a_step(x_size: float, size: float) -> None:
+def test_int8_rounding_errs_by_half_a_step(x_size: float, size: float) -> None:
     layer = Layer(9, 192, 48, int8=True)
     layer.x, layer.weight = layer.x * x_size, layer.weight * size
     exact, bound = exact_and_bound(layer)
@@ -473,7 +473,7 @@ def test_eight_bits_err_by_half_a_step(x_size: float, size: float) -> None:
         assert (np.abs(np.asarray(out, np.float64) - exact) <= 1.001 * bound).all()
 
 
-def test_quantised_weights_are_the_nearest_steps() -> None:
+def test_quantised_weights_are_rounded_to_nearest() -> None:
     weight = Layer(1, 64, 48).weight.astype(jnp.float32) * jnp.logspace(-20, 20, 48)[:, None]
     quantized, scale = quantize_int8(weight)
     assert (np.abs(np.asarray(quantized)).max(axis=1) == 127).all()
@@ -481,7 +481,7 @@ def test_quantised_weights_are_the_nearest_steps() -> None:
     assert (error <= 0.5001 * np.asarray(scale)[:, None]).all()
 
 
-def test_rows_of_zeros_in_eight_bits_give_zeros() -> None:
+def test_int8_rows_of_zeros_give_zeros() -> None:
     layer = Layer(9, 192, 48, int8=True)
     layer.x, layer.weight = layer.x.at[3].set(0), layer.weight.at[20:40].set(0)
     outs = [layer.plain(jnp.float32)]

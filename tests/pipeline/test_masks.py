@@ -97,7 +97,7 @@ def constrained(pipeline: Pipeline, constraint: SequenceConstraint, name: str = 
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-async def test_a_mask_knows_all_tokens_before_it(depth: int) -> None:
+async def test_a_mask_follows_all_earlier_tokens(depth: int) -> None:
     async with serving(depth=depth) as (pipeline, _, runner):
         watched = Watched(runner)
         output = await read(constrained(pipeline, watched))
@@ -124,7 +124,7 @@ async def test_free_requests_in_the_same_steps_have_masks_of_ones() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), Panic("in Rust"), asyncio.CancelledError()], ids=repr)
 @pytest.mark.parametrize("where", ["narrow", "accept", "finished"])
-async def test_a_constraint_that_breaks_fails_its_request_and_nobody_else(where: str, error: BaseException) -> None:
+async def test_a_failing_constraint_fails_only_its_request(where: str, error: BaseException) -> None:
     async with serving() as (pipeline, scheduler, _):
         other = submit(pipeline, "free")
         failing = constrained(pipeline, Broken(where, error), "failing")

@@ -1,4 +1,4 @@
-"""What goes into one dispatch: decode steps in a group, and prompts beside rows that decode."""
+"""Size of a dispatch: decode steps in a group, and prompts beside rows that decode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_group_fills_its_time_with_whole_steps(step_s: float, decode_steps: in
 
 
 @pytest.mark.parametrize(("step_s", "decode_steps"), [(0.3, 1), (0.06, 4), (0.030, 8)])
-def test_groups_that_nobody_reads_take_longer(step_s: float, decode_steps: int) -> None:
+def test_groups_of_steps_are_longer_without_streaming_readers(step_s: float, decode_steps: int) -> None:
     pacer = Pacer(0.025, unread_group_s=0.25)
     assert pacer.pace.unread_decode_steps == 1
     pacer.see(plan(decode_steps=1), step_s)
@@ -68,7 +68,7 @@ def test_nothing_bounds_prompts_before_both_kinds_of_steps_were_seen() -> None:
     assert pacer.pace.prompt_tokens == 80  # at half a millisecond each, in the 40 ms that decoding leaves
 
 
-def test_prompts_alone_tell_what_they_take() -> None:
+def test_steps_of_prompts_alone_measure_prompts() -> None:
     pacer = Pacer(mixed_s=0.05)
     pacer.see(plan(prompt_tokens=512, decodes=False), 0.256)
     pacer.see(plan(), 0.010)

@@ -86,7 +86,7 @@ async def test_a_reader_is_woken_for_what_it_reads(kind: OutputKind, waits: int)
     assert counted.count == waits
 
 
-async def test_other_tasks_have_a_turn_among_many_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_tasks_run_between_many_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_module, "DELIVERIES_A_TURN", 4)
     runner = FakeRunner(RunnerLimits(65, 4, 16, 128, 64, prefill_quantum=4))
     turns: list[str] = []
@@ -124,7 +124,7 @@ async def test_a_slow_reader_gets_everything_merged() -> None:
         assert second.update_seq > first.update_seq + 1
 
 
-async def test_idle_costs_no_steps() -> None:
+async def test_an_idle_engine_runs_no_steps() -> None:
     async with serving() as (pipeline, _, runner):
         await read(submit(pipeline))
         steps = len(runner.events)
@@ -194,7 +194,7 @@ async def test_lost_state_is_recomputed_for_those_not_in_the_step() -> None:
         scheduler.check()
 
 
-async def test_a_draw_that_takes_the_state_along_leaves_no_page_to_be_found() -> None:
+async def test_failed_sampling_that_loses_state_empties_the_prefix_cache() -> None:
     """The next step is dispatched, on fresh pages, before anybody reads that this one has failed."""
 
     def lose(plan: StepPlan, result: StepResult) -> StepResult:
@@ -214,7 +214,7 @@ async def test_a_draw_that_takes_the_state_along_leaves_no_page_to_be_found() ->
         scheduler.check()
 
 
-async def test_a_dead_pipeline_tells_everyone() -> None:
+async def test_a_dead_pipeline_fails_all_requests() -> None:
     def die(plan: StepPlan, result: StepResult) -> StepResult:
         raise SystemError("driver")
 
@@ -238,7 +238,7 @@ async def test_the_watchdog_notices_a_hung_step() -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 async def test_the_watchdog_notices_a_hung_dispatch(first: int) -> None:
-    """Of the first step, or of the second while what the first one brings does not come either."""
+    """The dispatch of the first step hangs, or of the second while the first one's result does not come either."""
     hangs = threading.Event()
 
     def hang(plan: StepPlan, result: StepResult) -> StepResult:
@@ -322,7 +322,7 @@ class FailingObserver:
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("where", ["gained", "ended", "refused", "stepped", *STAGES])
-async def test_an_observer_that_fails_is_logged_once_and_ends_nobody(
+async def test_an_observer_that_fails_is_logged_once_and_fails_no_request(
     where: str, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(queued=2) as (pipeline, scheduler, _):
@@ -343,7 +343,7 @@ async def test_an_observer_that_fails_is_logged_once_and_ends_nobody(
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
 
 
-async def test_a_log_handler_that_fails_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_handler_that_fails_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("no space left on device")
@@ -354,7 +354,7 @@ async def test_a_log_handler_that_fails_ends_nobody(monkeypatch: pytest.MonkeyPa
         assert (await read(submit(pipeline))).outputs[0].token_ids == continuation(PROMPT, 6)
 
 
-async def test_an_observer_may_leave_while_it_is_told() -> None:
+async def test_an_observer_may_be_removed_during_a_notification() -> None:
     class Leaving(FailingObserver):
         def gained(self, tokens: int, since_s: float | None) -> None:
             self.told += 1
@@ -369,7 +369,7 @@ async def test_an_observer_may_leave_while_it_is_told() -> None:
         assert (one.told, two.told, len(pipeline.request_observers)) == (1, 1, 0)
 
 
-async def test_a_panic_anywhere_else_is_told_to_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_panic_in_the_pipeline_fails_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     def panic(*_: object) -> None:
         raise Panic("in Rust")
 

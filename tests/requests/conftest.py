@@ -1,4 +1,4 @@
-"""One engine with every extra that a request can name, and the reference it is compared with."""
+"""An engine with every extra that a request can name, and the reference it is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request must give, token by token, from whole forward passes in float64: slow, plain, and without the engine."""
+"""Reference generation, token by token, from whole forward passes in float64: slow, plain, and without the engine."""
 
 from __future__ import annotations
 

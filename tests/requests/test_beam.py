@@ -66,7 +66,7 @@ async def test_wrong_arguments_are_named(engine: Engine, wrong: dict[str, Any]) 
         await engine.beam_search("x", **wrong)
 
 
-def told(*logprobs: float) -> RequestOutput:
+def output_with(*logprobs: float) -> RequestOutput:
     """The answer of a round: a logprob for each token, or, without any, that it was ended before."""
     reason: FinishReason = "length" if logprobs else "abort"
     places = [{token: Logprob(logprob, token, "") for token, logprob in enumerate(logprobs)}] if logprobs else []
@@ -74,7 +74,7 @@ def told(*logprobs: float) -> RequestOutput:
 
 
 @pytest.mark.parametrize("whole_rounds", [0, 2])
-async def test_a_round_that_is_ended_from_outside_ends_the_search(whole_rounds: int) -> None:
+async def test_an_aborted_round_ends_beam_search(whole_rounds: int) -> None:
     """Beams that are lost must not make the others the likeliest."""
     rounds = 0
 
@@ -82,7 +82,7 @@ async def test_a_round_that_is_ended_from_outside_ends_the_search(whole_rounds: 
         nonlocal rounds
         rounds += 1
         lost = len(prompts) - 1 if rounds > whole_rounds else None
-        return [told() if at == lost else told(-1.0, -2.0) for at in range(len(prompts))]
+        return [output_with() if at == lost else output_with(-1.0, -2.0) for at in range(len(prompts))]
 
     with pytest.raises(RequestAbortedError, match="ended"):
         await search(complete, [7], frozenset([9]), beam_width=2, max_tokens=5, length_penalty=1.0)

@@ -56,7 +56,7 @@ def made() -> Constraints:
     return Constraints(tokenizer("byte-level BPE"), VOCAB, ENDS)
 
 
-async def test_requests_that_give_up_leave_no_work_behind(made: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_requests_stop_compiling(made: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowCompiler(monkeypatch)
     for _ in range(3):
         async with anyio.create_task_group() as group:
@@ -70,9 +70,7 @@ async def test_requests_that_give_up_leave_no_work_behind(made: Constraints, mon
     await prepare(made, "fast")
 
 
-async def test_requests_that_asyncio_cancels_leave_no_work_behind(
-    made: Constraints, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_cancelled_by_asyncio_stop_compiling(made: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowCompiler(monkeypatch)
     for _ in range(3):
         waiting = [asyncio.get_running_loop().create_task(prepare(made, "slow")) for _ in range(20)]
@@ -109,7 +107,7 @@ async def test_a_grammar_that_takes_too_long_is_refused(made: Constraints, monke
     assert await to_thread.run_sync(lambda: slow.running) == 0
 
 
-async def test_a_least_length_of_a_text_that_nothing_ends_asks_for_no_masks(made: Constraints) -> None:
+async def test_min_tokens_with_ignore_eos_needs_no_masks(made: Constraints) -> None:
     params = SamplingParams(min_tokens=9, ignore_eos=True)
     assert not await made.prepare(params, [1], frozenset(), 1)
     assert await made.prepare(params, [1], frozenset({5}), 1)

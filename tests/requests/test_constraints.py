@@ -1,4 +1,4 @@
-"""What a request may and may not say, through the whole engine, in mixed company, with overlap and without."""
+"""Constrained decoding through the whole engine, in mixed batches, with overlap and without."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def guided(params: SamplingParams = HOT, **form: Any) -> SamplingParams:
     return dataclasses.replace(params, guided_decoding=GuidedDecodingParams(**form))
 
 
-async def ask(engine: Engine, params: SamplingParams, prompt: str = "Say it:") -> RequestOutput:
+async def generate(engine: Engine, params: SamplingParams, prompt: str = "Say it:") -> RequestOutput:
     return await engine.stream(prompt, params).wait_finished()
 
 
 def small_schemas(count: int) -> list[dict[str, Any]]:
-    """Those whose texts are surely short enough."""
+    """Make schemas whose texts are surely short enough."""
     found = [schema(np.random.default_rng(seed)) for seed in range(4 * count)]
     return [one for one in found if len(json.dumps(one)) < 250][:count]
 
 
-async def test_schemas_hold_in_mixed_company_and_do_not_depend_on_it(tiny_folder: Path, engine: Engine) -> None:
+async def test_schemas_hold_in_any_batch(tiny_folder: Path, engine: Engine) -> None:
     """Forty schemas at all temperatures beside free requests, overlapped; alone and without overlap the same texts."""
     wishes = [
         guided(SamplingParams(max_tokens=110, temperature=(0.0, 0.7, 2.0)[at % 3], seed=at), json=one, disable_any_whitespace=True)
@@ -55,31 +55,31 @@ async def test_schemas_hold_in_mixed_company_and_do_not_depend_on_it(tiny_folder
     assert finished > 30
     async with Engine(str(tiny_folder), **TINY, pipeline_depth=1) as plain:
         for params, output in list(zip(wishes + free, outputs, strict=True))[::7]:
-            assert (await ask(plain, params)).outputs[0].token_ids == output.outputs[0].token_ids
+            assert (await generate(plain, params)).outputs[0].token_ids == output.outputs[0].token_ids
     await settle(engine)
 
 
-async def test_forms(engine: Engine) -> None:
-    assert (await ask(engine, guided(choice=["yes", "no"]))).get_text() in ("yes", "no")
-    text = (await ask(engine, guided(regex="[a-c]{3}\\d{2}"))).get_text()
+async def test_every_structured_output_holds(engine: Engine) -> None:
+    assert (await generate(engine, guided(choice=["yes", "no"]))).get_text() in ("yes", "no")
+    text = (await generate(engine, guided(regex="[a-c]{3}\\d{2}"))).get_text()
     assert re.fullmatch("[a-c]{3}\\d{2}", text)
-    text = (await ask(engine, guided(grammar='start: "x"+ "y"'))).get_text()
+    text = (await generate(engine, guided(grammar='start: "x"+ "y"'))).get_text()
     assert re.fullmatch("x+y", text)
 
 
-async def test_a_complete_form_ends_the_text_even_if_ends_are_ignored(engine: Engine) -> None:
-    output = await ask(engine, dataclasses.replace(guided(choice=["yes"]), ignore_eos=True))
+async def test_a_complete_structured_output_ends_the_text_even_with_ignore_eos(engine: Engine) -> None:
+    output = await generate(engine, dataclasses.replace(guided(choice=["yes"]), ignore_eos=True))
     assert (output.get_text(), output.finish_reason) == ("yes", "stop")
 
 
-async def test_each_of_n_has_a_form_of_its_own(engine: Engine) -> None:
-    output = await ask(engine, dataclasses.replace(guided(regex="[a-e]{6}"), n=4))
+async def test_each_of_n_completions_has_its_own_constraint(engine: Engine) -> None:
+    output = await generate(engine, dataclasses.replace(guided(regex="[a-e]{6}"), n=4))
     texts = [one.text for one in output.outputs]
     assert all(re.fullmatch("[a-e]{6}", text) for text in texts)
     assert len(set(texts)) > 1
 
 
-async def test_a_preempted_form_goes_on_where_it_was(tiny_folder: Path, engine: Engine) -> None:
+async def test_a_constraint_survives_preemption(tiny_folder: Path, engine: Engine) -> None:
     params = [guided(dataclasses.replace(HOT, seed=seed), regex="([a-e]{3}-){15}") for seed in range(4)]
     async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES, enable_prefix_caching=False) as small:
         outputs = await small.generate(["Say it, please:"] * 4, params, use_tqdm=False)
@@ -88,12 +88,12 @@ async def test_a_preempted_form_goes_on_where_it_was(tiny_folder: Path, engine: 
     assert [one.get_text() for one in outputs] == [one.get_text() for one in expected]
 
 
-async def test_bad_words_do_not_come(engine: Engine) -> None:
-    plain, codec = await ask(engine, GREEDY), tokenizer("byte-level BPE")
+async def test_bad_words_are_never_generated(engine: Engine) -> None:
+    plain, codec = await generate(engine, GREEDY), tokenizer("byte-level BPE")
     said = {codec.decode([token]) for token in plain.outputs[0].token_ids}
     word = min(one for one in said if len(codec.encode(one, add_special_tokens=False)) == 1 and one.isascii())
     assert word in plain.get_text()
-    output = await ask(engine, dataclasses.replace(GREEDY, bad_words=[word]))
+    output = await generate(engine, dataclasses.replace(GREEDY, bad_words=[word]))
     assert word not in {codec.decode([token]) for token in output.outputs[0].token_ids}
 
 
@@ -110,31 +110,31 @@ async def test_white_space_may_be_a_bad_word(demo: Engine) -> None:
     assert " " in without.text
 
 
-async def test_bad_words_of_two_tokens_do_not_come(engine: Engine) -> None:
+async def test_bad_words_of_two_tokens_are_never_generated(engine: Engine) -> None:
     pair = tokenizer("byte-level BPE").encode("4%", add_special_tokens=False)
     assert len(pair) == 2
     params = dataclasses.replace(HOT, temperature=20.0, allowed_token_ids=pair, max_tokens=60)
-    assert "4%" in (await ask(engine, params)).get_text()
-    text = (await ask(engine, dataclasses.replace(params, bad_words=["4%"]))).get_text()
+    assert "4%" in (await generate(engine, params)).get_text()
+    text = (await generate(engine, dataclasses.replace(params, bad_words=["4%"]))).get_text()
     assert "4%" not in text
     assert {"4", "%"} == set(text)
 
 
-async def test_only_allowed_tokens_come(engine: Engine) -> None:
-    output = await ask(engine, dataclasses.replace(HOT, allowed_token_ids=[30, 31, 77], max_tokens=30))
+async def test_only_allowed_token_ids_are_sampled(engine: Engine) -> None:
+    output = await generate(engine, dataclasses.replace(HOT, allowed_token_ids=[30, 31, 77], max_tokens=30))
     assert set(output.outputs[0].token_ids) == {30, 31, 77}
 
 
-async def test_no_end_before_min_tokens(engine: Engine) -> None:
+async def test_min_tokens_delays_the_end(engine: Engine) -> None:
     push = dataclasses.replace(HOT, logit_bias={1: 100.0}, stop_token_ids=[1])
-    assert (await ask(engine, push)).num_generated_tokens == 1
-    output = await ask(engine, dataclasses.replace(push, min_tokens=9))
+    assert (await generate(engine, push)).num_generated_tokens == 1
+    output = await generate(engine, dataclasses.replace(push, min_tokens=9))
     assert (output.num_generated_tokens, output.finish_reason) == (10, "stop")
 
 
 async def test_repetition_ends_the_text(engine: Engine) -> None:
     params = dataclasses.replace(GREEDY, logit_bias={50: 100.0}, repetition_stop=5, max_tokens=60)
-    output = await ask(engine, params)
+    output = await generate(engine, params)
     assert output.outputs[0].token_ids == [50] * 5
     assert (output.finish_reason, output.outputs[0].stop_reason) == ("stop", "repetition")
 
@@ -146,7 +146,7 @@ async def test_a_grammar_that_breaks_fails_its_own_request_only(
         raise RuntimeError("limits")
 
     async def free() -> RequestOutput:
-        return await ask(engine, GREEDY)
+        return await generate(engine, GREEDY)
 
     expected = await free()
     stream = engine.stream("Say it:", guided(regex="[a-c]{90}"))
@@ -159,7 +159,7 @@ async def test_a_grammar_that_breaks_fails_its_own_request_only(
     await settle(engine)
 
 
-async def test_what_a_model_cannot_do_is_refused_by_name(engine: Engine) -> None:
+async def test_constraints_that_a_model_cannot_serve_are_refused_by_name(engine: Engine) -> None:
     for params, name in (
         (dataclasses.replace(HOT, thinking_budget=5), "thinking_budget"),
         (dataclasses.replace(HOT, logits_processors={"nope": 1.0}), "logits_processors"),
@@ -169,5 +169,5 @@ async def test_what_a_model_cannot_do_is_refused_by_name(engine: Engine) -> None
         (guided(regex="(abc"), "guided_decoding.regex"),
     ):
         with pytest.raises(InvalidRequestError) as raised:
-            await ask(engine, params)
+            await generate(engine, params)
         assert raised.value.param == name

@@ -97,7 +97,7 @@ async def test_minus_one_keeps_what_the_context_holds(strict: Engine) -> None:
     assert output.num_generated_tokens == 1
 
 
-async def test_a_capped_answer_is_told(engine: Engine) -> None:
+async def test_a_capped_max_tokens_is_reported(engine: Engine) -> None:
     ids = [10] * 100
     output = await engine.stream(ids, dataclasses.replace(PARAMS, max_tokens=90)).wait_finished()
     assert (output.capped_max_tokens, output.num_generated_tokens, output.num_truncated_tokens) == (28, 28, 0)
@@ -111,7 +111,7 @@ FAR = "The quick brown fox jumps over the lazy dog. " * 200_000
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many characters each call tokenised."""
+    """Number of characters that each call tokenised."""
     seen, encode = list[int](), Tokenizer.encode
 
     def counting(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -123,7 +123,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("mode", ["left", "right", "middle"])
-async def test_of_a_far_too_long_prompt_little_is_tokenised(
+async def test_little_of_a_far_too_long_prompt_is_tokenised(
     tiny_folder: Path, encoded: list[int], mode: TruncateMode
 ) -> None:
     async with Engine(str(tiny_folder), **TINY, truncate_mode=mode) as engine:
@@ -134,7 +134,7 @@ async def test_of_a_far_too_long_prompt_little_is_tokenised(
         assert (near.prompt_token_ids, near.outputs) == (far.prompt_token_ids, far.outputs)
 
 
-async def test_of_a_far_too_long_conversation_little_is_tokenised(engine: Engine, encoded: list[int]) -> None:
+async def test_little_of_a_far_too_long_conversation_is_tokenised(engine: Engine, encoded: list[int]) -> None:
     for messages in (talk(50_000), [{"role": "user", "content": FAR}]):
         encoded.clear()
         output = await engine.chat(messages, PARAMS)
@@ -143,7 +143,7 @@ async def test_of_a_far_too_long_conversation_little_is_tokenised(engine: Engine
         assert len(output.prompt_token_ids) > 80
 
 
-async def test_of_a_far_too_long_text_to_embed_little_is_tokenised(engine: Engine, encoded: list[int]) -> None:
+async def test_little_of_a_far_too_long_embedding_input_is_tokenised(engine: Engine, encoded: list[int]) -> None:
     (output,) = await engine.embed(FAR, use_tqdm=False)
     assert sum(encoded) < 10_000
     assert output.num_truncated_tokens > 1_000_000

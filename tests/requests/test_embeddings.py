@@ -1,4 +1,4 @@
-"""Prompts as vectors: those of a whole forward pass in float32, in whatever company and pieces they are computed."""
+"""Prompts as vectors: those of a whole forward pass in float32, in any batch and chunks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.models.forward import hidden_states
 
 PROMPT = random_tokens(45)
 FULL = random_tokens(128, seed=6)
-"""As long as the context: four steps."""
+"""A prompt as long as the context: four steps."""
 
 every_pooling = pytest.mark.parametrize("pooling", ["mean", "last"])
 
@@ -105,7 +105,7 @@ async def test_a_warm_cache_changes_nothing(tiny: Engine, whole: Whole, pooling:
     assert apart.num_cached_tokens == 0
 
 
-async def test_many_at_once_beside_texts_disturb_nobody(tiny: Engine, whole: Whole) -> None:
+async def test_embeddings_beside_generations_change_neither(tiny: Engine, whole: Whole) -> None:
     """More prompts than slots, of all lengths and both poolings, while others decode: plain, shaped, and scored."""
     greedy = {"temperature": 0.0, "max_tokens": 30, "ignore_eos": True}
     wishes = [SamplingParams(**greedy), SamplingParams(**greedy, frequency_penalty=1.0, prompt_logprobs=1), SamplingParams(**greedy, logprobs=2)]  # fmt: skip
@@ -146,7 +146,7 @@ async def test_a_preemption_changes_nothing(small: Engine, whole: Whole, pooling
 
 @every_pooling
 async def test_the_demo_model_in_bfloat16_is_close_to_itself_in_float32(demo: Engine, pooling: Pooling) -> None:
-    """Over the platform's own kernels, in company; a step holds several prompts, padding between them."""
+    """Over the platform's own kernels, in batches; a step holds several prompts, padding between them."""
     prompts = [
         "def area(width: float, height: float) -> float:",
         "import os\n",
@@ -212,7 +212,7 @@ async def test_cancelling_frees_everything(tiny: Engine) -> None:
     await settle(tiny)
 
 
-async def test_an_aborted_one_says_so_and_ends_the_batch(tiny: Engine) -> None:
+async def test_an_aborted_embedding_fails_and_ends_the_batch(tiny: Engine) -> None:
     task = asyncio.ensure_future(embed(tiny, [FULL, PROMPT], request_id=["one", "two"]))
     while not tiny.abort_request("one"):
         await asyncio.sleep(0)
@@ -255,7 +255,7 @@ async def test_the_engines_stop_ends_embeddings(tiny_folder: Path) -> None:
         ({"prompts": [[]]}, "prompt"), ({"prompts": [400]}, "prompt"), ({"prompts": [["a"]]}, "prompt"),
     ],
 )  # fmt: skip
-async def test_what_is_wrong_is_refused_by_name(tiny: Engine, wrong: dict[str, Any], param: str) -> None:
+async def test_invalid_parameters_are_refused_by_name(tiny: Engine, wrong: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         await embed(tiny, **{"prompts": "fine", **wrong})
     assert raised.value.param == param

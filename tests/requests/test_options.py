@@ -1,4 +1,4 @@
-"""How a request is treated beside others, through the whole engine."""
+"""Options of requests beside others (priority, deadline, cache salt), through the whole engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_request_within_its_deadline_is_not_disturbed(engine: Engine) ->
     assert output.finish_reason == "length"
 
 
-async def test_salts_share_nothing(engine: Engine) -> None:
+async def test_cache_salts_share_nothing(engine: Engine) -> None:
     prompt = [7] * 40
     params = SamplingParams(max_tokens=1, temperature=0.0)
     cached = []

@@ -49,7 +49,7 @@ def cases() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("field", "value"), cases(), ids=lambda value: str(value)[:30])
-def test_what_is_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
+def test_parameters_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         SamplingParams(**{field: value})
     assert raised.value.param == field
@@ -70,14 +70,14 @@ def test_best_of_is_at_least_n() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=20))
-def test_biases_come_as_given_even_with_ids_as_strings(bias: dict[int, float]) -> None:
+def test_logit_bias_takes_token_ids_as_strings(bias: dict[int, float]) -> None:
     assert SamplingParams(logit_bias={str(token): value for token, value in bias.items()}).logit_bias == bias  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("prompt", "param"), [("", "prompt"), ([], "prompt"), ([-1], "prompt"), ([400], "prompt"), ([2**40], "prompt"), ([1.0], "prompt"), ([True], "prompt"), ("\ud800", "prompt")],
 )  # fmt: skip
-async def test_prompts_that_cannot_be_are_refused(engine: Engine, prompt: Any, param: str) -> None:
+async def test_invalid_prompts_are_refused(engine: Engine, prompt: Any, param: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         await engine.stream(prompt, SamplingParams(max_tokens=1)).wait_finished()
     assert raised.value.param == param
@@ -93,7 +93,7 @@ async def test_names_that_cannot_be_encoded_are_refused(engine: Engine, field: s
 
 
 @pytest.mark.parametrize("of", [np.asarray, lambda ids: list(np.asarray(ids, np.int32))])
-async def test_prompts_may_be_of_others_integers(engine: Engine, of: Callable[[list[int]], Any]) -> None:
+async def test_token_ids_may_be_numpy_integers(engine: Engine, of: Callable[[list[int]], Any]) -> None:
     params = SamplingParams(max_tokens=3, temperature=0.0)
     expected = await engine.stream([5, 6, 7], params).wait_finished()
     found = await engine.stream(of([5, 6, 7]), params).wait_finished()

@@ -1,4 +1,4 @@
-"""What constrains answers of models that mark their reasoning: where it begins, and what holds behind it."""
+"""Constraints of models that mark their reasoning: where it begins, and what holds after it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PAIRS = sorted({pair for fmt in REASONING_FORMATS.values() for pair in fmt.pairs
 
 
 @pytest.mark.parametrize(("begin", "end"), PAIRS)
-async def test_every_format_that_is_read_has_a_budget(begin: str, end: str) -> None:
+async def test_every_reasoning_format_has_a_thinking_budget(begin: str, end: str) -> None:
     codec = tokenizer_with({begin: False, end: False})
     params = SamplingParams(thinking_budget=1)
     one = await constraint(codec, begin, params)
@@ -73,7 +73,7 @@ async def test_a_prompt_that_ends_with_the_mark_has_begun_the_reasoning(codec: T
 
 
 @pytest.mark.parametrize("said", ["What does <think> do?", "<think>", "<think>\nx</think><think>"])
-async def test_a_mark_in_what_somebody_says_switches_no_form_off(codec: Tokenizer, said: str) -> None:
+async def test_a_reasoning_mark_in_a_message_does_not_disable_the_constraint(codec: Tokenizer, said: str) -> None:
     one = await constraint(codec, f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")
     assert "a" in texts(one, codec)
     assert not {"x", "y", "</think>"} & texts(one, codec)
@@ -89,9 +89,7 @@ def habit(request: pytest.FixtureRequest, codec: Tokenizer, monkeypatch: pytest.
     return bool(request.param)
 
 
-async def test_a_model_may_begin_to_reason_where_it_is_told_to_or_it_is_its_habit(
-    codec: Tokenizer, habit: bool
-) -> None:
+async def test_a_model_may_reason_if_requested_or_by_default(codec: Tokenizer, habit: bool) -> None:
     for thinks, budget, expected in (
         (None, None, habit),
         (True, None, True),
@@ -113,8 +111,8 @@ async def test_reasoning_that_a_template_has_left_out_does_not_begin(codec: Toke
 
 
 @pytest.mark.parametrize("thinks", [None, True])
-async def test_a_form_leaves_a_model_its_reasoning(demo: Engine, thinks: bool | None) -> None:
-    """As a model was told; one that was not is not led to reason by a form that leaves it few tokens."""
+async def test_structured_output_leaves_reasoning_free(demo: Engine, thinks: bool | None) -> None:
+    """The model reasons as requested; without a request, a constraint with few tokens left does not make it reason."""
     kwargs = {} if thinks is None else {"enable_thinking": thinks}
     params = dataclasses.replace(FORM, temperature=0.0, max_tokens=200)
     output = await demo.chat([{"role": "user", "content": "What does math.sqrt do?"}], params, template_kwargs=kwargs)

@@ -28,7 +28,7 @@ def plan_of(decode: int, chunks: list[int]) -> StepPlan:
     skips_padding=st.booleans(),
     data=st.data(),
 )
-def test_the_lattice_holds_whatever_fits_the_budget(
+def test_buckets_hold_every_plan_within_the_budget(
     seqs: int, budget: int, quantum: int, skips_padding: bool, data: st.DataObject
 ) -> None:
     buckets = ShapeBuckets(seqs, max(budget, quantum), quantum, skips_padding=skips_padding)
@@ -57,9 +57,7 @@ def test_the_lattice_holds_whatever_fits_the_budget(
 )
 @example(decode=33, chunks=[], skips_padding=False)
 @example(decode=0, chunks=[300, 300], skips_padding=True)
-def test_the_cheapest_shape_that_holds_a_plan_is_picked_or_none(
-    decode: int, chunks: list[int], skips_padding: bool
-) -> None:
+def test_the_cheapest_bucket_that_holds_a_plan_is_selected(decode: int, chunks: list[int], skips_padding: bool) -> None:
     buckets = ShapeBuckets(32, 256, 32, skips_padding=skips_padding)
     fitting = [shape for shape in buckets.shapes if shape.holds(decode, chunks)]
     if fitting:
@@ -70,19 +68,19 @@ def test_the_cheapest_shape_that_holds_a_plan_is_picked_or_none(
             buckets.pick(plan_of(decode, chunks))
 
 
-def test_chunks_go_on_in_the_next_rows() -> None:
+def test_long_chunks_continue_in_the_next_rows() -> None:
     plan = plan_of(1, [70, 5])
     placed = [(part.at, part.begin, part.length, part.last) for part in place(plan, StepShape(4, 8, 32))]
     assert placed == [(0, 0, 1, True), (4, 0, 32, False), (5, 32, 32, False), (6, 64, 6, True), (7, 0, 5, True)]
 
 
-def test_the_lattice_is_small() -> None:
+def test_there_are_few_buckets() -> None:
     assert len(ShapeBuckets(64, 512, 16).shapes) <= 10
     assert ShapeBuckets(64, 512, 16).shapes[0] == StepShape(2)
 
 
 @pytest.mark.parametrize("seqs", [1, 2, 3, 64])
-def test_where_padding_is_left_out_three_shapes_are_enough(seqs: int) -> None:
+def test_three_buckets_suffice_where_padding_is_skipped(seqs: int) -> None:
     shapes = ShapeBuckets(seqs, 512, 32, skips_padding=True).shapes
     most = max(seqs, 2)
     assert shapes == tuple(dict.fromkeys((StepShape(2), StepShape(most), StepShape(most, 16, 32))))

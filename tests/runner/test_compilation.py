@@ -66,7 +66,7 @@ def test_only_the_pools_own_threads_have_large_stacks(monkeypatch: pytest.Monkey
     assert set(large) == {64 << 20}
 
 
-def test_the_hosts_own_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stack_size_of_the_process_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads(monkeypatch)
     threads.size = 1 << 20
     programs: Any = {"a": lambda: Program(lambda: 1)}
@@ -91,7 +91,7 @@ def test_a_system_without_threads_is_an_error_and_no_hang(monkeypatch: pytest.Mo
     assert threads.size == 0
 
 
-def test_who_gives_up_compiles_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_compilations_end(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, lowered, go = list[int](), list[int](), threading.Event()
     shutdown = ThreadPoolExecutor.shutdown
 
@@ -122,7 +122,7 @@ def test_who_gives_up_compiles_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled in ([], [0])  # the one that had begun
 
 
-def test_what_does_not_compile_is_named() -> None:
+def test_shapes_that_fail_to_compile_are_named() -> None:
     def fail() -> int:
         raise ValueError("too deep")
 

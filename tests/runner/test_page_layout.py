@@ -22,7 +22,7 @@ def held(columns: int) -> Callable[[int | None], int]:
     seen=st.lists(st.sampled_from([None, 64, 512, 4096]), min_size=1, max_size=70),
     columns=st.integers(1, 200),
 )
-def test_each_layer_has_a_place_and_a_table_that_keeps_what_it_sees(seen: list[int | None], columns: int) -> None:
+def test_each_layer_has_a_slot_in_a_page_table_with_its_window(seen: list[int | None], columns: int) -> None:
     layout = choose_layout(seen, held(columns))
     assert len(set(layout.places)) == len(seen)
     assert 1 <= len(layout.windows) <= MOST_TABLES
@@ -39,7 +39,7 @@ def test_layers_that_are_alike_share_one_table(seen: list[int | None]) -> None:
     assert choose_layout(seen, held(128)) == PageLayout(len(seen), (seen[0],), places)
 
 
-def test_a_window_that_nothing_gets_behind_is_none() -> None:
+def test_a_window_as_long_as_the_context_is_full_attention() -> None:
     assert choose_layout([4096, None] * 13, held(64)).windows == (None,)
 
 

@@ -91,7 +91,7 @@ def test_a_group_of_decode_steps_equals_single_ones(runner: DeviceRunner, expect
     assert after.token_ids.tolist() == [[expected[6]]]
 
 
-def test_neighbours_and_mixed_steps_change_nothing(runner: DeviceRunner, expected: list[int]) -> None:
+def test_results_do_not_depend_on_other_rows_or_mixed_steps(runner: DeviceRunner, expected: list[int]) -> None:
     """Two sequences a few steps apart, decoding beside each other's prefill."""
     tables = [range(1, 9), range(9, 17), range(17, 25)]
     tokens: list[list[int]] = [[], [], []]
@@ -149,7 +149,7 @@ def test_after_an_asynchronous_failure_there_is_fresh_state_once(model: Decoder,
 
 
 @pytest.mark.parametrize("taken", ["last tokens", "counts"])
-def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
+def test_a_failed_sampling_that_took_donated_buffers_reports_lost_state(
     runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
     """Also when the next dispatch has made fresh state before the result is read."""
@@ -180,7 +180,7 @@ def test_a_draw_that_takes_donated_buffers_tells_of_the_loss(
     assert (result.state_epoch, result.intact, after.state_epoch) == (before, before + 1, before + 1)
 
 
-def test_a_draw_that_fails_before_its_dispatch_loses_nothing(
+def test_sampling_that_fails_before_dispatch_keeps_the_state(
     runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))])
@@ -193,7 +193,7 @@ def test_a_draw_that_fails_before_its_dispatch_loses_nothing(
     assert run(runner, [], [row(0, 0, PROMPT[:8], True, range(1, 9))]).state_epoch == before
 
 
-def test_a_prompt_starts_beside_rows_that_decode_however_small_the_budget(model: Decoder) -> None:
+def test_a_prompt_starts_beside_decode_rows_with_any_token_budget(model: Decoder) -> None:
     runner = DeviceRunner(model, EngineConfig(**{**TINY, "min_input_pad": 32}), max_model_len=128)
     driver = Driver(runner.limits)
     for count in range(4):

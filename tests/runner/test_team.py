@@ -34,7 +34,7 @@ def budget(threads: int) -> ThreadBudget:
     return ThreadBudget(threads, probe=ProcessorProbe(Path("/nowhere"), lambda: 64), environment={})
 
 
-def test_engines_share_one_team() -> None:
+def test_engines_share_one_thread_pool() -> None:
     """It is as large as the largest asks for, and goes back when that ends."""
     sizes: list[int] = []
     team = Team(sizes.append, lambda: 7)
@@ -51,7 +51,7 @@ def test_engines_share_one_team() -> None:
     assert sizes == [2, 4, 2, 1, 7]
 
 
-def test_an_engine_without_the_kernels_has_no_part() -> None:
+def test_an_engine_without_kernels_does_not_resize_the_pool() -> None:
     sizes: list[int] = []
     threads = KernelThreads(budget(3), "xla", team=Team(sizes.append, lambda: 7))
     threads.refresh()
@@ -60,7 +60,7 @@ def test_an_engine_without_the_kernels_has_no_part() -> None:
     assert sizes == []
 
 
-def test_the_team_follows_the_processors() -> None:
+def test_the_pool_follows_the_number_of_processors() -> None:
     now_s, visible, sizes = 0.0, 4, list[int]()
 
     def follows(asked: int | None) -> ThreadBudget:
@@ -82,7 +82,7 @@ def test_the_team_follows_the_processors() -> None:
     assert sizes == [4, 2, 1]
 
 
-def test_an_engine_that_nobody_stopped_is_forgotten() -> None:
+def test_an_engine_that_was_dropped_frees_its_threads() -> None:
     sizes: list[int] = []
     team = Team(sizes.append, lambda: 7)
     KernelThreads(budget(4), "auto", team=team)
@@ -107,7 +107,7 @@ def resized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-async def test_an_engine_says_what_it_uses(
+async def test_an_engine_reports_its_threads(
     small_folder: Path, resized: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "asurge")
@@ -133,12 +133,12 @@ async def test_a_start_that_fails_gives_its_threads_back(tmp_path: Path, resized
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])
-def test_a_number_that_makes_no_sense_is_refused(value: object) -> None:
+def test_invalid_kernel_threads_are_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"kernel_threads=.* must be an integer of at least 1"):
         Engine("demo", kernel_threads=value)
 
 
-async def test_a_variable_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASURGE_THREADS", "all")
     with pytest.raises(ConfigError, match="ASURGE_THREADS='all'"):
         await Engine("demo").initiate()
@@ -152,7 +152,7 @@ async def test_a_variable_that_makes_no_sense_is_refused(monkeypatch: pytest.Mon
         (["--set", "kernel_threads=many"], "1", "kernel_threads='many'"),
     ],
 )
-def test_commands_refuse_it_first(
+def test_commands_check_the_environment_variable_first(
     arguments: list[str],
     variable: str,
     message: str,
@@ -164,7 +164,7 @@ def test_commands_refuse_it_first(
     assert message in capsys.readouterr().err
 
 
-def test_pools_that_an_operator_has_sized_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_limits_of_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PJRT_NPROC", "5")
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     assert main(["generate", "x", "--model", "./nowhere", "--threads", "1"]) == 2
@@ -172,7 +172,7 @@ def test_pools_that_an_operator_has_sized_stay(monkeypatch: pytest.MonkeyPatch) 
 
 
 def threads_of(process: int) -> Counter[str]:
-    """How many there are, by name."""
+    """Count a process's threads by name."""
     names: Counter[str] = Counter()
     for task in Path(f"/proc/{process}/task").iterdir():
         try:
@@ -254,8 +254,8 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def lived(folder: Path, become: str, again: str) -> str:
-    """How many threads an engine has, before and after what happens to its process, and how many texts it wrote."""
+def threads_of_engine(folder: Path, become: str, again: str) -> str:
+    """Count an engine's threads before and after its process changes, and the texts it wrote."""
     command = [sys.executable, "-c", LIVING, str(folder), become, again]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -267,18 +267,18 @@ def test_an_engine_follows_its_affinity(small_folder: Path) -> None:
     one, all_ = {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)
     become, again = (f"os.sched_setaffinity(os.getpid(), {allowed})" for allowed in (one, all_))
     before = ProcessorProbe().look().count
-    assert lived(small_folder, become, again) == f"[{before}, 1, {before}] 1"
+    assert threads_of_engine(small_folder, become, again) == f"[{before}, 1, {before}] 1"
 
 
 @needs_two
 def test_an_engine_follows_its_quota(small_folder: Path) -> None:
-    """As where Kubernetes resizes a container that runs."""
+    """The quota changes while the engine runs, as where Kubernetes resizes a container."""
     before = ProcessorProbe().look().count
     with control_group() as (group, quota):
         quota.write_text("100000")
         join = f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
         raised = f"open({str(quota)!r}, 'w').write('{1000 * 100_000}')"
-        assert lived(small_folder, join, raised) == f"[{before}, 1, {before}] 1"
+        assert threads_of_engine(small_folder, join, raised) == f"[{before}, 1, {before}] 1"
 
 
 NICE = """
@@ -303,12 +303,12 @@ asyncio.run(main())
 
 
 @needs_two
-def test_the_kernels_threads_are_as_nice_as_they_are_told(small_folder: Path) -> None:
+def test_kernel_threads_have_the_niceness_of_the_setting(small_folder: Path) -> None:
     run = subprocess.run([sys.executable, "-c", NICE, str(small_folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("value", [-1, 20, True, "low"])
-def test_a_niceness_that_is_none_is_refused(value: object) -> None:
+def test_an_invalid_niceness_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="kernel_nice="):
         Engine("demo", kernel_nice=value)

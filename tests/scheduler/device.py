@@ -17,7 +17,7 @@ def trace(parent: bytes, token: int) -> bytes:
 
 
 def traces(token_ids: Sequence[int]) -> list[bytes]:
-    """What correct pages hold for these tokens, one entry for each position."""
+    """The correct contents of pages for these tokens, with an entry for each position."""
     parent, contents = b"", list[bytes]()
     for token in token_ids:
         parent = trace(parent, token)

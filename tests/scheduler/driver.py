@@ -35,7 +35,7 @@ class Driver:
 
     @property
     def started(self) -> list[str]:
-        """Who has begun, in order."""
+        """Ids of the requests that have begun, in order."""
         return list(dict.fromkeys(row.sequence_id for plan in self.plans for row in plan.prefill))
 
     def add(self, name: str, prompt: Sequence[int] = numbers(), max_tokens: int = 4, **treated: Any) -> None:

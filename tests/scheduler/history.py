@@ -1,4 +1,4 @@
-"""One scheduler's history, checked at every turn."""
+"""A history of a scheduler's calls, checked after each."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_pages_of_an_aborted_request_are_forgotten_when_its_step_fails() -> None
     assert driver.run_out() == {"b": continuation(range(2, 11), 4)}
 
 
-def test_a_sum_that_began_before_a_preemption_is_begun_anew() -> None:
+def test_pooling_restarts_after_a_preemption() -> None:
     """Its first chunk has come, and its second is in flight."""
     driver = Driver(limits(max_num_batched_tokens=8))
     driver.add("a", range(2, 22), 0, pooling="mean")
@@ -33,7 +33,7 @@ def test_a_sum_that_began_before_a_preemption_is_begun_anew() -> None:
     assert update.embedding == embedding(range(2, 22), "mean")
 
 
-def test_what_was_computed_from_a_failed_steps_pages_is_forgotten_too() -> None:
+def test_results_computed_from_a_failed_steps_pages_are_dropped_too() -> None:
     driver = Driver(limits(max_num_batched_tokens=64))
     driver.add("a", range(2, 7), max_tokens=1)
     failed = driver.fail(driver.plan())
@@ -67,7 +67,7 @@ def test_a_failed_step_spares_those_that_only_share_an_older_prefix() -> None:
     assert driver.scheduler.statistics().preemptions == 0
 
 
-def test_pages_of_an_older_epoch_are_forgotten_and_its_successor_keeps_its_draws() -> None:
+def test_pages_of_an_older_state_epoch_are_dropped_and_later_samples_kept() -> None:
     """A chunk of a sequence is in flight when it is preempted and admitted again; then the chunk's step fails."""
     driver = Driver(limits(num_pages=9, max_num_batched_tokens=12))
     driver.add("a", range(100, 108), max_tokens=16)
@@ -88,7 +88,7 @@ def test_pages_of_an_older_epoch_are_forgotten_and_its_successor_keeps_its_draws
         assert (name, text) == ("b", continuation(range(200, 220), 4))
 
 
-def test_a_sequence_set_back_may_take_pages_from_a_younger_one_that_was_to_draw() -> None:
+def test_a_sequence_set_back_may_preempt_a_younger_one_about_to_sample() -> None:
     """After a failure an old sequence prefills in chunks beside a younger one that decodes, and outgrows it."""
     driver = Driver(limits(num_pages=9, max_num_batched_tokens=8))
     driver.add("a", range(2, 7), max_tokens=1)
@@ -149,7 +149,7 @@ def test_a_second_loss_is_noticed_though_its_step_is_void() -> None:
     assert driver.run_out() == {"b": continuation(range(50, 58), 4)}
 
 
-def test_a_loss_that_nobody_tells_of_shows_in_the_next_step() -> None:
+def test_an_unreported_loss_of_state_shows_in_the_next_step() -> None:
     driver = Driver(limits(max_num_batched_tokens=8))
     driver.add("a", range(2, 10))
     driver.step()

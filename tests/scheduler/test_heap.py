@@ -1,4 +1,4 @@
-"""What stands in for walking over all of a set: it must find what a walk finds, in little memory."""
+"""Heaps of the scheduler, which must find what a walk over all members finds, in little memory."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TestHeaps = Heaps.TestCase
 TestHeaps.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 
 
-def test_of_equal_keys_the_first_added_is_first() -> None:
+def test_ties_keep_the_order_of_insertion() -> None:
     heap = LazyHeap[int](lambda member: 0)
     for member in range(100):
         heap.add(member)
@@ -196,7 +196,7 @@ class Counted(str):
 
 @pytest.mark.parametrize("many", [64, 4096])
 def test_a_step_of_planning_does_not_look_at_all_that_waits(many: int) -> None:
-    """One tenant for each request, as where users are tenants: however many wait, a step looks at a few."""
+    """Each request has its own tenant, as where users are tenants: however many wait, a step looks at a few."""
     scheduler = Scheduler(limits(), max_queued_requests=many)
     for at in range(many):
         scheduler.add(Request(str(at), [2, 3], 2, RowSampling(), tenant=Counted(at), deadline_s=1e6 + at))

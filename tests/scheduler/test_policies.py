@@ -1,4 +1,4 @@
-"""Who comes next, by every policy, and how a step is shared."""
+"""Scheduling policies: the order of requests, and how they share a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMITS = limits(num_pages=200, max_num_seqs=2, max_num_batched_tokens=64, max_mo
 
 
 def order(driver: Driver) -> list[str]:
-    """Who has begun before whom, when all have ended."""
+    """Run until all requests have ended; return their ids in the order in which they began."""
     driver.run_out()
     return driver.started
 
@@ -59,7 +59,7 @@ def test_equal_priorities_never_preempt_each_other() -> None:
     assert driver.scheduler.statistics().preemptions == 0
 
 
-def test_nobody_is_preempted_in_vain() -> None:
+def test_preemption_happens_only_if_it_admits_the_request() -> None:
     """All pages of the lower ones would not be enough, because a higher one holds the rest."""
     driver = Driver(dataclasses.replace(LIMITS, num_pages=21, max_num_seqs=3), policy="priority")
     driver.add("holder", numbers(40), 20, priority=0)
@@ -73,14 +73,14 @@ def test_nobody_is_preempted_in_vain() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_nobody_starts_while_a_higher_priority_waits(wishes: list[tuple[int, int, int]]) -> None:
+def test_no_request_starts_while_a_higher_priority_waits(wishes: list[tuple[int, int, int]]) -> None:
     driver = Driver(LIMITS, policy="priority")
     for index, (priority, size, count) in enumerate(wishes):
         driver.add(f"{priority}-{index}", numbers(size), count, priority=priority)
     assert order(driver) == sorted(driver.started, key=lambda name: tuple(map(int, name.split("-"))))
 
 
-def test_a_flood_does_not_keep_other_tenants_waiting() -> None:
+def test_a_flood_of_one_tenant_does_not_delay_others() -> None:
     driver = Driver(LIMITS)
     for index in range(20):
         driver.add(f"flood{index}", numbers(first=2 + 10 * index), tenant="flood")
@@ -100,7 +100,7 @@ def test_tenants_that_wait_are_served_by_their_weights(weight: float) -> None:
     assert served["b"] / served["a"] == pytest.approx(weight, rel=0.15)
 
 
-def test_idling_saves_nothing_up() -> None:
+def test_idle_tenants_gain_no_credit() -> None:
     driver = Driver(LIMITS)
     for index in range(12):
         driver.add(f"a{index}", numbers(first=2 + 10 * index), tenant="a")
@@ -115,7 +115,7 @@ def test_idling_saves_nothing_up() -> None:
     assert abs(sum(name[0] == "b" for name in turns[:12]) - sum(name[0] == "c" for name in turns[:12])) <= 2
 
 
-def test_whoever_finds_most_in_the_cache_comes_first_but_not_forever() -> None:
+def test_cache_aware_order_prefers_the_longest_cached_prefix_within_limits() -> None:
     driver = Driver(dataclasses.replace(LIMITS, max_num_seqs=1), cache_aware=True, max_overtakes=3)
     driver.add("warm", numbers(32))
     driver.run_out()
@@ -186,7 +186,7 @@ def test_bad_settings_are_named(bad: dict[str, Any]) -> None:
 
 
 def test_settings_may_be_mappings() -> None:
-    """As a command line has them."""
+    """Settings as mappings, as a command line has them."""
     config = EngineConfig(scheduler={"policy": "priority"}, cache={"prefix_cache_capacity": 3})  # type: ignore[arg-type]
     assert (config.scheduler, config.cache) == (
         SchedulerConfig(policy="priority"),

@@ -11,7 +11,7 @@ from tests.fakes import continuation, embedding, limits
 from tests.scheduler.driver import BOOM, LIMITS, Driver, numbers, request
 
 
-def test_a_long_prompt_is_prefilled_in_chunks_and_only_the_last_one_draws() -> None:
+def test_chunked_prefill_samples_only_after_the_last_chunk() -> None:
     driver = Driver()
     driver.add("a", numbers(37))
     sizes = []
@@ -24,9 +24,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_and_only_the_last_one_draws() -> N
 
 
 @pytest.mark.parametrize(("pooling", "pooled"), [("mean", [16, 16, 5]), ("last", [0, 0, 1])])
-def test_a_prompt_that_is_embedded_draws_nothing_and_ends_with_its_last_chunk(
-    pooling: Pooling, pooled: list[int]
-) -> None:
+def test_an_embedding_samples_nothing_and_ends_with_its_last_chunk(pooling: Pooling, pooled: list[int]) -> None:
     driver = Driver()
     prompt = numbers(37)
     driver.add("a", prompt, 0, pooling=pooling)
@@ -93,7 +91,7 @@ def test_prompts_beside_decoding_rows_have_a_bound_of_their_own(bound: int, chun
     assert found == chunks
 
 
-def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None:
+def test_prefill_is_not_limited_by_rows_without_streaming_readers() -> None:
     driver = Driver()
     driver.add("a", numbers(6), 8, streamed=False)
     driver.step()
@@ -110,7 +108,7 @@ def test_prompts_need_not_wait_for_rows_that_nobody_reads_as_they_grow() -> None
 GROUPED = limits(max_decode_steps=4, max_num_seqs=2)
 
 
-def test_steps_are_grouped_more_where_nobody_reads_along() -> None:
+def test_more_decode_steps_are_grouped_without_streaming_readers() -> None:
     driver = Driver(GROUPED)
     driver.add("a", numbers(), 12, streamed=False)
     driver.step()
@@ -136,7 +134,7 @@ def test_for_a_slot_a_group_is_no_longer_than_the_first_to_end() -> None:
     assert groups == [[3, 3], [1]]  # b has ended, so c begins beside a
 
 
-def test_who_reads_along_does_not_make_others_wait_longer_for_a_slot() -> None:
+def test_streaming_readers_do_not_delay_others_slots() -> None:
     driver = Driver(GROUPED)
     driver.add("a", numbers(), 12)
     driver.add("b", numbers(8, 20), 12, streamed=False)
@@ -200,7 +198,7 @@ def test_any_text_is_a_salt() -> None:
     assert row.start == 8
 
 
-def test_the_latest_arrival_is_preempted_and_nobodys_text_changes() -> None:
+def test_the_latest_arrival_is_preempted_and_no_text_changes() -> None:
     driver = Driver(limits(num_pages=8, max_num_seqs=2))
     for name in ("a", "b"):
         driver.add(name, numbers(8, ord(name)), 12)
@@ -246,7 +244,7 @@ def test_a_failed_step_fails_its_requests_and_spares_the_others() -> None:
     assert driver.run_out() == {"b": continuation(numbers(8, 70), 4)}
 
 
-def test_what_a_failed_step_was_to_write_is_not_found_by_others() -> None:
+def test_pages_of_a_failed_step_are_not_shared() -> None:
     driver = Driver()
     driver.add("a", numbers(9), 1)
     failed = driver.plan()
@@ -273,7 +271,7 @@ def test_refusals_change_nothing() -> None:
     assert scheduler.num_waiting == 1
 
 
-def test_the_longest_prompt_draws_one_token() -> None:
+def test_the_longest_prompt_samples_one_token() -> None:
     driver = Driver()
     driver.add("a", numbers(63), 9)
     assert len(driver.run_out()["a"]) == 1
@@ -289,7 +287,7 @@ def test_a_stop_token_ends_the_text_and_is_reported() -> None:
     driver.assert_empty()
 
 
-def test_a_preempted_sequence_is_not_admitted_before_its_draws_arrive() -> None:
+def test_a_preempted_sequence_waits_for_its_tokens_in_flight() -> None:
     driver = Driver(limits(num_pages=8, max_num_seqs=2))
     for name in ("a", "b"):
         driver.add(name, numbers(8, ord(name)), 12)

@@ -20,7 +20,7 @@ PREFIXES = [(), tuple(range(2, 14)), tuple(range(2, 10)), tuple(range(102, 114))
 
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 3), (None, 5, 9), (None, None, 6, 6)]
-"""Of the page tables of a model."""
+"""Windows of the page tables of a model."""
 
 
 def limits(pages: int, slots: int, budget: int, windows: tuple[int | None, ...] = (None,)) -> RunnerLimits:

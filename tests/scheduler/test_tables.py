@@ -22,7 +22,7 @@ def run(driver: Driver, name: str, prompt: list[int], count: int) -> list[StepPl
     return driver.plans[before:]
 
 
-def test_a_table_gives_up_what_is_behind_its_window_and_the_others_keep_it() -> None:
+def test_a_page_table_frees_pages_behind_its_window_and_others_keep_theirs() -> None:
     plans = run(Driver(LIMITS), "a", PROMPT, 20)
     for plan in plans:
         (row,) = plan.rows
@@ -35,7 +35,7 @@ def test_a_table_gives_up_what_is_behind_its_window_and_the_others_keep_it() -> 
     assert len(set(pages)) == len(pages)
 
 
-def test_a_hit_needs_no_more_of_a_window_than_its_end_sees() -> None:
+def test_a_prefix_hit_needs_only_the_pages_within_the_window() -> None:
     driver = Driver(LIMITS)
     run(driver, "a", PROMPT, 1)
     for page in _pages(driver, 1)[:6] + _pages(driver, 2)[:6]:
@@ -52,7 +52,7 @@ def test_a_hit_needs_no_more_of_a_window_than_its_end_sees() -> None:
         ((2, 5), 32),  # behind the window of the end
     ],
 )
-def test_a_hit_that_a_table_cannot_complete_is_shortened(missing: tuple[int, int], start: int) -> None:
+def test_a_prefix_hit_is_shortened_to_what_all_tables_hold(missing: tuple[int, int], start: int) -> None:
     driver = Driver(LIMITS)
     run(driver, "a", PROMPT, 1)
     table, column = missing
@@ -61,11 +61,11 @@ def test_a_hit_that_a_table_cannot_complete_is_shortened(missing: tuple[int, int
 
 
 def _pages(driver: Driver, table: int) -> list[int]:
-    """Of the first prompt: they were found in the order of its columns."""
+    """Pages of the first prompt in a table, in the order of its columns."""
     return [page for (at, _), page in driver.scheduler._pool._page_of.items() if at == table]
 
 
-def test_the_longest_sequence_is_what_all_tables_hold() -> None:
+def test_the_longest_sequence_fits_all_page_tables() -> None:
     # A step of 16 tokens and 5 before them touch 6 pages at most, so 10 columns take 10 + 2 * 6.
     assert dataclasses.replace(LIMITS, num_pages=23).longest == 41
     assert dataclasses.replace(LIMITS, num_pages=22).longest == 37

@@ -27,7 +27,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(*])")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """One documented function: ``os.path.join``, its signature if it has one, and its first sentence."""
+    """A documented function: ``os.path.join``, its signature if it has one, and its first sentence."""
 
     name: str
     signature: str

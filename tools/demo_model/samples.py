@@ -172,7 +172,7 @@ def raw_question(fact: Fact) -> Sample:
 
 
 def epoch(facts: Sequence[Fact], rng: random.Random) -> Iterator[Sample]:
-    """One pass over all facts, in a shuffled order with varied wording, mixed with the other skills."""
+    """Make one pass over all facts, in a shuffled order with varied wording, mixed with the other skills."""
     for fact in rng.sample(facts, len(facts)):
         yield raw_question(fact)
         yield _question(fact, rng)

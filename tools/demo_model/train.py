@@ -121,7 +121,7 @@ class _AttendWithin(StatelessAttend):
 def make_update(
     graph: Any, optimizer: optax.GradientTransformation, dtype: jnp.dtype
 ) -> Callable[[Any, Any, Batch], tuple[Any, Any, jax.Array]]:
-    """One compiled optimiser step: float32 parameters, products in ``dtype``."""
+    """Run one compiled optimiser step: float32 parameters, products in ``dtype``."""
 
     def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
         def loss(params: Any) -> jax.Array:

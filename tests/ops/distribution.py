@@ -1,4 +1,4 @@
-"""Many draws of one row, and how far they are from a distribution."""
+"""Many samples of one row, and how far they are from a distribution."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 
 from asurge.ops.sampling import SampleFunction, SamplingInputs, sample
 
-VOCAB, PADDED, DRAWS = 300, 384, 8192
-draw_plain = jax.jit(sample, static_argnames="vocab_size")
+VOCAB, PADDED, NUM_SAMPLES = 300, 384, 8192
+sample_plain = jax.jit(sample, static_argnames="vocab_size")
 
 
-def draws(
+def sample_many(
     row: np.ndarray,
     temperature: float,
     top_k: int,
     top_p: float,
     min_p: float = 0.0,
-    count: int = DRAWS,
+    count: int = NUM_SAMPLES,
     seed: int = 7,
-    draw: SampleFunction = draw_plain,
+    sampler: SampleFunction = sample_plain,
 ) -> np.ndarray:
-    """One row drawn at many positions."""
+    """Sample one row at many positions."""
     return np.asarray(
-        draw(
+        sampler(
             jnp.broadcast_to(row, (count, PADDED)),
             SamplingInputs(
                 temperature=jnp.full(count, temperature, jnp.float32),

@@ -25,7 +25,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 
 
 def kind() -> str:
-    """Of this processor."""
+    """The best instruction set of this processor."""
     library = native.loaded()
     assert library is not None
     return Path(library._name).stem.rpartition("_")[2]
@@ -51,7 +51,7 @@ def run_suite(library: Path, names: tuple[str, ...]) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("other", ["avx512", "avx2"])
-def test_the_kernels_for_lesser_processors_keep_their_promises(other: str) -> None:
+def test_kernels_of_older_instruction_sets_pass_the_kernel_tests(other: str) -> None:
     kinds = list(hatch_build.VARIANTS)
     if kinds.index(other) <= kinds.index(kind()):
         pytest.skip("all tests run them" if other == kind() else f"this processor has {kind()} only")
@@ -61,7 +61,7 @@ def test_the_kernels_for_lesser_processors_keep_their_promises(other: str) -> No
 @needs_kernels
 @needs_compiler
 @pytest.mark.parametrize("other", ["amx", "avx512"])
-def test_the_kernels_for_greater_processors_keep_their_promises_emulated(
+def test_kernels_of_newer_instruction_sets_pass_the_kernel_tests_emulated(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds, here = list(hatch_build.VARIANTS), kind()

@@ -1,4 +1,4 @@
-"""What a request can have done to its samples, alone and in company, against whole forward passes."""
+"""Sampling parameters and logprobs, alone and in batches, against whole forward passes."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ CASES: dict[str, tuple[dict[str, object], Change]] = {
 every_case = pytest.mark.parametrize("case", CASES)
 
 
-async def ask(engine: Engine, params: SamplingParams, prompt: list[int] = PROMPT) -> RequestOutput:
+async def generate(engine: Engine, params: SamplingParams, prompt: list[int] = PROMPT) -> RequestOutput:
     return await engine.stream(prompt, params).wait_finished()
 
 
 @every_case
 async def test_greedy_tokens_equal_the_reference(engine: Engine, reference: Reference, case: str) -> None:
     given, change = CASES[case]
-    output = await ask(engine, dataclasses.replace(GREEDY, **given))
+    output = await generate(engine, dataclasses.replace(GREEDY, **given))
     assert output.outputs[0].token_ids == reference.greedy(PROMPT, STEPS, change)
-    plain = await ask(engine, GREEDY)
+    plain = await generate(engine, GREEDY)
     assert output.outputs[0].token_ids != plain.outputs[0].token_ids, "the parameter changed nothing: a weak test"
 
 
-async def test_everyone_gets_the_same_in_mixed_company(engine: Engine) -> None:
+async def test_results_do_not_depend_on_other_requests(engine: Engine) -> None:
     """Rows that ask for nothing, greedy and random, beside rows that ask for everything."""
     sampled = SamplingParams(max_tokens=STEPS, temperature=1.3, min_p=0.02, seed=3, ignore_eos=True)
     wishes = [GREEDY, sampled, dataclasses.replace(sampled, top_k=40, top_p=0.9, seed=8)]
     wishes += [dataclasses.replace(GREEDY, **given) for given, _ in CASES.values()]
     wishes += [dataclasses.replace(sampled, typical_p=0.8, seed=seed, logprobs=2) for seed in range(3)]
-    alone = [await ask(engine, params) for params in wishes]
+    alone = [await generate(engine, params) for params in wishes]
     together = await engine.generate([PROMPT] * len(wishes), wishes, use_tqdm=False)
     for one, other in zip(alone, together, strict=True):
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
@@ -82,7 +82,7 @@ async def test_everyone_gets_the_same_in_mixed_company(engine: Engine) -> None:
         ]
 
 
-async def test_a_preempted_request_counts_its_tokens_anew(tiny_folder: Path, engine: Engine) -> None:
+async def test_penalties_survive_preemption(tiny_folder: Path, engine: Engine) -> None:
     params = dataclasses.replace(GREEDY, max_tokens=60, frequency_penalty=1.0, repetition_penalty=1.3)
     prompts = [[n, *PROMPT[:20]] for n in range(4, 8)]
     async with Engine(str(tiny_folder), **TINY, kv_cache_bytes=17 * PAGE_BYTES, enable_prefix_caching=False) as small:
@@ -93,9 +93,9 @@ async def test_a_preempted_request_counts_its_tokens_anew(tiny_folder: Path, eng
 
 
 async def test_logprobs_are_those_of_the_model_itself(engine: Engine, reference: Reference) -> None:
-    """Of what is sampled hot, biased and cut, the model's own opinion."""
+    """Logprobs are those before temperature, bias and top-k."""
     params = SamplingParams(max_tokens=STEPS, temperature=1.5, seed=1, top_k=30, logit_bias={9: 4.0}, logprobs=3, ignore_eos=True)  # fmt: skip
-    completion = (await ask(engine, params)).outputs[0]
+    completion = (await generate(engine, params)).outputs[0]
     expected = reference.logprobs(PROMPT + completion.token_ids)[len(PROMPT) - 1 : -1]
     assert completion.logprobs is not None
     assert len(completion.logprobs) == STEPS
@@ -113,7 +113,7 @@ async def test_prompt_logprobs_in_chunks_and_with_a_warm_cache(engine: Engine, r
     """The prompt is longer than a step; the second time its pages are in the cache, and it is scored all the same."""
     expected = reference.logprobs(PROMPT)
     for _ in range(2):
-        output = await ask(engine, dataclasses.replace(GREEDY, max_tokens=2, prompt_logprobs=2))
+        output = await generate(engine, dataclasses.replace(GREEDY, max_tokens=2, prompt_logprobs=2))
         told = output.prompt_logprobs
         assert told is not None
         assert len(told) == len(PROMPT)
@@ -136,9 +136,9 @@ async def test_streamed_logprobs_come_with_their_tokens(engine: Engine) -> None:
 async def test_n_completions_are_those_of_n_requests(engine: Engine) -> None:
     params = SamplingParams(max_tokens=12, temperature=1.2, seed=20, ignore_eos=True)
     before = engine.statistics().prefix_cache_hits
-    output = await ask(engine, dataclasses.replace(params, n=4), PROMPT[::-1])
+    output = await generate(engine, dataclasses.replace(params, n=4), PROMPT[::-1])
     assert engine.statistics().prefix_cache_hits - before == 3 * 40, "three of four share the full pages of the prompt"
-    singles = [await ask(engine, dataclasses.replace(params, seed=20 + index), PROMPT[::-1]) for index in range(4)]
+    singles = [await generate(engine, dataclasses.replace(params, seed=20 + index), PROMPT[::-1]) for index in range(4)]
     assert [one.token_ids for one in output.outputs] == [one.outputs[0].token_ids for one in singles]
     assert [one.index for one in output.outputs] == [0, 1, 2, 3]
     assert len({tuple(one.token_ids) for one in output.outputs}) == 4
@@ -152,14 +152,14 @@ async def test_streams_of_n_add_up_for_each_choice(engine: Engine) -> None:
         for one in output.outputs:
             texts[one.index] += one.text
             tokens[one.index] += len(one.token_ids)
-    whole = await ask(engine, dataclasses.replace(params, output_kind="final"))
+    whole = await generate(engine, dataclasses.replace(params, output_kind="final"))
     assert texts == [one.text for one in whole.outputs]
     assert tokens == [12] * 3
 
 
 async def test_best_of_gives_the_likeliest_at_the_end(engine: Engine) -> None:
     params = SamplingParams(n=5, max_tokens=10, temperature=1.5, seed=2, ignore_eos=True, logprobs=0)
-    every = (await ask(engine, params)).outputs
+    every = (await generate(engine, params)).outputs
     best = sorted(every, key=lambda one: -(one.cumulative_logprob or 0))[:2]
     outputs = [one async for one in engine.stream(PROMPT, dataclasses.replace(params, n=2, best_of=5, logprobs=None))]
     assert len(outputs) == 1
@@ -186,6 +186,6 @@ async def test_echo_begins_with_the_prompt(engine: Engine) -> None:
 
 
 async def test_without_detokenizing_there_are_only_tokens(engine: Engine) -> None:
-    output = await ask(engine, dataclasses.replace(GREEDY, detokenize=False))
+    output = await generate(engine, dataclasses.replace(GREEDY, detokenize=False))
     assert output.get_text() == ""
-    assert output.outputs[0].token_ids == (await ask(engine, GREEDY)).outputs[0].token_ids
+    assert output.outputs[0].token_ids == (await generate(engine, GREEDY)).outputs[0].token_ids

@@ -86,7 +86,7 @@ def check(
     beyond=st.lists(st.integers(0, 2 * PAGE), min_size=ROWS, max_size=ROWS),
     alive=st.lists(st.sampled_from([0, 1, 1, 1]), min_size=ROWS, max_size=ROWS),
 )
-def test_company_changes_nothing(
+def test_results_do_not_depend_on_the_batch(
     attend: Attend, shared: list[tuple[int, int]], beyond: list[int], alive: list[int]
 ) -> None:
     pages = np.array([pages for _, pages in shared])
@@ -95,12 +95,12 @@ def test_company_changes_nothing(
 
 
 @pytest.mark.parametrize("pages", [3, 4, 7, 8, 16])
-def test_all_behind_one_beginning(attend: Attend, pages: int) -> None:
+def test_all_sequences_share_a_prefix(attend: Attend, pages: int) -> None:
     start = (pages * PAGE + 5 * np.arange(ROWS)).astype(np.int32)
     check(attend, tables([(0, pages)] * ROWS, start), start, np.ones(ROWS, np.int32))
 
 
-def test_whoever_shares_a_beginning_reads_it_from_the_same_pages(attend: Attend) -> None:
+def test_a_shared_prefix_is_read_from_shared_pages(attend: Attend) -> None:
     """A row's own page in the place of a shared one makes a difference: the beginning is compared page by page."""
     start = np.full(ROWS, 9 * PAGE, np.int32)
     length = (np.arange(ROWS) < 3).astype(np.int32)
