@@ -10,6 +10,7 @@ from asurge.models.families import olmo2
 
 
 def config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Read the config of an OLMo 3 model."""
     raw = with_defaults(raw, rope_theta=5e5)
     read = ConfigReader(raw)
     kinds = read.layer_kinds() or read.full_every(4)
