@@ -1,4 +1,4 @@
-"""The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S]``.
+"""The CPU kernels alone: ``python -m benchmarks.kernels [--rows 1,8,64] [--model S] [--types Q4_0,Q4_K]``.
 
 Products of the layers of S or M, and attention of sequences that generate, with contexts of their own and after a common
 beginning, in bf16 and int8; and random samples, beside those in plain JAX. In one dispatch, each kernel runs in too many copies to fit in the caches; figures are of the fastest
@@ -23,9 +23,10 @@ from asurge.models import family_for
 from asurge.models.config import DecoderConfig
 from asurge.ops import native
 from asurge.ops.attention import AttentionShape, Heads, NativeAttention, Pages, Rows
+from asurge.ops.grouped import LINE, TYPES, grouped_argmax, grouped_linear, strip_bytes
 from asurge.ops.native import sampling as kernel
 from asurge.ops.native.huge_pages import zeros
-from asurge.ops.packed import pack, packed_argmax, packed_linear
+from asurge.ops.packed import COLUMNS, pack, packed_argmax, packed_linear
 from asurge.ops.sampling import SampleFunction, SamplingInputs, sample
 from benchmarks.checkpoints import CONFIGS
 
@@ -68,6 +69,34 @@ def product_s(rows: int, depth: int, columns: int, *, int8: bool, gated: bool = 
         return factor
 
     return fastest_s(lambda: run(x, weights)) / copies
+
+
+def grouped_s(
+    rows: int, depth: int, columns: int, matrix_type: str, *, gated: bool = False, argmax: bool = False
+) -> float:
+    """Seconds of one product whose weights, of a type of GGUF, come from memory."""
+    size, strips = strip_bytes(matrix_type, depth), columns // COLUMNS
+    copies = max(1, min(64, _COLD_BYTES // (strips * size)))
+    table = np.empty((copies, strips, 2), np.int32)
+    table[..., 0] = np.arange(copies * strips).reshape(copies, strips) * (size // LINE)
+    table[..., 1] = TYPES.index(matrix_type)
+    weight = zeros((copies * strips * size,), jnp.dtype(jnp.uint8))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, depth)), jnp.bfloat16)
+    norm = jnp.ones((copies, depth), jnp.bfloat16)
+
+    @jax.jit
+    def run(x: jax.Array, weight: jax.Array, table: jax.Array) -> jax.Array:
+        factor = norm
+        for layer in range(copies):
+            if argmax:
+                one = slice(layer, layer + 1)
+                out = grouped_argmax(x, weight, table[one], norm=factor[one], candidates=columns)
+            else:
+                out = grouped_linear(x, weight, table, norm=factor, gated=gated, layer=layer)
+            factor = _after(out, norm)
+        return factor
+
+    return fastest_s(lambda: run(x, weight, jnp.asarray(table))) / copies
 
 
 def attention_s(sizes: DecoderConfig, rows: int, context: int, shared: int, *, int8: bool) -> float:
@@ -135,15 +164,20 @@ def sampling(vocab_sizes: list[int], rows: int = 64) -> Table:
     return table
 
 
-def products(sizes: DecoderConfig, numbers: list[int]) -> Table:
-    table = Table("rows", "product", "bf16 us", "GFLOP/s", "GB/s", "int8 us", "GOP/s", "GB/s", title="Products")
-    kinds: list[tuple[str, int, int, dict[str, bool]]] = [
+def _products_of(sizes: DecoderConfig) -> list[tuple[str, int, int, dict[str, bool]]]:
+    """Name, depth, columns and what surrounds it, of each product of a step."""
+    return [
         ("qkv", sizes.hidden_size, (sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim, {}),
         ("out", sizes.num_heads * sizes.head_dim, sizes.hidden_size, {}),
         ("gate, up", sizes.hidden_size, 2 * sizes.intermediate_size, {"gated": True}),
         ("down", sizes.intermediate_size, sizes.hidden_size, {}),
         ("head, largest", sizes.hidden_size, sizes.vocab_size, {"argmax": True}),
     ]
+
+
+def products(sizes: DecoderConfig, numbers: list[int]) -> Table:
+    table = Table("rows", "product", "bf16 us", "GFLOP/s", "GB/s", "int8 us", "GOP/s", "GB/s", title="Products")
+    kinds = _products_of(sizes)
     for rows in numbers:
         for name, depth, columns, how in kinds:
             cells = []
@@ -152,6 +186,26 @@ def products(sizes: DecoderConfig, numbers: list[int]) -> Table:
                 size = depth * columns
                 cells += [f"{took_s * 1e6:.0f}", f"{2 * rows * size / took_s / 1e9:.0f}"]
                 cells += [f"{size * (1 if int8 else 2) / took_s / 1e9:.1f}"]
+            table.add_row(str(rows), name, *cells, end_section=name == kinds[-1][0])
+    return table
+
+
+def grouped_products(sizes: DecoderConfig, numbers: list[int], types: list[str]) -> Table:
+    """Products with weights of types of GGUF beside those in int8."""
+    columns = [column for name in types for column in (f"{name} us", "GB/s", "times int8")]
+    table = Table("rows", "product", "int8 us", *columns, title="Products with grouped weights")
+    kinds = _products_of(sizes)
+    for rows in numbers:
+        for name, depth, width, how in kinds:
+            int8_s = product_s(rows, depth, width, int8=True, **how)
+            cells = [f"{int8_s * 1e6:.0f}"]
+            for matrix_type in types:
+                if matrix_type.endswith(("_K", "_XS")) and depth % 256:
+                    cells += ["", "", ""]  # there are no such files
+                    continue
+                took_s = grouped_s(rows, depth, width, matrix_type, **how)
+                read = width // COLUMNS * strip_bytes(matrix_type, depth)
+                cells += [f"{took_s * 1e6:.0f}", f"{read / took_s / 1e9:.1f}", f"{int8_s / took_s:.2f}"]
             table.add_row(str(rows), name, *cells, end_section=name == kinds[-1][0])
     return table
 
@@ -181,14 +235,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(CONFIGS), default="S")
     parser.add_argument("--rows", default="1,8,16,32,64,512", help="of the products, separated by commas")
+    parser.add_argument(
+        "--types", help="of GGUF, separated by commas: only products with weights of these are measured"
+    )
     options = parser.parse_args(arguments)
     if (reason := native.unavailable()) is not None:
         raise SystemExit(f"there are no kernels to measure: {reason}")
     raw = CONFIGS[options.model]
     console, sizes = Console(), family_for(raw).config(raw)
+    rows = [int(count) for count in options.rows.split(",")]
+    if options.types:
+        console.print(grouped_products(sizes, rows, options.types.split(",")))
+        return
     console.print(attention(sizes))
     console.print(sampling([4096, sizes.vocab_size]))
-    console.print(products(sizes, [int(rows) for rows in options.rows.split(",")]))
+    console.print(products(sizes, rows))
 
 
 if __name__ == "__main__":
