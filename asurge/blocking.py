@@ -56,7 +56,7 @@ class _LoopThread:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs in this process; a fork has no threads but the one that forked."""
+        """Whether it runs in this process; a fork has only the thread that forked."""
         return self._process == os.getpid()
 
     @property
@@ -101,7 +101,7 @@ class _LoopThread:
 
 
 class _Reader:
-    """What comes next of a stream, on the loop: read once, however often the thread that waits for it is interrupted."""
+    """Read the next output of a stream on the loop: once, however often the thread that waits for it is interrupted."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
@@ -196,7 +196,7 @@ class _Work(Generic[T]):
             self._ended.set()
 
     async def cancel(self) -> None:
-        """Return when it has ended. Tasks start in the order they were asked for: if it has not, it never will."""
+        """Return when it has ended. Tasks start in the order of their creation: if it has not, it never will."""
         if self._scope is not None:
             self._scope.cancel()
             await self._ended.wait()

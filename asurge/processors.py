@@ -27,7 +27,7 @@ SCHEDULER_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 """Variables in which schedulers say what they have given a process: Ray, Dask and torchrun in the first, Slurm in the second."""
 
 LOOK_S = 1.0
-"""How long what was seen of the processors holds."""
+"""Seconds between two looks at the processors."""
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR)
 
@@ -104,7 +104,7 @@ def allowed() -> int:
 
 
 class _Mount(NamedTuple):
-    """Where a part of a hierarchy of control groups is mounted."""
+    """A mount of a part of a hierarchy of control groups."""
 
     version: Literal[1, 2]
     root: PurePosixPath
@@ -112,7 +112,7 @@ class _Mount(NamedTuple):
 
 
 class _QuotaFiles(NamedTuple):
-    """Where a control group's quota is: time and period, in one file or in two."""
+    """Files of a control group's quota: time and period, in one file or in two."""
 
     quota: str
     period: str | None
@@ -168,7 +168,7 @@ class ProcessorProbe:
                     yield _QuotaFiles(f"{folder}/cpu.cfs_quota_us", f"{folder}/cpu.cfs_period_us")
 
     def _inside(self, mount: _Mount, path: PurePosixPath) -> PurePosixPath | None:
-        """Where below a mount a group is; None if it is not there."""
+        """Return the path of a group below a mount; None if it is not there."""
         try:
             inside = path.relative_to(mount.root)
         except ValueError:
@@ -176,7 +176,7 @@ class ProcessorProbe:
         return inside if ".." not in inside.parts and os.path.isdir(f"{self._root}{mount.at / inside}") else None
 
     def _quota(self, files: _QuotaFiles, unread: list[str]) -> Quota | None:
-        """What one group sets; None if it sets no limit, or does not say."""
+        """Read the quota of one group; None if it sets no limit, or does not say."""
         text = self._read(files.quota, unread)
         if text is None or text.split()[:1] in (["max"], ["-1"]):
             return None
@@ -267,11 +267,11 @@ class ThreadBudget:
 
     @property
     def reason(self) -> str:
-        """Why there are so many threads."""
-        asked = self._by_hand or self._given
-        if asked is None:
+        """Reason of the number of threads, for logs."""
+        requested = self._by_hand or self._given
+        if requested is None:
             return self._seen.limit
-        name, count = asked
+        name, count = requested
         return f"{name}={count}" + (f", and {self._seen.limit}" if self.threads < count else "")
 
     @property

@@ -63,7 +63,7 @@ def host_bandwidth(buffer_bytes: int = BUFFER_BYTES, seconds: float = _SECONDS) 
 
 
 def device_bandwidth(buffer_bytes: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
-    """The same on an accelerator: one reduction over a buffer in its memory."""
+    """Measure an accelerator's bandwidth by a reduction over a buffer in its memory."""
     import jax
     import jax.numpy as jnp
 

@@ -135,7 +135,7 @@ class _Tally:
         self._record, self._delivered = record, 0
 
     def take(self, chunk: dict[str, Any], at_s: float) -> None:
-        """One event.
+        """Read one server-sent event.
 
         Raises:
             BenchmarkError: it says that the request failed.

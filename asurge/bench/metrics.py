@@ -12,7 +12,7 @@ from asurge.bench.records import Load, Record
 from asurge.errors import ConfigError
 
 LIMITED = ("ttft", "tpot", "e2el")
-"""What a goodput limit can be about."""
+"""Latencies that a goodput limit can bound."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Metrics:
     """The figures of one load; None where there was nothing to measure.
 
     Attributes:
-        short: requests that ended with fewer tokens than asked for.
+        short: requests that ended with fewer tokens than requested.
         goodput_per_s: requests a second that stayed within all limits, if there were any.
         ttft_ms: time to first token.
         tpot_ms: time per token after the first, one value a request.

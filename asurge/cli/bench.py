@@ -46,7 +46,7 @@ def _add_latency(kinds: Any) -> None:
     parser = kinds.add_parser("latency", help="one batch after another", description="Batches, one after another.")
     _add_lengths(parser)
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="requests at once (1)")
-    parser.add_argument("--iterations", type=int, default=5, metavar="N", help="batches (5)")
+    parser.add_argument("--iterations", type=int, default=5, metavar="N", help="number of batches (5)")
     _add_engine(parser)
     parser.set_defaults(run=run_latency, whole=False)
 
@@ -63,11 +63,23 @@ def _add_serve(kinds: Any) -> None:
     parser = kinds.add_parser(
         "serve", help="a server over HTTP", description="Load any OpenAI-compatible server with streamed completions."
     )
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000", metavar="URL", help="with or without /v1")
-    parser.add_argument("--model", default=None, metavar="NAME", help="as the server calls it; default: its first")
+    parser.add_argument(
+        "--base-url", default="http://127.0.0.1:8000", metavar="URL", help="address of the server, with or without /v1"
+    )
+    parser.add_argument(
+        "--model", default=None, metavar="NAME", help="name of the model on the server; default: its first"
+    )
     parser.add_argument("--api-key", default=None, metavar="KEY", help="the server's key, if it needs one")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="longest silence (600)")
-    parser.add_argument("--vocab-size", type=int, default=_SERVER_VOCABULARY, metavar="N", help="prompts use ids below")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="longest time without data (600)"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=_SERVER_VOCABULARY,
+        metavar="N",
+        help="random prompts use token ids below this",
+    )
     parser.add_argument(
         "--request-rate",
         type=float,
@@ -81,18 +93,24 @@ def _add_serve(kinds: Any) -> None:
 
 
 def _add_lengths(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input-len", type=int, default=128, metavar="TOKENS", help="of each prompt (128)")
-    parser.add_argument("--output-len", type=int, default=128, metavar="TOKENS", help="of each answer (128)")
+    parser.add_argument("--input-len", type=int, default=128, metavar="TOKENS", help="length of each prompt (128)")
+    parser.add_argument("--output-len", type=int, default=128, metavar="TOKENS", help="length of each answer (128)")
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload", choices=WORKLOADS, default=None, help="a named workload instead of the next five options"
     )
-    parser.add_argument("--num-prompts", type=int, default=64, metavar="N", help="requests (64)")
+    parser.add_argument("--num-prompts", type=int, default=64, metavar="N", help="number of requests (64)")
     _add_lengths(parser)
-    parser.add_argument("--concurrency", type=int, default=None, metavar="N", help="open at once; default: all")
-    parser.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS", help="the same in all prompts (0)")
+    parser.add_argument("--concurrency", type=int, default=None, metavar="N", help="requests at once; default: all")
+    parser.add_argument(
+        "--shared-prefix",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="tokens that all prompts share at their beginning (0)",
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -105,13 +123,18 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of prompts and arrivals (0)")
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="short rounds that do not count (1)")
     parser.add_argument(
-        "--goodput", nargs="+", action="extend", default=[], metavar="NAME:MS", help="limits, such as ttft:500 tpot:50"
+        "--goodput",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME:MS",
+        help="latency limits of good requests, such as ttft:500 tpot:50",
     )
-    parser.add_argument("--json", type=Path, default=None, metavar="PATH", help="write all figures here")
-    parser.add_argument("--plot", type=Path, default=None, metavar="PATH", help="write a picture here (.png)")
+    parser.add_argument("--json", type=Path, default=None, metavar="PATH", help="write all metrics to this file")
+    parser.add_argument("--plot", type=Path, default=None, metavar="PATH", help="write a plot to this file (.png)")
 
 
 def run_latency(given: argparse.Namespace) -> int:
@@ -226,7 +249,7 @@ async def _over_http(
 
 @contextmanager
 def _traced(given: argparse.Namespace, engine: Engine) -> Iterator[None]:
-    """Record a timeline of the steps run within, if one was asked for."""
+    """Record a timeline of the steps run within, if one was requested."""
     if given.trace is None:
         yield
         return

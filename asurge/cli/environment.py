@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         description="Print what a bug report needs: versions, processors, kernels, devices and settings of the environment. "
         "Keys and tokens are left out.",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 

@@ -42,7 +42,7 @@ _OTHERS = {
     "-ngl": "nothing: all layers are on the device",
     "--n-gpu-layers": "nothing: all layers are on the device",
 }
-"""By the names that other engines have: what to give instead."""
+"""Options of asurge, by the names that other engines have for them."""
 
 
 def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str], command: str) -> NoReturn:

@@ -18,7 +18,7 @@ from asurge.processors import THREADS_VARIABLE, ThreadBudget
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 _POOLS = ("PJRT_NPROC", "RAYON_NUM_THREADS")
-"""How many threads XLA (for what is not in the CPU kernels) and tokenizers start; read when they start them."""
+"""Variables for the number of threads that XLA (for what is not in the CPU kernels) and tokenizers start; read when they start them."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="'demo', a checkpoint folder, a GGUF file, a Hugging Face repository (owner/name, or owner/name:Q4_K_M for one of its GGUF files), or package:NAME",
     )
-    group.add_argument("--tokenizer", default=None, help="folder or repository; default: the model's")
+    group.add_argument("--tokenizer", default=None, help="folder or repository of the tokenizer; default: the model's")
     group.add_argument(
-        "--dtype", default="bfloat16", choices=DTYPES, help="of weights, activations and KV pages (bfloat16)"
+        "--dtype", default="bfloat16", choices=DTYPES, help="type of weights, activations and KV pages (bfloat16)"
     )
     group.add_argument(
         "--max-model-len",
@@ -86,7 +86,7 @@ def check_local(model: str) -> None:
 
 
 def _size_pools(config: EngineConfig) -> None:
-    """Have libraries start no more threads than the kernels. They can be told by the environment only, which is not a library's to
+    """Have libraries start no more threads than the kernels. They take the number from the environment only, which is not a library's to
     change; but a command has its process to itself. What an operator has set stays."""
     threads = ThreadBudget(config.kernel_threads).threads
     for variable in _POOLS:

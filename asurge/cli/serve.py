@@ -41,7 +41,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         action="append",
         default=[],
         metavar="NAME",
-        help="a further name for the first model; may be repeated",
+        help="another name for the first model; may be repeated",
     )
     _add_network_options(parser.add_argument_group("network"))
     _add_key_options(parser.add_argument_group("keys and limits"))
@@ -66,7 +66,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
         action="append",
         default=None,
         metavar="NAME",
-        help="what requests may pass to the chat template; may be repeated",
+        help="argument that requests may pass to the chat template; may be repeated",
     )
     add_engine_options(parser)
     parser.set_defaults(run=run, model=None)  # so that a model that is given is not mistaken for the default
@@ -78,7 +78,7 @@ def _add_network_options(group: Any) -> None:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 to be reached from other machines (127.0.0.1)",
     )
-    group.add_argument("--port", type=int, default=8000, help="8000; 0 takes a free one")
+    group.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (8000)")
     group.add_argument("--certificate", type=Path, default=None, metavar="FILE", help="TLS: certificate chain, PEM")
     group.add_argument("--certificate-key", type=Path, default=None, metavar="FILE", help="TLS: private key, PEM")
     group.add_argument(
@@ -117,7 +117,7 @@ def _add_network_options(group: Any) -> None:
         type=Path,
         default=None,
         metavar="FOLDER",
-        help=f"for traces that /admin/profile takes (with {ADMIN_VARIABLE})",
+        help=f"folder for traces that /admin/profile takes (with {ADMIN_VARIABLE})",
     )
     group.add_argument("--no-access-log", action="store_true", help="no log line for each request")
 
@@ -135,7 +135,7 @@ def _add_key_options(group: Any) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="a key on each line, with a label after it if you like",
+        help="file with an API key on each line, with an optional label after it",
     )
     group.add_argument("--no-query-key", action="store_true", help="refuse keys in ?api_key=")
     group.add_argument(

@@ -19,10 +19,10 @@ _ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight", *_KERNEL
 
 
 class EngineMetrics:
-    """The figures of some engines, by the names they are served under.
+    """Metrics of engines, by the names they are served under.
 
     Args:
-        vllm_names: report each figure under vLLM's name too, for dashboards and autoscalers that know it.
+        vllm_names: report each metric under vLLM's name too, for dashboards and autoscalers that know it.
     """
 
     def __init__(self, max_model_len: int, *, vllm_names: bool = True) -> None:
@@ -47,12 +47,12 @@ class EngineMetrics:
             end()
 
     def exposition(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._exposed)
 
 
 class _Engines:
-    """Reads what engines count themselves, on demand."""
+    """Collects the counters of engines, on demand."""
 
     def __init__(self, engines: Mapping[str, EngineStatus]) -> None:
         self._engines = engines
@@ -72,31 +72,35 @@ class _Engines:
             return {engine: summary[name] for engine, summary in totals.items()}
 
         yield gauge("num_requests_running", "Sequences that hold a slot.", {n: s.running for n, s in now.items()})
-        yield gauge("num_requests_waiting", "Sequences that wait for one.", {n: s.waiting for n, s in now.items()})
+        yield gauge("num_requests_waiting", "Sequences that wait for a slot.", {n: s.waiting for n, s in now.items()})
         usage = {n: 1 - s.pages_available / max(s.pages_total, 1) for n, s in now.items()}
         yield gauge("kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", usage)
         yield self._cache_config(now)
-        yield gauge("steps_in_flight", "Steps sent and not read yet.", {n: s.in_flight_steps for n, s in now.items()})
-        yield counter("prompt_tokens", "Tokens of prompts.", {n: s.prompt_tokens for n, s in now.items()})
+        yield gauge(
+            "steps_in_flight",
+            "Steps that have been dispatched and not read yet.",
+            {n: s.in_flight_steps for n, s in now.items()},
+        )
+        yield counter("prompt_tokens", "Prompt tokens.", {n: s.prompt_tokens for n, s in now.items()})
         cached = {n: s.prefix_cache_hits for n, s in now.items()}
-        yield counter("prompt_tokens_cached", "Tokens of prompts found in the prefix cache.", cached)
-        yield counter("generation_tokens", "Tokens generated.", {n: s.generated_tokens for n, s in now.items()})
+        yield counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache.", cached)
+        yield counter("generation_tokens", "Generated tokens.", {n: s.generated_tokens for n, s in now.items()})
         yield counter(
             "num_preemptions",
-            "Sequences that lost their pages for a while.",
+            "Preemptions: sequences that lost their KV pages and are recomputed.",
             {n: s.preemptions for n, s in now.items()},
         )
         queries = {n: s.prefix_cache_queries for n, s in now.items()}
-        yield counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", queries)
-        yield counter("prefix_cache_hits", "Tokens found there.", cached)
+        yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", queries)
+        yield counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", cached)
         yield counter(
             "compilations",
-            "Compilations while serving; should stay 0.",
+            "Compilations by XLA while serving; should stay 0.",
             total("compilations"),
         )
         yield gauge(
             "fallbacks",
-            "What runs slower than it could; see Engine.fallbacks.",
+            "Parts that run in plain XLA instead of faster kernels; see Engine.fallbacks.",
             total("fallbacks"),
         )
         yield gauge(
@@ -106,24 +110,24 @@ class _Engines:
         )
         yield gauge(
             "kernel_threads_active",
-            "Threads of the CPU kernels that take part at present: as many as pay beside the machine's other work.",
+            "Active threads of the CPU kernels: fewer than kernel_threads while the machine has other work.",
             total("kernel_threads_active"),
         )
         yield counter(
             "kernel_threads_put_aside",
-            "Kernel threads that were moved to another processor because the system had put them aside.",
+            "Preempted kernel threads that were moved to another processor.",
             total("kernel_threads_put_aside"),
         )
         yield counter(
             "kernel_wait_seconds",
-            "Time that the CPU kernels waited for threads of their own.",
+            "Seconds that the CPU kernels waited for threads of their own.",
             total("kernel_wait_seconds"),
         )
 
     def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:
         labels = ("block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching")
         family = GaugeMetricFamily(
-            _OWN + "cache_config_info", "How keys and values are kept.", labels=(*LABELS, *labels)
+            _OWN + "cache_config_info", "Configuration of the KV cache, as labels.", labels=(*LABELS, *labels)
         )
         for name, statistics in now.items():
             config = self._engines[name].config

@@ -17,11 +17,11 @@ _CHOICES = (1, 2, 5, 10, 20)
 _STEP = (1, *(1 << power for power in range(3, 15)))
 LABELS = ("model_name", "engine")
 RECENT = 4096
-"""How many values percentiles are taken over."""
+"""Number of values that percentiles are taken over."""
 
 
 class Recent:
-    """The last values of a figure, and their percentiles."""
+    """The last values of a metric, and their percentiles."""
 
     def __init__(self, most: int = RECENT) -> None:
         self._values: deque[float] = deque(maxlen=most)
@@ -89,7 +89,7 @@ class RequestFigures:
             self._tpot.observe((last_s - first_s) / behind)
 
     def _time(self, generation: Generation) -> None:
-        """Where a request's time went: the queue, its prompt, and what it generated."""
+        """Observe the phases of a request's time: queue, prefill and decode."""
         started_s, first_s, last_s = generation.started_s, generation.first_token_s, generation.last_token_s
         if started_s is None:
             return
@@ -114,25 +114,44 @@ class Histograms:
             return Histogram(f"asurge_{name}", text, LABELS, buckets=buckets, registry=registry)
 
         lengths = one_two_five(max_model_len)
-        self.ttft = histogram("time_to_first_token_seconds", "From arrival to the first token.", _TTFT)
-        self.itl = histogram("inter_token_latency_seconds", "Between tokens of one sequence.", _BETWEEN)
-        self.tpot = histogram("request_time_per_output_token_seconds", "Mean over a request's tokens.", _BETWEEN)
-        self.e2el = histogram("e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE)
-        self.prompt = histogram("request_prompt_tokens", "Tokens of a prompt.", lengths)
-        self.generated = histogram("request_generation_tokens", "Tokens a request generated.", lengths)
-        self.completions = histogram("request_params_n", "Completions of a request.", _CHOICES)
-        self.max_tokens = histogram("request_params_max_tokens", "Tokens a completion may have.", lengths)
-        self.longest = histogram("request_max_num_generation_tokens", "Tokens of the longest completion.", lengths)
-        self.queue = histogram("request_queue_time_seconds", "From arrival to the first step.", _WHOLE)
-        self.prefill = histogram("request_prefill_time_seconds", "From the first step to the first token.", _WHOLE)
-        self.decode = histogram("request_decode_time_seconds", "From the first token to the last.", _WHOLE)
-        self.inference = histogram("request_inference_time_seconds", "From the first step to the last token.", _WHOLE)
-        self.step = histogram("iteration_tokens_total", "Tokens of a step.", _STEP)
+        self.ttft = histogram("time_to_first_token_seconds", "Time to first token, from arrival.", _TTFT)
+        self.itl = histogram("inter_token_latency_seconds", "Time between two tokens of one sequence.", _BETWEEN)
+        self.tpot = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time per output token of a request, after the first.",
+            _BETWEEN,
+        )
+        self.e2el = histogram(
+            "e2e_request_latency_seconds", "End-to-end latency of a request, from arrival to its last token.", _WHOLE
+        )
+        self.prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", lengths)
+        self.generated = histogram("request_generation_tokens", "Generated tokens of a request.", lengths)
+        self.completions = histogram("request_params_n", "Completions of a request (parameter n).", _CHOICES)
+        self.max_tokens = histogram(
+            "request_params_max_tokens", "Maximum tokens of a completion (parameter max_tokens).", lengths
+        )
+        self.longest = histogram(
+            "request_max_num_generation_tokens", "Generated tokens of a request's longest completion.", lengths
+        )
+        self.queue = histogram(
+            "request_queue_time_seconds", "Time in the waiting queue, from arrival to the first step.", _WHOLE
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds", "Prefill time, from the first step to the first token.", _WHOLE
+        )
+        self.decode = histogram("request_decode_time_seconds", "Decode time, from the first token to the last.", _WHOLE)
+        self.inference = histogram(
+            "request_inference_time_seconds", "Inference time, from the first step to the last token.", _WHOLE
+        )
+        self.step = histogram("iteration_tokens_total", "Tokens that a step computes.", _STEP)
         self.refused = Counter(
             "asurge_admission_rejections", "Requests refused, by reason.", (*LABELS, "reason"), registry=registry
         )
         self.ended = Counter(
-            "asurge_request_success", "Requests by how they ended.", (*LABELS, "finished_reason"), registry=registry
+            "asurge_request_success",
+            "Finished requests, by finish reason.",
+            (*LABELS, "finished_reason"),
+            registry=registry,
         )
 
 

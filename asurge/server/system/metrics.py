@@ -20,9 +20,9 @@ _PERCENTILES = (("ttft_p50_s", "ttft_s", 50), ("ttft_p99_s", "ttft_s", 99), ("it
 
 _COUNTED = {
     "requests": "Requests admitted",
-    "prompt_tokens": "Tokens of prompts",
-    "completion_tokens": "Tokens generated",
-    "refused": "Requests refused by the limits of their key",
+    "prompt_tokens": "Prompt tokens",
+    "completion_tokens": "Generated tokens",
+    "refused": "Requests refused by the rate limits of their key",
 }
 
 
@@ -59,14 +59,14 @@ def _exposition(usage: Mapping[str, Mapping[str, Any]], totals: Mapping[str, int
             label = str(one["label"]).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
             lines.append(f'asurge_api_key_{kind}_total{{key="{name}",label="{label}"}} {one[kind]}')
     for kind, count in totals.items():
-        counted = _COUNTED.get(kind.removeprefix("api_"), "Clients that left before their answer")
+        counted = _COUNTED.get(kind.removeprefix("api_"), "Clients that disconnected before their answer")
         lines += [f"# HELP asurge_{kind}_total {counted}, of all keys.", f"# TYPE asurge_{kind}_total counter"]
         lines.append(f"asurge_{kind}_total {count}")
     return ("\n".join(lines) + "\n").encode()
 
 
 async def dashboard_data(request: web.Request) -> web.Response:
-    """Return the figures that the dashboard shows."""
+    """Return the metrics that the dashboard shows."""
     state = request.app[STATE]
     body = {
         "time": time.time(),

@@ -1,8 +1,8 @@
-// What an answer is made of, and how chunks of a stream add up to it. No DOM here.
+// The parts of an answer, which the chunks of a stream add up to. No DOM here.
 
 import { formatNumber, formatSeconds } from "./dom.js";
 
-const SHORTEST_S = 0.05; // what arrives faster than this says nothing about speed
+const SHORTEST_S = 0.05; // shorter streams give no meaningful speed
 
 /** An answer before its first chunk. `state` goes from "streaming" to "done", "stopped" or "failed". */
 export function newAnswer(model) {
@@ -50,7 +50,7 @@ export function endAnswer(answer, state, error = null) {
   delete answer.times;
 }
 
-/** How long the reasoning took, in seconds, or null. */
+/** Duration of the reasoning in seconds, or null. */
 function thinkingTime({ reasoning, times }) {
   if (!reasoning || times.first === null) return null;
   return ((times.thought ?? times.last) - times.first) / 1000;

@@ -14,7 +14,7 @@ export function numeric(value) {
   return typeof value === "number" && Number.isFinite(value) ? value : null;
 }
 
-/** Lowest, mean, highest and latest of what a series holds within the window. */
+/** Lowest, mean, highest and latest value of a series within the window. */
 export function summary(samples, key) {
   const values = samples.map((sample) => numeric(sample.values[key])).filter((value) => value !== null);
   if (!values.length) return null;

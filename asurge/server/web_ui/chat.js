@@ -38,13 +38,13 @@ const actions = {
     if (!ready()) return;
     cutAt(message);
     prompt.focus();
-    ask();
+    complete();
   },
   sendResults(message, results) {
     if (!ready()) return;
     message.tools.forEach((tool, index) => { tool.result = results[index]; });
     prompt.focus();
-    ask();
+    complete();
   },
 };
 
@@ -81,12 +81,12 @@ function showState() {
 function send(text) {
   if (!text.trim() || !ready()) return false;
   add({ role: "user", content: text.trim() });
-  ask();
+  complete();
   return true;
 }
 
-/** Asks the model to answer the conversation as it stands. */
-async function ask() {
+/** Requests a completion of the conversation as it stands. */
+async function complete() {
   say();
   const answer = newAnswer(settings.chosenModel());
   const { signal } = running = new AbortController();

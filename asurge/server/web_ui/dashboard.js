@@ -1,4 +1,4 @@
-// The dashboard: asks the server for its figures every second, keeps five minutes of them, and draws them.
+// The dashboard: polls the server's metrics every second, keeps five minutes of them, and draws charts.
 
 import { apiKey, byId, element, formatNumber, formatSeconds } from "./dom.js";
 import { numeric, summary, timeChart, WINDOW_S } from "./charts.js";
@@ -28,7 +28,7 @@ const CHARTS = [
   { title: "Event loop lag", format: formatSeconds, top: 0.01, series: [{ key: "loop_lag_p99_s", label: "p99" }] },
 ];
 
-/** {label, key, format, more: what stands under the value, from the same figures}. */
+/** {label, key, format, more: the text under the value, from the same metrics}. */
 const TILES = [
   { label: "Generated tokens", key: "generation_tokens_per_second", format: rate,
     more: (get) => `prompt ${get("prompt_tokens_per_second", rate)} · mean ${get("average_throughput", rate)}` },
@@ -83,7 +83,7 @@ function tableRow(chart, { key, label }) {
   return { node, update };
 }
 
-/** Asks once, and again a second later; nothing while the page is hidden. */
+/** Fetches the metrics once, and again a second later; not while the page is hidden. */
 async function poll() {
   const mine = polling = new AbortController();
   const patience = setTimeout(() => mine.abort(), PATIENCE_MS);
@@ -154,7 +154,7 @@ function showHealth(state, text) {
   byId("health-text").textContent = text;
 }
 
-/** Offers the models where there are several, and the choice of the reader stays. */
+/** Shows the choice of models where there are several; keeps the selected one. */
 function showModels(names) {
   const select = byId("model");
   const known = [...select.options].map((option) => option.value);

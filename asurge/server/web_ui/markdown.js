@@ -126,7 +126,7 @@ function takeList(lines, start) {
   return { kind: "list", ordered, first: Number.parseInt(first[2], 10), items, loose, end };
 }
 
-/** One list item: what is indented under its mark, lazy lines of its paragraph, and blank lines between. */
+/** Takes a list item: the lines indented under its mark, lazy lines of its paragraph, and blank lines between. */
 function takeItem(lines, start, mark) {
   const width = mark[1].length + mark[2].length + 1;
   const inner = [lines[start].slice(mark[0].length)];
@@ -175,7 +175,7 @@ function build(block, depth) {
   }
 }
 
-/** What stands in a quote or an item. Nesting without end, as a hostile text may have it, becomes plain text. */
+/** Builds the content of a quote or an item. Too deep nesting, as a hostile text may have it, becomes plain text. */
 function buildInner(lines, depth) {
   if (depth >= DEEPEST) return [element("p", {}, lines.join("\n"))];
   return parseBlocks(lines).map((block) => build(block, depth + 1));

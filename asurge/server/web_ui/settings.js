@@ -44,7 +44,7 @@ function reset() {
   keep();
 }
 
-/** Offers these models; keeps the choice of last time where it is still there. */
+/** Shows these models for choice; keeps the last selection where it is still there. */
 export function showModels(names) {
   const select = field("model");
   const wanted = select.value || recall(STORE, {}).model;
@@ -63,7 +63,7 @@ export function systemMessage() {
   return field("system").value;
 }
 
-/** The parameters of a request: only those that are set, the others are the server's business. */
+/** The parameters of a request: only those that are set; the server has defaults for the others. */
 export function parameters() {
   const set = chosenModel() ? { model: chosenModel() } : {};
   for (const name of NUMBERS) if (field(name).value !== "") set[name] = Number(field(name).value);

@@ -18,7 +18,7 @@ export async function listModels() {
   return (list.data ?? []).map((model) => String(model.id));
 }
 
-/** Asks for a streamed chat completion and yields its chunks; ends at `[DONE]`, throws ServerError on any failure. */
+/** Requests a streamed chat completion and yields its chunks; ends at `[DONE]`, throws ServerError on any failure. */
 export async function* streamChat(body, signal) {
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream", ...apiKey.headers() };
   const response = await call("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });

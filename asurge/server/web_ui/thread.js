@@ -172,7 +172,7 @@ function showProblem(box, message, actions) {
   box.hidden = false;
 }
 
-/** Tells users of screen readers how an answer ended, once. */
+/** Announces to screen readers how an answer ended, once. */
 export function announceAnswer(message) {
   const name = message.model || "The model";
   if (message.state === "failed") announce(`The answer failed: ${message.error.message}`);
