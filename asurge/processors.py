@@ -259,7 +259,7 @@ class ThreadBudget:
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._by_hand = _asked_by_hand(kernel_threads, environment)
+        self._by_hand = _requested_by_hand(kernel_threads, environment)
         self._given = _given_by_scheduler(environment)
         self._probe, self._clock = probe or ProcessorProbe(), clock
         self._seen, self._looked_s = self._probe.look(), clock()
@@ -320,7 +320,7 @@ def _warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
-def _asked_by_hand(kernel_threads: int | None, environment: Mapping[str, str]) -> tuple[str, int] | None:
+def _requested_by_hand(kernel_threads: int | None, environment: Mapping[str, str]) -> tuple[str, int] | None:
     if kernel_threads is not None:
         return "kernel_threads", kernel_threads
     if not (text := environment.get(THREADS_VARIABLE, "").strip()):
