@@ -88,64 +88,92 @@ inline __m256i start_of(int32_t minus_sum) {
   return _mm256_slli_epi32(_mm256_set1_epi32(minus_sum), F::zero_bits);
 }
 
-// Eight columns at `side`.
-template <typename F, int kLines>
-[[gnu::noinline]] void multiply_half(const uint8_t* strip, const QuantizedStep* x, int steps, int side, float* out,
-                                     int out_columns) {
+// Eight columns at `side`, or 16, which add the same numbers in the same order. What lies `ahead` bytes after a block is
+// fetched while it is multiplied: fetched all at once, it would be waited for.
+template <typename F, int kLines, int kSides>
+[[gnu::noinline]] void multiply_columns(const uint8_t* strip, const QuantizedStep* x, int steps, int side, float* out,
+                                        int out_columns, ptrdiff_t ahead) {
   const __m256i one = _mm256_set1_epi16(1);
-  __m256 sums[kLines];
-  for (auto& sum : sums) sum = _mm256_setzero_ps();
+  __m256 sums[kLines][kSides];
+  for (auto& line : sums) {
+    for (auto& sum : line) sum = _mm256_setzero_ps();
+  }
   for (int at = 0; at < steps; at += F::block / kStep, strip += F::block_bytes) {
-    const __m256 outer = F::two_levels ? load_halves(strip + 16 * side) : _mm256_setzero_ps();
-    const __m256 outer_minimum = F::two_levels && F::has_minimum ? load_halves(strip + 32 + 16 * side) : _mm256_setzero_ps();
+    __m256 outer[kSides], outer_minimum[kSides];
+    for (int half = 0; half < kSides; ++half) {
+      const uint8_t* halves = strip + 16 * (side + half);
+      outer[half] = F::two_levels ? load_halves(halves) : _mm256_setzero_ps();
+      outer_minimum[half] = F::two_levels && F::has_minimum ? load_halves(halves + 32) : _mm256_setzero_ps();
+    }
     for (int step = 0; step < F::block / kStep && at + step < steps; ++step) {
       const QuantizedStep* here = x + at + step;
+      if (ahead) {
+        constexpr int share = F::block_bytes / (F::block / kStep);
+        const uint8_t* next = strip + ahead + step * share;
+        for (int byte = 0; byte < share; byte += 64) _mm_prefetch(reinterpret_cast<const char*>(next + byte), _MM_HINT_T0);
+      }
       for (int quarter = 0; quarter < 4; ++quarter) {
         const int part = 2 * step + quarter / 2, first = quarter % 2 * 4;
         const uint8_t* codes = strip + F::codes_at + part * F::part_bytes;
-        __m256i totals[kLines], pairs[kLines];
+        __m256i totals[kLines][kSides], pairs[kLines][kSides];
         for (int line = 0; line < kLines; ++line) {
-          totals[line] = start_of<F>(here[line * steps].minus[quarter]);
-          pairs[line] = _mm256_setzero_si256();
+          for (int half = 0; half < kSides; ++half) {
+            totals[line][half] = start_of<F>(here[line * steps].minus[quarter]);
+            pairs[line][half] = _mm256_setzero_si256();
+          }
         }
 #pragma GCC unroll 4
         for (int v = first; v < first + 4; ++v) {
-          __m256i w = load_codes<F>(codes + 32 * side, v);
-          if constexpr (F::bits == 5 || F::bits == 3) w = add_bits<F>(w, codes + 64 * (F::bits == 5 ? 4 : 2) + 8 * v + 4 * side);
-          if constexpr (F::book != Codebook::kNone) w = look_up<F::book, F::zero_bits>(w);
-          const __m256i size = F::is_signed ? _mm256_abs_epi8(w) : w;
-          for (int line = 0; line < kLines; ++line) {
-            int32_t four;
-            std::memcpy(&four, here[line * steps].codes + 16 * quarter + 4 * (v - first), 4);
-            __m256i by = _mm256_set1_epi32(four);
-            if constexpr (F::is_signed) by = _mm256_sign_epi8(by, w);
-            pairs[line] = _mm256_add_epi16(pairs[line], _mm256_maddubs_epi16(size, by));
+          for (int half = 0; half < kSides; ++half) {
+            __m256i w = load_codes<F>(codes + 32 * (side + half), v);
+            if constexpr (F::bits == 5 || F::bits == 3) {
+              w = add_bits<F>(w, codes + 64 * (F::bits == 5 ? 4 : 2) + 8 * v + 4 * (side + half));
+            }
+            if constexpr (F::book != Codebook::kNone) w = look_up<F::book, F::zero_bits>(w);
+            const __m256i size = F::is_signed ? _mm256_abs_epi8(w) : w;
+            for (int line = 0; line < kLines; ++line) {
+              int32_t four;
+              std::memcpy(&four, here[line * steps].codes + 16 * quarter + 4 * (v - first), 4);
+              __m256i by = _mm256_set1_epi32(four);
+              if constexpr (F::is_signed) by = _mm256_sign_epi8(by, w);
+              pairs[line][half] = _mm256_add_epi16(pairs[line][half], _mm256_maddubs_epi16(size, by));
+            }
           }
           if ((v - first + 1) % kTogether<F> == 0 || v == first + 3) {
             for (int line = 0; line < kLines; ++line) {
-              totals[line] = _mm256_add_epi32(totals[line], _mm256_madd_epi16(pairs[line], one));
-              pairs[line] = _mm256_setzero_si256();
+              for (int half = 0; half < kSides; ++half) {
+                totals[line][half] = _mm256_add_epi32(totals[line][half], _mm256_madd_epi16(pairs[line][half], one));
+                pairs[line][half] = _mm256_setzero_si256();
+              }
             }
           }
         }
         const int index = (4 * step + quarter) * kPart / F::group;
-        const __m256 scale = load_factor<F>(strip + F::scales_at, index, side, outer);
-        for (int line = 0; line < kLines; ++line) {
-          const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(here[line * steps].scales[quarter]));
-          sums[line] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[line]), factor, sums[line]);
+        for (int half = 0; half < kSides; ++half) {
+          const __m256 scale = load_factor<F>(strip + F::scales_at, index, side + half, outer[half]);
+          for (int line = 0; line < kLines; ++line) {
+            const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(here[line * steps].scales[quarter]));
+            sums[line][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[line][half]), factor, sums[line][half]);
+          }
         }
         if (F::has_minimum && (F::group == kPart || quarter % 2 == 0)) {
-          const __m256 minimum = load_factor<F>(strip + F::minima_at, index, side, outer_minimum);
-          for (int line = 0; line < kLines; ++line) {
-            const QuantizedStep& row = here[line * steps];
-            const float weighted = F::group == kPart ? row.sums16[quarter] : row.sums32[quarter / 2];
-            sums[line] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(weighted), sums[line]);
+          for (int half = 0; half < kSides; ++half) {
+            const __m256 minimum = load_factor<F>(strip + F::minima_at, index, side + half, outer_minimum[half]);
+            for (int line = 0; line < kLines; ++line) {
+              const QuantizedStep& row = here[line * steps];
+              const float weighted = F::group == kPart ? row.sums16[quarter] : row.sums32[quarter / 2];
+              sums[line][half] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(weighted), sums[line][half]);
+            }
           }
         }
       }
     }
   }
-  for (int line = 0; line < kLines; ++line) _mm256_storeu_ps(out + line * out_columns, sums[line]);
+  for (int line = 0; line < kLines; ++line) {
+    for (int half = 0; half < kSides; ++half) {
+      _mm256_storeu_ps(out + line * out_columns + 8 * (side + half), sums[line][half]);
+    }
+  }
 }
 
 // `kLines` rows of x, `steps` apart, by a strip: [kLines][16] float32, `out_columns` apart. What lies `ahead` bytes after it is
@@ -153,14 +181,12 @@ template <typename F, int kLines>
 template <typename F, int kLines>
 inline void multiply_grouped(const uint8_t* strip, const QuantizedStep* x, int steps, float* out, int out_columns,
                              ptrdiff_t ahead) {
-  if (ahead) {
-    const size_t bytes = size_t((steps * kStep + F::block - 1) / F::block) * F::block_bytes;
-    for (size_t byte = 0; byte < bytes; byte += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(strip + ahead + byte), _MM_HINT_T1);
-    }
+  if constexpr (kLines == 1) {  // which leaves registers, and a chain of sums alone would wait for itself
+    multiply_columns<F, 1, 2>(strip, x, steps, 0, out, out_columns, ahead);
+  } else {
+    multiply_columns<F, kLines, 1>(strip, x, steps, 0, out, out_columns, ahead);
+    multiply_columns<F, kLines, 1>(strip, x, steps, 1, out, out_columns, 0);
   }
-  multiply_half<F, kLines>(strip, x, steps, 0, out, out_columns);
-  multiply_half<F, kLines>(strip, x, steps, 1, out + 8, out_columns);
 }
 
 }  // namespace asurge
