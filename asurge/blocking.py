@@ -1,12 +1,12 @@
 """The engine's verbs without async, for scripts and notebooks.
 
-::
+```python
+from asurge.blocking import Engine
 
-    from asurge.blocking import Engine
-
-    with Engine("demo") as engine:
-        for out in engine.stream("What does os.path.join do?"):
-            print(out.delta_text, end="", flush=True)
+with Engine("demo") as engine:
+    for out in engine.stream("What does os.path.join do?"):
+        print(out.delta_text, end="", flush=True)
+```
 """
 
 from __future__ import annotations

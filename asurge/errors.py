@@ -1,27 +1,27 @@
 """Every error asurge raises on purpose. A message names the parameter, the value and the remedy.
 
-::
-
-    AsurgeError
-    ├── ConfigError (ValueError)            an engine setting
-    ├── ModelLoadError                      a checkpoint that cannot be served
-    │   ├── UnknownArchitectureError
-    │   ├── WeightsError                    missing, damaged or unexpected tensors
-    │   └── TokenizerError
-    ├── InvalidRequestError (ValueError)    a request's parameter, in ``.param``
-    │   ├── PromptTooLongError
-    │   ├── ChatTemplateError
-    │   └── DuplicateRequestError
-    ├── EngineStateError (RuntimeError)     a verb at the wrong time
-    │   ├── EngineNotRunningError           not started, or stopped
-    │   └── EngineDeadError                 the engine failed; ``__cause__`` says how
-    ├── EngineOverloadedError               admission is full; ``.retry_after_s``
-    ├── RequestFailedError                  the step this request was in failed
-    ├── RequestAbortedError                 the request was ended before it had anything to give
-    ├── DeadlineExceededError               the request's deadline passed
-    ├── GuidanceError                       constraints that leave nothing to sample
-    ├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
-    └── BenchmarkError                      a measurement that cannot be made
+```text
+AsurgeError
+├── ConfigError (ValueError)            an engine setting
+├── ModelLoadError                      a checkpoint that cannot be served
+│   ├── UnknownArchitectureError
+│   ├── WeightsError                    missing, damaged or unexpected tensors
+│   └── TokenizerError
+├── InvalidRequestError (ValueError)    a request's parameter, in ``.param``
+│   ├── PromptTooLongError
+│   ├── ChatTemplateError
+│   └── DuplicateRequestError
+├── EngineStateError (RuntimeError)     a verb at the wrong time
+│   ├── EngineNotRunningError           not started, or stopped
+│   └── EngineDeadError                 the engine failed; ``__cause__`` says how
+├── EngineOverloadedError               admission is full; ``.retry_after_s``
+├── RequestFailedError                  the step this request was in failed
+├── RequestAbortedError                 the request was ended before it had anything to give
+├── DeadlineExceededError               the request's deadline passed
+├── GuidanceError                       constraints that leave nothing to sample
+├── CompilationError (RuntimeError)     a shape that was not compiled ahead of time
+└── BenchmarkError                      a measurement that cannot be made
+```
 """
 
 from __future__ import annotations

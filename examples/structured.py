@@ -1,4 +1,4 @@
-"""Texts of a given form: JSON that fits a schema, one of some choices, a pattern. Any model keeps to it, at any temperature."""
+"""Texts in a given format: JSON that fits a schema, one of some choices, a pattern. Any model keeps to it, at any temperature."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ SCHEMA = {
 
 
 async def main() -> None:
-    forms = {
+    formats = {
         "schema": GuidedDecodingParams(json=SCHEMA),
         "choice": GuidedDecodingParams(choice=["yes", "no"]),
         "regex": GuidedDecodingParams(regex=r"\d{4}-\d{2}-\d{2}"),
     }
     async with Engine("demo") as engine:
-        for name, form in forms.items():
-            params = SamplingParams(max_tokens=200, temperature=0.7, seed=1, guided_decoding=form)
+        for name, wanted in formats.items():
+            params = SamplingParams(max_tokens=200, temperature=0.7, seed=1, guided_decoding=wanted)
             out = await engine.stream("What does os.path.join do?", params).wait_finished()
             print(f"{name}: {out.get_text()}")
             if name == "schema":

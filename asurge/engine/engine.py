@@ -31,8 +31,6 @@ ParamsCallback = Callable[[SamplingParams, dict[str, Any]], SamplingParams | Non
 class Engine(EngineStatus):
     """An LLM inference engine that lives in your event loop.
 
-    ::
-
         async with Engine("demo") as engine:
             async for out in engine.stream("What does os.path.join do?"):
                 print(out.delta_text, end="", flush=True)

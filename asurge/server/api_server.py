@@ -33,8 +33,6 @@ MAX_HEADER_BYTES = 16 << 10
 class ApiServer:
     """OpenAI's API over an engine.
 
-    ::
-
         server = ApiServer(Engine("demo"), require_api_key=True)
         print(server.generate_api_key(label="notebook"))
         server.fire(port=8000)
