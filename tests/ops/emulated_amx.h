@@ -1,5 +1,5 @@
-// AMX's tiles and their products in plain C++, for processors without: what `asurge/ops/native` uses of them, as Intel's
-// manual defines it. Included before everything else.
+// Emulation of AMX's tiles and their products in plain C++, for processors without: the part that `asurge/ops/native` uses,
+// as Intel's manual defines it. Included before everything else.
 #pragma once
 
 #include <immintrin.h>
@@ -82,6 +82,6 @@ inline void multiply(Tile& c, const Tile& a, const Tile& b) {
   emulated_amx::multiply<type, parts>(emulated_amx::tiles[c], emulated_amx::tiles[a], emulated_amx::tiles[b])
 #define _tile_dpbf16ps(c, a, b) EMULATED_MULTIPLY(float, 2, c, a, b)
 #define _tile_dpbssd(c, a, b) EMULATED_MULTIPLY(int32_t, 4, c, a, b)
-// The processor and the operating system say yes to everything.
+// The processor and the operating system report every feature.
 #define __builtin_cpu_supports(feature) 1
 #define syscall(...) 0L

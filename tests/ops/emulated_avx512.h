@@ -1,4 +1,4 @@
-// What `asurge/ops/native` uses of AVX-512, as Intel's manual defines it, for processors without: 64 bytes in a vector of the
+// Emulation of the AVX-512 that `asurge/ops/native` uses, as Intel's manual defines it, for processors without: 64 bytes in a vector of the
 // compiler's, which it takes apart. Included before everything else.
 #pragma once
 
@@ -74,7 +74,7 @@ inline uint16_t compared(__m512 a, __m512 b) {
 }
 inline uint16_t greater(__m512i a, __m512i b) { return mask_of([x = as<Words>(a), y = as<Words>(b)](int at) { return x[at] > y[at]; }); }
 
-// By halves, as the compiler reduces a register.
+// Reduces by halves, as the compiler reduces a register.
 template <typename T>
 inline T reduced(Numbers<T> x, const auto& joined) {
   for (int half = 8; half; half /= 2) {
@@ -157,13 +157,13 @@ inline __m128i low_bytes(__m512i x, bool saturated) {
   return line;
 }
 
-// Of two tables of 64 bytes, what the last 7 bits of each index name.
+// Looks up the last 7 bits of each index in two tables of 64 bytes.
 inline __m512i looked_up(__m512i low, __m512i indices, __m512i high) {
   return bytes([table = std::array{as<Bytes>(low), as<Bytes>(high)}, at_of = as<Bytes>(indices)](int at) {
     return table[at_of[at] >> 6 & 1][at_of[at] & 63];
   });
 }
-// Of a table of 16 bytes for each 16, what the last 4 bits of an index name; nothing where the first is set.
+// Looks up the last 4 bits of each index in a table of 16 bytes for each 16; zero where the first bit is set.
 inline __m512i looked_up(__m512i table, __m512i indices) {
   return bytes([from = as<Bytes>(table), at_of = as<Bytes>(indices)](int at) {
     return at_of[at] & 0x80 ? uint8_t(0) : from[at / 16 * 16 + (at_of[at] & 15)];
@@ -174,13 +174,13 @@ inline __m512i repeated(__m128i x) {
   std::memcpy(from, &x, 16);
   return bytes([&](int at) { return from[at % 16]; });
 }
-// Bytes of both in turns, from the lower or the upper half of each 16.
+// Interleaves bytes of both, from the lower or the upper half of each 16.
 inline __m512i interleaved(__m512i a, __m512i b, int half) {
   return bytes([from = std::array{as<Bytes>(a), as<Bytes>(b)}, half](int at) {
     return from[at & 1][at / 16 * 16 + 8 * half + at % 16 / 2];
   });
 }
-// To the places that the mask names, one number of 64 bits after another.
+// Expands numbers of 64 bits, one after another, to the lanes of the mask.
 inline __m512i expanded(uint8_t mask, __m512i x) {
   return made<int64_t, __m512i>([mask, x = as<Numbers<int64_t>>(x)](int at) {
     return mask >> at & 1 ? x[std::popcount(mask & ((1u << at) - 1))] : 0;
@@ -273,7 +273,7 @@ inline __m512i dot_bytes(__m512i sums, __m512i unsigned_bytes, __m512i signed_by
 #define _mm512_maskz_expand_epi64(mask, x) EMULATED::expanded(mask, x)
 #define _mm512_dpbf16_ps(sums, a, b) EMULATED::dot_bf16(sums, EMULATED::as<__m512i>(a), EMULATED::as<__m512i>(b))
 #define _mm512_dpbusd_epi32(sums, a, b) EMULATED::dot_bytes(sums, a, b)
-// The processor says yes to everything; so did the compiler.
+// The processor reports every feature; so did the compiler.
 #define __builtin_cpu_supports(feature) 1
 #define __AVX512BF16__ 1
 #define __AVX512VBMI__ 1

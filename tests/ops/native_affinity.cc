@@ -43,32 +43,32 @@ int main(int, char** arguments) {
   const int one = std::atoi(arguments[1]), other = std::atoi(arguments[2]);
   asurge::Affinity affinity;
 
-  // Nowhere else to go.
+  // No other processor is allowed.
   allow(one, one);
   affinity.spread(0, one);
   REQUIRE(sched_getcpu() == one);
 
-  // A helper leaves its caller's processor, and may go on to be moved by the system as before.
+  // A helper leaves its caller's processor, and keeps its affinity mask.
   put(one, one, other);
   affinity.spread(0, one);
   REQUIRE(sched_getcpu() == other && may_run_on(0, one, other));
 
-  // Who is on a processor of its own stays.
+  // A helper on a processor of its own stays.
   affinity.spread(0, one);
   REQUIRE(sched_getcpu() == other);
 
-  // Another finds both taken and stays.
+  // Another helper finds both processors taken and stays.
   affinity.spread(1, one);
   REQUIRE(sched_getcpu() == other);
 
-  // One that meets an earlier helper goes where nobody is.
+  // A helper that shares an earlier helper's processor moves to a free one.
   asurge::Affinity fresh;
   fresh.note(0, one);
   put(one, one, other);
   fresh.spread(1, asurge::Affinity::kNowhere);
   REQUIRE(sched_getcpu() == other);
 
-  // A thread that waits for its turn behind this one is seen, and runs when it was sent away.
+  // A thread that waits for this processor is found, and runs once it was moved away.
   asurge::OperatingSystem system;
   std::atomic<pid_t> id{0};
   std::atomic<bool> over{false}, ran{false};
@@ -108,6 +108,6 @@ int main(int, char** arguments) {
   over = true;
   waiting.join();
 
-  // What is not there is not moved.
+  // A thread that does not exist is not moved.
   REQUIRE(!system.move_here(1 << 22, 0) && !system.waits_here(1 << 22));
 }

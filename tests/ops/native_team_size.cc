@@ -1,5 +1,5 @@
-// The size of a team beside work of others, by a model: regions of a millisecond, of which those that meet a turn of somebody else
-// on some thread's processor take longer by it. Fails at the first line that does not hold.
+// Size of a thread pool beside other processes, by a model: regions of a millisecond, of which those that meet a time slice of
+// another process on some thread's processor take longer by it. Fails at the first line that does not hold.
 #include "team_size.h"
 
 #include <cstdio>
@@ -24,7 +24,7 @@ struct Machine {
 
   explicit Machine(int processors) : processors(processors) { size.set_limit(processors); }
 
-  // While others keep `busy` processors, and take a turn of this length from each thread that has no other left, in every region.
+  // Other processes keep `busy` processors, and take a time slice of this length from each thread without a free one, in every region.
   void compute(int64_t for_ns, int busy, int64_t turn_ns) {
     for (const int64_t until = now_ns + for_ns; now_ns < until;) {
       const int before = size.active();
@@ -46,7 +46,7 @@ int main() {
   quiet.compute(2'000 * kMillisecond, 0, 0);
   REQUIRE(quiet.active() == 8 && quiet.changes == 0);
 
-  // Of eight processors, two are somebody else's: the team becomes six, tries a seventh less and less often, and grows back
+  // Of eight processors, two are other processes': the team becomes six, tries a seventh less and less often, and grows back
   // when they are free.
   Machine beside(8);
   beside.compute(2'000 * kMillisecond, 2, 2 * kMillisecond);
@@ -62,7 +62,7 @@ int main() {
   rarely.compute(5'000 * kMillisecond, 1, kMillisecond / 5);
   REQUIRE(rarely.active() == 2 && rarely.changes == 0);
 
-  // Down to one, which waits for nobody; and a new limit counts at once.
+  // Down to one thread, which waits for no other; and a new limit counts at once.
   Machine crowded(4);
   crowded.compute(1'000 * kMillisecond, 4, 10 * kMillisecond);
   REQUIRE(crowded.active() <= 2);

@@ -1,5 +1,5 @@
 // The thread pool under a simulated system: one thread runs at a time, and whenever one is about to touch what is shared, it may
-// be interrupted or put aside for a long turn of somebody else. Time is the number of steps.
+// be interrupted or preempted for a long time slice of another process. Time is the number of steps.
 //
 // Takes `schedules FIRST COUNT`: random histories, by seed; or `interleavings`: all with up to two interruptions, the second soon
 // after the first. Fails with the history that did not hold.
@@ -20,14 +20,14 @@ namespace {
 constexpr int64_t kStepNs = 5'000, kTurnNs = 4'000'000;
 constexpr int kMostSteps = 1'000'000;
 
-std::string history;  // that is being tried
+std::string history;  // the history that is being tried
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "%s: %s\n", history.c_str(), what);
   std::_Exit(1);
 }
 
-// What happens at a step: who runs on (`kSame`: who runs already), and whether who ran is put aside.
+// A step's decision: the thread that runs next (`kSame`: the running one), and whether the running one is preempted.
 struct Choice {
   int next;
   bool put_aside;
@@ -38,7 +38,7 @@ class Simulation {
  public:
   explicit Simulation(std::function<Choice(int step, int threads)> choose) : choose_(std::move(choose)) {}
 
-  // A thread more is simulated. All but the first wait for their turn.
+  // Adds a simulated thread. All but the first wait to run.
   int enter() {
     threads_.emplace_back();
     return static_cast<int>(threads_.size()) - 1;
@@ -163,7 +163,7 @@ bool rescues = true;  // whether threads may be moved
 thread_local int own = -1;
 thread_local bool in_piece = false;
 
-// Each use is a step.
+// An atomic each of whose uses is a step.
 template <typename Value>
 class SimulatedAtomic {
  public:
@@ -266,7 +266,7 @@ struct Shape {
   int pause;
 };
 
-// Steps that a history took.
+// Runs a history; returns the number of its steps.
 int run(const Shape& shape, std::function<Choice(int, int)> choose) {
   Simulation here(std::move(choose));
   simulation = &here;
@@ -300,7 +300,7 @@ int run(const Shape& shape, std::function<Choice(int, int)> choose) {
   return here.steps();
 }
 
-// A team whose helper is put aside in every region, and may not be moved, goes on without it, and takes it back when the machine
+// A team whose helper is preempted in every region, and may not be moved, goes on without it, and takes it back when the machine
 // is quiet.
 void try_sizes() {
   history = "sizes";
@@ -338,7 +338,7 @@ void try_schedules(unsigned first, unsigned count) {
 
 void try_interleavings(const Shape& shape, int soon) {
   const int steps = run(shape, [](int, int) { return Choice{kSame, false}; });
-  // An interruption: to each thread, or by a turn of somebody else.
+  // An interruption: to each thread, or by a time slice of another process.
   const int kinds = 4;
   const auto choice = [](int kind) { return kind < 3 ? Choice{kind, false} : Choice{kSame, true}; };
   int histories = 0;

@@ -41,7 +41,7 @@ int main(int, char** arguments) {
   for (auto& caller : callers) caller.join();
   if (std::atoi(arguments[2])) {
     const pid_t child = fork();
-    if (child == 0) {  // has none of the threads, and one can be had again
+    if (child == 0) {  // the child has none of the threads, and can start one again
       call(100, 0);
       pool.resize(2);
       call(100, 1);
