@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
-from asurge.models import model_config
 from asurge.models.config import DecoderConfig
-from asurge.models.weights.checkpoint import checkpoint_table
+from asurge.models.formats import BFLOAT16, QUANTIZATIONS, WeightFormat
+from asurge.models.weights.checkpoint import Source, checkpoint_table
+from asurge.models.weights.loading import open_shape
+from asurge.ops import native
+from asurge.ops.grouped import RawMatrix, packed_bytes
+from asurge.ops.kernels import wants_native_products
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _SCALE_BYTES = 4
@@ -53,31 +60,54 @@ class Roofline:
 
 
 def read_footprint(path: Path, config: EngineConfig) -> Footprint:
-    """The footprint of a checkpoint as an engine with these settings holds it."""
-    shape = model_config(path)
-    int8, int8_pages = config.quantization == "int8", config.kv_cache_dtype == "int8"
-    return footprint_of(shape, ITEM_BYTES[config.dtype], in_int8=int8, int8_pages=int8_pages)
+    """The footprint of a checkpoint, a folder or a GGUF file, as an engine with these settings holds it."""
+    shape, raw = open_shape(path)
+    as_stored = config.quantization is None and wants_native_products(config.kernels, jax.default_backend())
+    if not as_stored or native.unavailable() is not None:
+        raw = _nothing_raw
+    fmt, item_bytes = QUANTIZATIONS[config.quantization], ITEM_BYTES[config.dtype]
+    return footprint_of(shape, item_bytes, fmt, int8_pages=config.kv_cache_dtype == "int8", raw=raw)
+
+
+def _nothing_raw(_: Source) -> RawMatrix | None:
+    return None
 
 
 def footprint_of(
-    config: DecoderConfig, item_bytes: int, *, in_int8: bool = False, int8_pages: bool = False
+    config: DecoderConfig,
+    item_bytes: int,
+    fmt: WeightFormat = BFLOAT16,
+    *,
+    int8_pages: bool = False,
+    raw: Callable[[Source], RawMatrix | None] = _nothing_raw,
 ) -> Footprint:
     """A step reads every weight once, but only a few rows of an embedding that is not also the output layer.
 
-    In 8 bits, matrices have a byte for each weight and a scale for each row; the embedding that looks tokens up keeps its
-    precision. Pages have a byte for each number and a scale for each head of a token.
+    Pages in 8 bits have a byte for each number and a scale for each head of a token.
+
+    Args:
+        item_bytes: of numbers that are not quantised.
+        fmt: of matrices that are not quantised in their checkpoint; an embedding that only looks tokens up keeps its precision.
+        raw: of a tensor that is: how it is stored, and multiplied.
     """
     read = held = 0
     for path, sources in checkpoint_table(config).items():
+        table = path in (("embedding",), ("lm_head",))
         for source in sources:
-            plain, size = math.prod(source.shape) * item_bytes, math.prod(source.shape)
-            packed = size + source.shape[0] * _SCALE_BYTES if in_int8 and len(source.shape) == 2 else plain
+            plain, matrix = math.prod(source.shape) * item_bytes, raw(source)
+            if matrix is not None:
+                packed = packed_bytes([matrix])
+            elif len(source.shape) == 2:
+                packed = (fmt.head if table else fmt).read_bytes(*source.shape, item_bytes)
+            else:
+                packed = plain
             if path != ("embedding",):
                 read, held = read + packed, held + packed
             elif config.tie_word_embeddings:
-                read, held = read + packed, held + packed + (plain if in_int8 else 0)
+                apart = matrix is None and not fmt.head.looks_up
+                read, held = read + packed, held + packed + (plain if apart else 0)
             else:
-                held += plain
+                held += plain if matrix is None else packed
     head_bytes = config.head_dim + _SCALE_BYTES if int8_pages else config.head_dim * item_bytes
     return Footprint(read, held, 2 * config.num_layers * config.num_kv_heads * head_bytes, config.vocab_size)
 

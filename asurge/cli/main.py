@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from asurge import __version__
-from asurge.cli import bench, chat, completion, environment, generate, serve
+from asurge.cli import bench, chat, completion, environment, generate, models, serve
 from asurge.cli.leaving import FAILED, INTERRUPTED
 from asurge.cli.near_misses import refuse
 from asurge.errors import AsurgeError
@@ -57,7 +57,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"asurge {__version__}")
     parser.set_defaults(run=None, command=None, parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
-    for command in (generate, chat, serve, bench, environment, completion):
+    for command in (generate, chat, serve, models, bench, environment, completion):
         command.add_to(commands)
     return parser
 

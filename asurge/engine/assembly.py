@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from asurge.config import CacheConfig, EngineConfig
 from asurge.errors import ConfigError
-from asurge.models import DecoderConfig, convert, open_model, resolve_checkpoint
+from asurge.models import DecoderConfig, about_checkpoint, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.processors import ThreadBudget
 from asurge.runner import DeviceRunner, KernelThreads, leaves_of, use_persistent_cache
@@ -31,6 +31,7 @@ class EngineParts:
         load_weights: blocking; reads another checkpoint of the same shape. What it returns puts these weights in place, at once, and
             returns what frees the others, blocking.
         fallbacks: what runs in plain XLA although kernels were wanted, and why.
+        about: what the checkpoint says about itself (`asurge.models.about_checkpoint`).
     """
 
     tokenizer: Tokenizer
@@ -41,6 +42,7 @@ class EngineParts:
     compilations: Callable[[], int]
     load_weights: Callable[[str], Callable[[], Callable[[], None]]]
     fallbacks: tuple[str, ...] = ()
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> EngineParts:
@@ -95,6 +97,7 @@ def _assemble(
             lambda: runner.compilations,
             partial(_load_weights, config, model.config, runner),
             fallbacks,
+            about_checkpoint(folder),
         )
 
 

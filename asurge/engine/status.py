@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from asurge.config import EngineConfig
@@ -70,6 +70,15 @@ class EngineStatus:
             EngineNotRunningError: the engine has not started.
         """
         return self._life.started().tokenizer
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What the checkpoint says about itself: of a GGUF file its name, size, license, author and the like.
+
+        Raises:
+            EngineNotRunningError: the engine has not started.
+        """
+        return self._life.started().about
 
     @property
     def bounds_reasoning(self) -> bool:

@@ -11,6 +11,7 @@ from asurge.bench.roofline import Footprint, footprint_of, read_footprint, roofl
 from asurge.bench.workloads import Workload
 from asurge.config import EngineConfig
 from asurge.models import DecoderConfig
+from asurge.models.formats import INT8
 
 SMOL = DecoderConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
@@ -29,7 +30,7 @@ def test_the_weights_of_a_step() -> None:
 
 
 def test_in_8_bits_a_tied_embedding_is_held_twice() -> None:
-    plain, small = footprint_of(SMOL, 2), footprint_of(SMOL, 2, in_int8=True)
+    plain, small = footprint_of(SMOL, 2), footprint_of(SMOL, 2, INT8)
     rows = 49152 + 30 * (9 * 64 + 2 * 3 * 64 + 576 + 2 * 1536 + 576)
     norms = (2 * 30 + 1) * 576
     assert small.weight_bytes == (plain.weight_bytes // 2 - norms) + norms * 2 + rows * 4

@@ -64,7 +64,8 @@ async def test_a_gguf_file_is_served_like_its_folder(tmp_path: Path) -> None:
         async with Engine(str(path), **TINY) as engine:
             out = await engine.chat([{"role": "user", "content": "hello"}], GREEDY)
             texts.append((out.prompt_token_ids, out.outputs[0].token_ids, out.outputs[0].text))
-            name = engine.name
+            name, about = engine.name, engine.about
+    assert about == {"name": "Tiny", "license": "apache-2.0"}
     assert texts[0] == texts[1]
     assert name == "tiny"
 

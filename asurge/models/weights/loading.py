@@ -87,9 +87,31 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     return nnx.merge(graph, nnx.from_flat_state(stored))
 
 
+def about_checkpoint(path: Path) -> dict[str, str]:
+    """What a GGUF file says about itself to people: name, size, license, author and the like, and how its weights are stored.
+    Nothing of a folder, whose model card is a text."""
+    if path.is_dir():
+        return {}
+    from asurge.gguf.checkpoint import open_gguf
+
+    checkpoint = open_gguf(path)
+    kinds = ", ".join(kind for kind in checkpoint.types() if kind != "F32")
+    return checkpoint.describe() | ({"weights": kinds} if kinds else {})
+
+
 def model_config(path: Path) -> DecoderConfig:
     """The shape of the model in a folder or a GGUF file; raises what `open_model` does."""
     return _opened(path)[0]
+
+
+def open_shape(path: Path) -> tuple[DecoderConfig, Callable[[Source], RawMatrix | None]]:
+    """The shape of a model, and how each of its tensors is quantised in its checkpoint (None: not at all); raises what
+    `open_model` does."""
+    config, checkpoint = _opened(path)
+    if checkpoint is None:
+        return config, lambda _: None
+    wanted = {source.name for sources in checkpoint_table(config).values() for source in sources}
+    return config, _gguf_tensors(checkpoint, config, wanted).raw
 
 
 def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiohttp import web
+from msgspec import UNSET
 
 from asurge.server.errors import ApiError
 from asurge.server.http.body import reply
@@ -26,6 +27,7 @@ async def retrieve(request: web.Request) -> web.Response:
 
 def _model(state: ServerState, name: str) -> Model:
     served = state.models[state.aliases.get(name, name)]
-    length = served.engine.max_model_len if served.engine.is_running else None
+    running = served.engine.is_running
+    length, about = (served.engine.max_model_len, dict(served.engine.about)) if running else (None, {})
     root = served.name if name in state.aliases else name
-    return Model(id=name, created=served.created, max_model_len=length, root=root)
+    return Model(id=name, created=served.created, max_model_len=length, root=root, meta=about or UNSET)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from asurge.server.schema.chat import Message, Tool
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A model by its name."""
+    """A model by its name.
+
+    Attributes:
+        meta: what a GGUF file says about itself; left out of other models.
+    """
 
     id: str
     created: int
@@ -18,6 +23,7 @@ class Model(msgspec.Struct, kw_only=True):
     root: str | None = None
     parent: str | None = None
     owned_by: str = "asurge"
+    meta: dict[str, str] | UnsetType = UNSET
     object: Literal["model"] = "model"
 
 
