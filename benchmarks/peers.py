@@ -1,4 +1,4 @@
-"""Other engines beside asurge on the same workloads: ``python -m benchmarks.peers --model FOLDER [--workloads w1,w5] [--repeat 3]``.
+"""Other engines beside asurge on the same workloads: ``python -m benchmarks.peers --model MODEL [--workloads w1,w5] [--repeat 3]``.
 
 Engines take turns, each turn in a fresh process with all workloads, so that what the machine does meanwhile affects all alike;
 figures are medians over the turns. A turn during which the machine stood still is repeated. Each engine is a job in its own
@@ -15,6 +15,9 @@ environment:
   ``--server 'llama.cpp=llama-server -m FILE.gguf --port {port} -np 64 -c 65536 -fa off'``, with a file that
   `benchmarks/peer_jobs/to_gguf.py` makes; w4 needs ``-c 147456``, which 64 slots share. (The sources in llama-cpp-python
   0.3.36 have a ``tools/server`` to build; with AMX it crashes on q8_0 unless given ``-nr``.)
+
+On a GGUF file, which asurge serves as it is, the other engine is llama.cpp: ``--python-llama``, an environment with
+``pip install llama-cpp-python``, built for this processor; driven in process, as its server batches.
 
 asurge computes in bf16, the others in each of ``--dtypes`` (float32 is faster where a processor multiplies it only). An engine that is
 not installed is left out, and named.
@@ -51,6 +54,7 @@ from asurge.bench.metrics import summarize
 from asurge.bench.records import Load, Record
 from asurge.bench.workloads import WORKLOADS, Workload, named_workload, seeded_workloads
 from asurge.errors import BenchmarkError
+from asurge.models import model_config
 from benchmarks.beside.limited import shortened
 from benchmarks.beside.processes import members, running
 from benchmarks.job import run_job
@@ -124,6 +128,8 @@ class Script:
     package: str
     dtype: str = "bfloat16"
     model: str | None = None
+    job: str = ""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def missing(self) -> str | None:
         if self.model is not None and not (self.model and Path(self.model).is_dir()):
@@ -147,8 +153,9 @@ class Script:
             "max_num_seqs": MAX_NUM_SEQS,
             "max_model_len": MAX_MODEL_LEN,
             "workloads": _prompted(task),
+            **self.options,
         }
-        command = [self.python, str(JOBS / f"{self.module.removesuffix('_genai')}_job.py")]
+        command = [self.python, str(JOBS / f"{self.job or self.module}_job.py")]
         done = subprocess.run(
             command,
             input=json.dumps(orders),
@@ -321,19 +328,21 @@ def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    """The workloads, engine by engine."""
+    """The workloads, engine by engine; and how many times its tokens a second the first one, asurge, has."""
     table = Table(title=f"{result['model']}, medians of {result['repeat']}", title_justify="left")
-    heads = ("workload", "engine", "seconds", "out tok/s", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
+    heads = ("workload", "engine", "seconds", "out tok/s", "asurge's", "least", "most", "TTFT p50", "TPOT p50", "ITL p99", "start s", "peak MiB")  # fmt: skip
     for head in heads:
         table.add_column(head, justify="left" if head in ("workload", "engine") else "right")
     engines = result["engines"]
     for name in WORKLOADS:
         rows = [(engine, found["workloads"][name]) for engine, found in engines.items() if name in found["workloads"]]
+        first = rows[0][1]["output_tokens_per_s"] if rows else 0.0
         for engine, metrics in rows:
             latencies = [(metrics[field] or {}).get(share) for field, share in _SHOWN]
             around = [engines[engine]["start_s"], engines[engine]["peak_resident_bytes"] / 2**20]
             each = metrics["output_tokens_per_s_of_each_turn"]
-            cells = [metrics["duration_s"], metrics["output_tokens_per_s"], min(each), max(each), *latencies, *around]
+            rate = metrics["output_tokens_per_s"]
+            cells = [metrics["duration_s"], rate, first / rate, min(each), max(each), *latencies, *around]
             shown = ("-" if cell is None else f"{cell:.2f}" if cell < 100 else f"{cell:.0f}" for cell in cells)
             table.add_row(name, engine, *shown, end_section=engine == rows[-1][0])
     return table
@@ -346,8 +355,11 @@ def chosen(given: argparse.Namespace) -> list[Peer]:
     """The engines that were asked for."""
     settings = parse_settings(given.set)
     peers: list[Peer] = [Asurge(settings), Asurge(settings, "asurge, whole answers", whole=True)]
-    for dtype in given.dtypes:
-        peers += _scripts(given, dtype)
+    if given.model.endswith(".gguf"):
+        peers += _llamas(given)
+    else:
+        for dtype in given.dtypes:
+            peers += _scripts(given, dtype)
     for server in given.server:
         name, _, command = server.partition("=")
         peers.append(Server(name, command))
@@ -362,16 +374,37 @@ def _scripts(given: argparse.Namespace, dtype: str) -> list[Peer]:
         ("OpenVINO GenAI", given.python_openvino, "openvino_genai", "openvino-genai", given.openvino_model or ""),
     ]
     return [
-        Script(name + suffix, python, module, package, dtype, model)
+        Script(name + suffix, python, module, package, dtype, model, job=module.removesuffix("_genai"))
         for name, python, module, package, model in asked
         if python
+    ]
+
+
+def _llamas(given: argparse.Namespace) -> list[Peer]:
+    """llama.cpp on the same file, without and with flash attention: neither is the faster one in all workloads."""
+    if not given.python_llama:
+        return []
+    workloads = [named_workload(name) for name in given.workloads]
+    context_len = max(one.most_open * (one.input_len + one.output_len + 8) for one in workloads)
+    options = {"context_len": context_len, "max_num_seqs": MAX_NUM_SEQS}
+    return [
+        Script(
+            name,
+            given.python_llama,
+            "llama_cpp",
+            "llama-cpp-python",
+            job="llamacpp",
+            options={**options, "flash": flash},
+        )
+        for name, flash in (("llama.cpp", False), ("llama.cpp, flash attention", True))
     ]
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure other engines beside asurge.")
-    parser.add_argument("--model", required=True, metavar="FOLDER")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="a checkpoint folder or a GGUF file")
+    parser.add_argument("--python-llama", default="", metavar="PATH", help="one with llama-cpp-python, for a GGUF file")
     parser.add_argument(
         "--workloads", type=parse_workloads, default=list(WORKLOADS), metavar="w1,w2,...", help="default: all"
     )
@@ -388,7 +421,7 @@ def main() -> None:
     parser.add_argument("--server", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.json")
     given = parser.parse_args()
-    vocab_size = json.loads((Path(given.model) / "config.json").read_text())["vocab_size"]
+    vocab_size = model_config(Path(given.model)).vocab_size
     task = Task(given.model, vocab_size, given.workloads, given.seed)
     result = compare(chosen(given), task, given.repeat)
     store(result, given.store)

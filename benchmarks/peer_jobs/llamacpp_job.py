@@ -77,6 +77,10 @@ def start(orders: dict[str, Any]) -> protocol.Stepper:
     params.n_ctx, params.n_batch, params.n_ubatch = orders["context_len"], BATCH, BATCH
     params.n_seq_max, params.kv_unified = orders["max_num_seqs"], True
     params.n_threads = params.n_threads_batch = threads
+    if "flash" in orders:
+        params.flash_attn_type = (
+            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if orders["flash"] else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
     context = llama.llama_init_from_model(model, params)
     if not context:
         raise RuntimeError("llama.cpp cannot make a context")

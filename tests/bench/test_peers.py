@@ -76,6 +76,7 @@ def test_what_is_missing_is_said() -> None:
 
 def test_others_compute_in_each_type_that_is_asked_for() -> None:
     given = argparse.Namespace(
+        model="folder",
         set=[],
         python_transformers="a",
         python_vllm="b",
@@ -91,6 +92,17 @@ def test_others_compute_in_each_type_that_is_asked_for() -> None:
         ("transformers, float32", "a", "float32"),
         ("vLLM, float32", "b", "float32"),
     ]
+
+
+def test_a_gguf_file_is_given_to_llama_cpp_too() -> None:
+    given = argparse.Namespace(model="x.gguf", set=[], python_llama="c", workloads=["w1", "w4"], server=[])
+    _, _, plain, flash = peers.chosen(given)
+    assert isinstance(plain, peers.Script)
+    assert isinstance(flash, peers.Script)
+    assert (plain.job, plain.options["flash"], flash.options["flash"]) == ("llamacpp", False, True)
+    assert plain.options["context_len"] >= 2048 + 16
+    given.python_llama = ""
+    assert len(peers.chosen(given)) == 2
 
 
 def test_every_work_comes_behind_its_warm_up() -> None:
