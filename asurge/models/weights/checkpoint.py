@@ -6,6 +6,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from asurge.models.config import DecoderConfig
 
 ParameterPath = tuple[str | int, ...]
@@ -34,6 +37,13 @@ class Source:
             return self.shape
         matrices, inputs, outputs = self.shape
         return (matrices * outputs, inputs)
+
+    def row_order(self, count: int | None = None) -> npt.NDArray[np.int64]:
+        """Which row of the checkpoint is each of the model's; of its first ``count`` rows (None: of all)."""
+        size, order = len(self.order), np.arange(self.shape[0] if count is None else count)
+        heads = order[: self.heads * size].reshape(self.heads, size)
+        order[: self.heads * size] = heads[:, np.asarray(self.order)].reshape(-1)
+        return order
 
 
 Table = dict[ParameterPath, tuple[Source, ...]]

@@ -95,22 +95,20 @@ class GgufTensors:
         if tensor.type.name not in TYPES:
             return None
         rows = self._stored_rows(source)
-        order = None if not source.order else self._order(source, len(rows)).astype(np.int32)
+        order = None if not source.order else source.row_order(len(rows)).astype(np.int32)
         return RawMatrix(tensor.type.name, rows, source.shape[-1], order)
+
+    def stored_type(self, source: Source) -> str | None:
+        """The type of a tensor that is quantised; None of floating-point numbers."""
+        name: str = self._found[source.name][0].type.name
+        return None if name in ("F32", "F16", "BF16") else name
 
     def rows(self, source: Source) -> np.ndarray:
         """The bytes of each row as the file has them, ``uint8 [rows, row_bytes]``, in the model's order."""
         rows = self._stored_rows(source)
-        return rows[self._order(source, len(rows))] if source.order else rows
+        return rows[source.row_order(len(rows))] if source.order else rows
 
     def _stored_rows(self, source: Source) -> np.ndarray:
         tensor, expert = self._found[source.name]
         data = tensor.data() if expert is None else tensor.data()[expert]
         return data.reshape(math.prod(data.shape[:-1]), data.shape[-1])
-
-    def _order(self, source: Source, count: int) -> np.ndarray:
-        """Which row of the file is each of the model's."""
-        size, order = len(source.order), np.arange(count)
-        heads = order[: source.heads * size].reshape(source.heads, size)
-        order[: source.heads * size] = heads[:, np.asarray(source.order)].reshape(-1)
-        return order

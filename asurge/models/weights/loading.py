@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from asurge.gguf.checkpoint import GgufCheckpoint
 
 _INDEX = "model.safetensors.index.json"
+QUANTIZATION = "quantization_config"
+"""The key of config.json that says how weights are quantised."""
 _NAMED_IN_ERRORS = 8
 _STRIP = 32
 """Rows transposed at a time: 3.5 times faster than a whole matrix at once (5120 x 4096 in bf16: 44 ms, 153)."""
@@ -41,6 +44,16 @@ _STORED_DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+_OTHER_DTYPES = {
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+"""Of parts of quantised matrices."""
 
 
 def load_model(path: Path, *, dtype: str, progress: bool = True) -> Decoder:
@@ -66,7 +79,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     config, checkpoint = _opened(path)
     table = checkpoint_table(config)
     wanted = {source.name for sources in table.values() for source in sources}
-    tensors = _Tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
+    tensors = _folder_tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
     _check_names(tensors, wanted, config, path)
     for sources in table.values():
         for source in sources:
@@ -108,22 +121,32 @@ def open_shape(path: Path) -> tuple[DecoderConfig, Callable[[Source], RawMatrix 
     """The shape of a model, and how each of its tensors is quantised in its checkpoint (None: not at all); raises what
     `open_model` does."""
     config, checkpoint = _opened(path)
-    if checkpoint is None:
-        return config, lambda _: None
     wanted = {source.name for sources in checkpoint_table(config).values() for source in sources}
-    return config, _gguf_tensors(checkpoint, config, wanted).raw
+    tensors = _folder_tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
+    return config, tensors.raw
 
 
 def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:
     """The shape of a model, and the GGUF checkpoint if it is one."""
     if path.is_dir():
         raw = read_config(path)
+        raw.pop(QUANTIZATION, None)  # it says how weights are stored, not what the model computes
         return family_for(raw).config(raw), None
     from asurge.gguf.checkpoint import open_gguf  # what reads GGUF is imported for those who have it
     from asurge.models.gguf_config import gguf_config
 
     checkpoint = open_gguf(path)
     return gguf_config(checkpoint), checkpoint
+
+
+def _folder_tensors(path: Path) -> TensorReader:
+    """The tensors of a folder; dequantised where they are quantised."""
+    tensors, settings = _Tensors(path), read_config(path).get(QUANTIZATION)
+    if not isinstance(settings, dict):
+        return tensors
+    from asurge.models.weights.quantized import QuantizedTensors
+
+    return QuantizedTensors(path, tensors, tensors, settings)
 
 
 def _gguf_tensors(checkpoint: GgufCheckpoint, config: DecoderConfig, wanted: Collection[str]) -> TensorReader:
@@ -153,7 +176,11 @@ class TensorReader(Protocol):
         ...
 
     def raw(self, source: Source) -> RawMatrix | None:
-        """A matrix that is quantised as it is stored, in the model's order; None of floating-point numbers."""
+        """A matrix that is quantised as it is stored, in the model's order; None where kernels have no type for it."""
+        ...
+
+    def stored_type(self, source: Source) -> str | None:
+        """How a tensor is quantised; None of floating-point numbers."""
         ...
 
 
@@ -201,7 +228,7 @@ class Stored:
 
     def types(self) -> set[str]:
         """The types in which its matrices are quantised."""
-        return {matrix.type for source in self._sources if (matrix := self._tensors.raw(source)) is not None}
+        return {kind for source in self._sources if (kind := self._tensors.stored_type(source)) is not None}
 
     def note_read(self) -> None:
         """Count it as read; ends loading if that is to end."""
@@ -299,6 +326,21 @@ class _Tensors:
     def raw(self, source: Source) -> RawMatrix | None:
         return None
 
+    def stored_type(self, source: Source) -> str | None:
+        return None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, as it is stored."""
+        return self._headers[name].shape
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor as it is stored, of any type; mapped."""
+        header = self._headers[name]
+        kind = _STORED_DTYPES.get(header.dtype) or _OTHER_DTYPES.get(header.dtype)
+        if kind is None:
+            raise WeightsError(f"{header.path}: tensor {name} is stored as {header.dtype}, which is not read")
+        return _view(header, kind)
+
 
 def _headers_of(path: Path) -> dict[str, _Header]:
     """The header of a safetensors file: its length in 8 bytes, and JSON."""
@@ -312,10 +354,10 @@ def _headers_of(path: Path) -> dict[str, _Header]:
     }
 
 
-def _view(header: _Header) -> np.ndarray:
+def _view(header: _Header, kind: np.dtype | None = None) -> np.ndarray:
     """A tensor as it is stored, where it is stored: to be copied from. (`safetensors` would make a copy first.)"""
     try:
-        return np.memmap(header.path, _STORED_DTYPES[header.dtype], "r", header.offset, header.shape)
+        return np.memmap(header.path, kind or _STORED_DTYPES[header.dtype], "r", header.offset, header.shape)
     except ValueError as error:
         raise _shorter(header.path) from error
 
