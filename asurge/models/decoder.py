@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asurge.models.config import DecoderConfig, Rope
+from asurge.models.config import DecoderConfig, Experts, Rope
 from asurge.models.layers import Int8Linear, Linear, PackedLinear, PackedTable, RMSNorm, matrix
 from asurge.ops.attention import Heads
-from asurge.ops.experts import mix, route
+from asurge.ops.experts import mix, mix_placed, place_tokens, route
 from asurge.ops.linear import linear
 from asurge.ops.logits import allow
 from asurge.ops.norm import soft_cap
@@ -175,6 +175,48 @@ class SparseMLP(nnx.Module):
         return out if residual is None else residual + out
 
 
+class PackedSparseMLP(nnx.Module):
+    """`SparseMLP` for the CPU kernels, of all layers: the experts' weights lie behind each other, those of a layer together.
+
+    Args:
+        router: ``[layers, experts, hidden]``.
+        gate_up, down: of ``layers * experts``.
+    """
+
+    def __init__(self, experts: Experts, router: nnx.Param, gate_up: PackedLinear, down: PackedLinear) -> None:
+        self.experts, self.router, self.gate_up, self.down = experts, router, gate_up, down
+
+    def __call__(
+        self,
+        x: jax.Array,
+        norm: RMSNorm | None,
+        residual: jax.Array | None,
+        live: jax.Array | None,
+        layer: int | jax.Array,
+    ) -> jax.Array:
+        """``residual`` and what the experts of ``norm(x)`` add to it."""
+        experts = self.experts
+        x = x if norm is None else norm(x, layer)
+        router = lax.dynamic_index_in_dim(self.router[...], layer, keepdims=False)
+        weights, chosen = route(
+            linear(x, router, dtype=jnp.float32),
+            experts.per_token,
+            normalize=experts.normalize,
+            sigmoid=experts.sigmoid,
+        )
+        placed = place_tokens(chosen, live, experts.count)
+        own = placed.experts + layer * experts.count
+        out = mix_placed(
+            x,
+            weights,
+            placed,
+            lambda rows: self.gate_up(rows, live=placed.live, row_layers=own),
+            lambda rows: self.down(rows, live=placed.live, row_layers=own),
+            weigh_input=experts.weigh_input,
+        )
+        return out if residual is None else residual + out
+
+
 LINEARS = (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_proj"), ("mlp", "down_proj"))
 """The linear layers of a `Block` without experts: whose they are, and their names."""
 
@@ -189,7 +231,7 @@ class Block(nnx.Module):
         self.attention_output_norm = _norm(config, dtype) if behind else None
         self.mlp_norm = _norm(config, dtype) if before else None
         if config.is_sparse(layer):
-            self.mlp: SparseMLP | MLP = SparseMLP(config, dtype=dtype, rngs=rngs)
+            self.mlp: SparseMLP | PackedSparseMLP | MLP = SparseMLP(config, dtype=dtype, rngs=rngs)
         else:
             self.mlp = MLP(config, config.intermediate_size, dtype=dtype, rngs=rngs)
         self.mlp_output_norm = _norm(config, dtype) if behind else None

@@ -147,6 +147,7 @@ class PackedLinear(nnx.Module):
         live: jax.Array | None = None,
         dtype: jnp.dtype = jnp.bfloat16,
         layer: int | jax.Array = 0,
+        row_layers: jax.Array | None = None,
     ) -> jax.Array:
         x, factor, epsilon = _to_normalise(x, norm, layer)
         return self.format.linear(
@@ -161,6 +162,7 @@ class PackedLinear(nnx.Module):
             activation=self.activation,
             dtype=dtype,
             layer=layer,
+            row_layers=row_layers,
         )
 
     def argmax(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -107,6 +110,75 @@ def mix_looped(
 
     mixed: jax.Array = lax.fori_loop(0, count, visit, jnp.zeros(x.shape, jnp.float32))
     return mixed.astype(x.dtype)
+
+
+class PlacedTokens(NamedTuple):
+    """Tokens in the order in which kernels multiply them: those of an expert together, from a multiple of 16 rows on.
+
+    Attributes:
+        rows: int32 ``[tokens, per_token]``, the row of each token at each of its experts; beyond the last where it has none.
+        tokens: int32 ``[rows]``, the token of each row; any where there is none.
+        live: int32 ``[rows / 16]``, how many of each 16 rows have one, the first ones.
+        experts: int32 ``[rows / 16]``, whose rows they are.
+    """
+
+    rows: jax.Array
+    tokens: jax.Array
+    live: jax.Array
+    experts: jax.Array
+
+
+def place_tokens(experts: jax.Array, live: jax.Array | None, count: int, tile: int = 16) -> PlacedTokens:
+    """Sort tokens by expert.
+
+    Args:
+        experts: int32 ``[tokens, per_token]``, of `route`.
+        live: how many of each 16 tokens are real (`asurge.ops.packed.packed_linear`); the others go to no expert.
+        count: of experts.
+    """
+    tokens, per_token = experts.shape
+    if live is not None:
+        real = (jnp.arange(tile) < live[:, None]).reshape(-1)[:tokens]
+        experts = jnp.where(real[:, None], experts, count)
+    flat = experts.reshape(-1)
+    chosen = flat[:, None] == jnp.arange(count)
+    sizes = chosen.sum(axis=0, dtype=jnp.int32)
+    tiles = -(-sizes // tile)
+    ends = jnp.cumsum(tiles)
+    first = (ends - tiles) * tile
+    before = jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - 1
+    number = tile * (tokens * per_token // tile + min(count, tokens * per_token))
+    within = jnp.take_along_axis(before, jnp.minimum(flat, count - 1)[:, None], axis=1)[:, 0]
+    rows = jnp.where(flat < count, first[jnp.minimum(flat, count - 1)] + within, number)
+    owners = jnp.zeros(number, jnp.int32).at[rows].set(jnp.arange(len(flat), dtype=jnp.int32) // per_token, mode="drop")
+    at = jnp.arange(number // tile, dtype=jnp.int32)
+    whose = jnp.minimum((at[:, None] >= ends).sum(axis=1, dtype=jnp.int32), count - 1)
+    left = sizes[whose] - (at * tile - first[whose])
+    filled = jnp.where(at < ends[-1], jnp.clip(left, 0, tile), 0)
+    return PlacedTokens(rows.reshape(experts.shape), owners, filled, whose)
+
+
+def mix_placed(
+    x: jax.Array,
+    weights: jax.Array,
+    placed: PlacedTokens,
+    gate_up: Callable[[jax.Array], jax.Array],
+    down: Callable[[jax.Array], jax.Array],
+    *,
+    weigh_input: bool = False,
+) -> jax.Array:
+    """`mix` by kernels that multiply each 16 rows by one expert's weights: only experts that got a token are read.
+
+    Args:
+        gate_up, down: products of ``[rows, ...]``, placed; the first one gates.
+    """
+    rows = x[placed.tokens]
+    if weigh_input:
+        share = jnp.zeros(len(rows), jnp.float32).at[placed.rows.reshape(-1)].set(weights.reshape(-1), mode="drop")
+        rows = (rows * share[:, None]).astype(x.dtype)
+    came = down(gate_up(rows)).at[placed.rows].get(mode="fill", fill_value=0)
+    came = came.astype(jnp.float32) if weigh_input else came * weights[..., None]
+    return came.sum(axis=1).astype(x.dtype)
 
 
 def _grouped(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:

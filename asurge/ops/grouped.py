@@ -146,6 +146,7 @@ def grouped_linear(
     activation: Activation = "silu",
     dtype: jnp.dtype = jnp.bfloat16,
     layer: int | jax.Array = 0,
+    row_layers: jax.Array | None = None,
 ) -> jax.Array:
     """`asurge.ops.packed.packed_linear` with grouped weights.
 
@@ -156,7 +157,22 @@ def grouped_linear(
     columns = strips.shape[1] * COLUMNS // (2 if gated else 1)
     out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
     gelu = activation == "gelu_tanh"
-    return _call(out, x, weight, strips, norm, epsilon, bias, residual, live, None, gated=gated, gelu=gelu, layer=layer)
+    return _call(
+        out,
+        x,
+        weight,
+        strips,
+        norm,
+        epsilon,
+        bias,
+        residual,
+        live,
+        None,
+        gated=gated,
+        gelu=gelu,
+        layer=layer,
+        row_layers=row_layers,
+    )
 
 
 def grouped_argmax(
@@ -198,6 +214,7 @@ def _call(
     gelu: bool = False,
     candidates: int = 0,
     layer: int | jax.Array = 0,
+    row_layers: jax.Array | None = None,
 ) -> jax.Array:
     result: jax.Array = jax.ffi.ffi_call("asurge_grouped_linear", out)(
         x,
@@ -208,6 +225,7 @@ def _call(
         native.given(residual, jnp.bfloat16),
         native.given(live, jnp.int32),
         native.given(allowed, jnp.uint32),
+        native.given(row_layers, jnp.int32),
         native.number(layer),
         epsilon=np.float32(epsilon),
         gated=gated,

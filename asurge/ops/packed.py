@@ -89,6 +89,7 @@ def packed_linear(
     activation: Activation = "silu",
     dtype: jnp.dtype = jnp.bfloat16,
     layer: int | jax.Array = 0,
+    row_layers: jax.Array | None = None,
 ) -> jax.Array:
     """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
 
@@ -106,6 +107,8 @@ def packed_linear(
         activation: of the gate.
         dtype: bf16, or float32 without residual and gate.
         layer: int32, of weight, scale, norm and bias, where they are ``[layers, ...]``.
+        row_layers: int32 ``[rows / 16]``, rounded up: the layer by which each 16 rows are multiplied, as mixtures of experts have it;
+            without ``layer``, norm and bias.
 
     Returns:
         ``[rows, columns]``, or half the columns where gated.
@@ -113,7 +116,21 @@ def packed_linear(
     columns = weight.shape[-5] * COLUMNS // (2 if gated else 1)
     out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
     gelu = activation == "gelu_tanh"
-    return _call(out, x, weight, scale, norm, epsilon, bias, residual, live, gated=gated, gelu=gelu, layer=layer)
+    return _call(
+        out,
+        x,
+        weight,
+        scale,
+        norm,
+        epsilon,
+        bias,
+        residual,
+        live,
+        gated=gated,
+        gelu=gelu,
+        layer=layer,
+        row_layers=row_layers,
+    )
 
 
 def packed_argmax(
@@ -155,6 +172,7 @@ def _call(
     gelu: bool = False,
     candidates: int = 0,
     layer: int | jax.Array = 0,
+    row_layers: jax.Array | None = None,
 ) -> jax.Array:
     result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
         x,
@@ -165,6 +183,7 @@ def _call(
         native.given(residual, jnp.bfloat16),
         native.given(live, jnp.int32),
         native.given(allowed, jnp.uint32),
+        native.given(row_layers, jnp.int32),
         native.number(layer),
         epsilon=np.float32(epsilon),
         gated=gated,

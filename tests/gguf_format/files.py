@@ -125,7 +125,9 @@ def write_gguf(
     _add_tokenizer(writer)
     change(writer)
     for name, tensor in tensors.items():
-        if tensor.ndim > 1 and kind != GGMLQuantizationType.F32:
+        if (
+            tensor.ndim > 1 and "ffn_gate_inp" not in name and kind != GGMLQuantizationType.F32
+        ):  # routers keep their precision
             writer.add_tensor(name, quantize(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, tensor.astype(np.float32))

@@ -24,7 +24,6 @@ from tests.kernels import needs_kernels
 
 pytestmark = needs_kernels
 
-DENSE = [name for name in MODELS if name not in ("mixtral", "qwen3moe")]
 TOKENS = np.random.default_rng(0).integers(3, 60, 40).astype(np.int32)
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 
@@ -52,7 +51,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("model", DENSE)
+@pytest.mark.parametrize("model", MODELS)
 def test_every_family_keeps_its_distributions(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, file = converted(tmp_path, model, kind=GGMLQuantizationType.Q4_0)
     with caplog.at_level(logging.WARNING):

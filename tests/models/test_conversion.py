@@ -17,6 +17,7 @@ from flax import nnx
 from asurge.config import EngineConfig
 from asurge.errors import ConfigError
 from asurge.models import Decoder, DenseAttend, load_model, open_model
+from asurge.models.decoder import PackedSparseMLP
 from asurge.models.layers import Int8Linear, Linear, PackedLinear, PackedTable
 from asurge.models.weights.conversion import convert
 from asurge.ops import native
@@ -334,23 +335,65 @@ def test_prompt_logprobs_equal_those_of_plain_jax(folders: dict[str, Path]) -> N
     np.testing.assert_allclose(told[0], told[1], atol=0.03)
 
 
-DECLINED: dict[str, dict[str, Any]] = {
-    "a mixture of experts": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=2),
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": dict(
+        architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=4, num_experts_per_tok=2
+    ),
+    "qwen3moe": dict(
+        architectures=["Qwen3MoeForCausalLM"],
+        model_type="qwen3_moe",
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=64,
+        norm_topk_prob=True,
+    ),
 }
 
 
 @needs_kernels
-@pytest.mark.parametrize("reason", DECLINED)
-def test_unsupported_features_of_kernels_are_named(reason: str, tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path, **SIZES | DECLINED[reason])
-    found = convert(load(folder), kernels="auto", quantization=None)
-    assert found is not None
-    assert reason in found
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_experts_run_in_the_kernels(mixture: str, quantization: str | None, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, **SIZES | MIXTURES[mixture])
+    plain, packed = load(folder), load(folder)
+    assert convert(plain, kernels="xla", quantization=None) is None
+    assert convert(packed, kernels="native", quantization=quantization) is None
+    assert isinstance(packed.layers[0].mlp, PackedSparseMLP)
+    tokens = jnp.asarray(random_tokens(40, 0))
+
+    def logits(model: Decoder) -> np.ndarray:
+        hidden = model(tokens, jnp.arange(40), DenseAttend(model.config))
+        return np.asarray(model.logits(hidden), np.float64)[:, : model.config.vocab_size]
+
+    expected, found = logits(plain), logits(packed)
+    assert np.linalg.norm(found - expected) < {None: 0.02, "int8": 0.2, "int4": 0.4}[quantization] * np.linalg.norm(
+        expected
+    )
+
+
+@needs_kernels
+def test_tokens_that_are_not_live_go_to_no_expert(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path, **SIZES | MIXTURES["mixtral"]))
+    convert(model, kernels="native", quantization=None)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(32, model.config.hidden_size)), jnp.bfloat16)
+    mlp = model.layers[0].mlp
+    whole = np.asarray(mlp(x, None, None, None, 0))
+    some = np.asarray(mlp(x, None, None, jnp.asarray([3, 0], jnp.int32), 0))
+    assert np.array_equal(some[:3], whole[:3])
+    assert not some[3:].any()
+
+
+@needs_kernels
+def test_what_the_kernels_cannot_do_is_declined_by_name(tmp_path: Path) -> None:
+    reason = "experts beside others, or layers without them"
+    changes = dict(MIXTURES["qwen3moe"], decoder_sparse_step=2)
+    folder = write_tiny(tmp_path, **SIZES | changes)
+    assert reason in str(convert(load(folder), kernels="auto", quantization=None))
     with pytest.raises(ConfigError, match=reason):
         convert(load(folder), kernels="native", quantization=None)
 
 
 def test_experts_are_not_quantised_in_silence(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path, **SIZES | DECLINED["a mixture of experts"])
+    folder = write_tiny(tmp_path, **SIZES | MIXTURES["mixtral"])
     with pytest.raises(ConfigError, match="experts"):
-        convert(load(folder), kernels="auto", quantization="int8")
+        convert(load(folder), kernels="xla", quantization="int8")

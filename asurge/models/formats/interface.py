@@ -46,6 +46,7 @@ class Surroundings(TypedDict, total=False):
     activation: Activation
     dtype: jnp.dtype
     layer: int | jax.Array
+    row_layers: jax.Array | None
 
 
 class Choice(TypedDict, total=False):

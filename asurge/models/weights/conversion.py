@@ -10,7 +10,7 @@ from flax import nnx
 
 from asurge.config import Kernels
 from asurge.errors import ConfigError
-from asurge.models.decoder import LINEARS, Decoder
+from asurge.models.decoder import LINEARS, Decoder, SparseMLP
 from asurge.models.formats import GROUPED, QUANTIZATIONS, WeightFormat
 from asurge.models.layers import Int8Linear, Linear
 from asurge.models.weights.loading import Stored, read_all, value_of
@@ -35,8 +35,6 @@ def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> st
         ConfigError: the kernels asked for by name cannot serve the model.
     """
     fmt, as_stored = QUANTIZATIONS[quantization], quantization is None
-    if quantization is not None and model.config.experts is not None:
-        raise ConfigError(f"quantization={quantization!r} does not cover mixtures of experts: leave it out")
     wanted = wants_native_products(kernels, jax.default_backend())
     reason = unable(model, fmt, as_stored=as_stored) if wanted else None
     if reason is not None:
@@ -53,6 +51,8 @@ def convert(model: Decoder, *, kernels: Kernels, quantization: str | None) -> st
     if packs:
         pack_model(model, fmt, as_stored=as_stored)
     elif quantization == "int8":
+        if model.config.experts is not None:
+            raise ConfigError("quantization='int8' covers mixtures of experts in the CPU kernels alone: leave it out")
         _quantize(model)
     read_all(model)
     return reason
@@ -75,16 +75,22 @@ def unable(model: Decoder, fmt: WeightFormat, *, as_stored: bool) -> str | None:
     dtype = model.output_table.get_value().dtype
     if dtype != jnp.bfloat16:
         return f"dtype={dtype.name} is not bfloat16"
-    if config.experts is not None:
-        return "the model is a mixture of experts"
-    sizes = {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads * head_dim": config.q_size,
-    }
-    grouped = as_stored and all(
-        GROUPED.holds(getattr(getattr(model.layers[0], owner), name).weight.get_value()) for owner, name in LINEARS
-    )
+    sizes = {"hidden_size": config.hidden_size, "num_attention_heads * head_dim": config.q_size}
+    if config.experts is None:
+        sizes["intermediate_size"] = config.intermediate_size
+    elif (reason := _unable_experts(model)) is not None:
+        return reason
+    else:
+        sizes["the experts' intermediate size"] = config.experts.size
+    first = model.layers[0]
+    weights = [
+        getattr(getattr(first, owner), name).weight
+        for owner, name in LINEARS
+        if owner != "mlp" or config.experts is None
+    ]
+    if isinstance(first.mlp, SparseMLP):
+        weights += [first.mlp.gate_up, first.mlp.down]
+    grouped = as_stored and all(GROUPED.holds(weight.get_value()) for weight in weights)
     depth = GROUPED.depth if grouped else fmt.depth
     for name, size in sizes.items():
         if size % depth:
@@ -92,6 +98,18 @@ def unable(model: Decoder, fmt: WeightFormat, *, as_stored: bool) -> str | None:
     if (config.q_size + 2 * config.kv_size) % COLUMNS:
         return f"the projection to {config.q_size + 2 * config.kv_size} is not a multiple of {COLUMNS}"
     return native.unavailable()
+
+
+def _unable_experts(model: Decoder) -> str | None:
+    config = model.config
+    assert config.experts is not None
+    if config.experts.shared or not all(map(config.is_sparse, range(config.num_layers))):
+        return "the model has experts beside others, or layers without them"
+    for block in model.layers:
+        value = block.mlp.gate_up.get_value()
+        if isinstance(value, Stored) and value.splits % config.experts.count:
+            return "the experts are one tensor in the checkpoint"
+    return None
 
 
 def _quantize(model: Decoder) -> None:

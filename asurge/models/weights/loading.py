@@ -226,6 +226,26 @@ class Stored:
         matrices = [matrix for matrix in found if matrix is not None]
         return matrices if len(matrices) == len(found) else None
 
+    def split(self, count: int) -> list[Stored]:
+        """As many equal matrices, which lie one below the other in it.
+
+        Raises:
+            ValueError: they do not begin where tensors of the checkpoint do.
+        """
+        own = len(self._sources) // count
+        if own * count != len(self._sources):
+            raise ValueError(f"{len(self._sources)} tensors are not {count} matrices")
+        shape = (self.shape[0] // count, *self.shape[1:])
+        return [
+            Stored(self._tensors, self._sources[at * own : (at + 1) * own], shape, self.dtype, self._bar, self._check)
+            for at in range(count)
+        ]
+
+    @property
+    def splits(self) -> int:
+        """The tensors of the checkpoint that it consists of."""
+        return len(self._sources)
+
     def types(self) -> set[str]:
         """The types in which its matrices are quantised."""
         return {kind for source in self._sources if (kind := self._tensors.stored_type(source)) is not None}

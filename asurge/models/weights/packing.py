@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
-from asurge.models.decoder import LINEARS, Decoder
+from asurge.models.decoder import LINEARS, Decoder, PackedSparseMLP, SparseMLP
 from asurge.models.formats import GROUPED, Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import stacked
 from asurge.models.layers import Linear, PackedLinear, PackedTable, RMSNorm
-from asurge.models.weights.loading import value_of
+from asurge.models.weights.loading import Stored, value_of
 from asurge.ops.packed import bit_patterns, interleave
 
 
@@ -30,10 +30,15 @@ def pack_model(model: Decoder, fmt: WeightFormat, *, as_stored: bool) -> None:
 
     _pack_head(model, format_of)  # the largest first, while it is held twice
     blocks = list(model.layers)
+    sparse = [block.mlp for block in blocks if isinstance(block.mlp, SparseMLP)]
     for owner, name in LINEARS:
+        if owner == "mlp" and sparse:
+            continue
         owners = [getattr(block, owner) for block in blocks]
         layers: list[Linear] = [getattr(one, name) for one in owners]
         setattr(owners[0], name, _pack_layers(layers, format_of([layer.weight.get_value() for layer in layers])))
+    if sparse:
+        blocks[0].mlp = _pack_experts(sparse, format_of)
     for norms in zip(*map(_norms, blocks), strict=True):
         norms[0].weight = nnx.Param(stacked([value_of(norm.weight) for norm in norms]))
     model.layers = nnx.List(blocks[:1])
@@ -71,6 +76,32 @@ def _pack_layers(layers: Sequence[Linear], fmt: WeightFormat) -> PackedLinear:
     biases = [interleave(bias) if first.gated else bias for bias in biases]
     bias = nnx.Param(stacked(biases)) if biases else None
     return PackedLinear(fmt, parts, bias, gated=first.gated, activation=first.activation)
+
+
+def _pack_experts(
+    layers: Sequence[SparseMLP], format_of: Callable[[Sequence[jax.Array | RawSource]], WeightFormat]
+) -> PackedSparseMLP:
+    """The experts of all layers."""
+    experts, activation = layers[0].experts, layers[0].activation
+
+    def pack(name: str, *, gated: bool) -> PackedLinear:
+        weights = [part for layer in layers for part in matrices(getattr(layer, name).get_value(), experts.count)]
+        fmt = format_of(weights)
+        parts = _parameters(fmt.pack(weights, gated=gated))
+        for layer in layers:
+            if isinstance(whole := getattr(layer, name).get_value(), jax.Array):
+                whole.delete()
+        return PackedLinear(fmt, parts, None, gated=gated, activation=activation)
+
+    router = nnx.Param(stacked([value_of(layer.router) for layer in layers]))
+    return PackedSparseMLP(experts, router, pack("gate_up", gated=True), pack("down", gated=False))
+
+
+def matrices(value: jax.Array | Stored, count: int) -> list[jax.Array | RawSource]:
+    """Matrices that lie one below the other in a parameter: those of its experts."""
+    if isinstance(value, Stored):
+        return list(value.split(count))
+    return list(value.reshape(count, -1, value.shape[1]))
 
 
 def _parameters(parts: Parts) -> nnx.Dict:

@@ -33,7 +33,7 @@ T* part_or_null(const ffi::AnyBuffer& buffer, int32_t part, size_t parts) {
 
 // What products share, whatever their weights are stored as.
 struct LinearOperands {
-  ffi::AnyBuffer x, norm, bias, residual, live, allowed;
+  ffi::AnyBuffer x, norm, bias, residual, live, allowed, layers;
   int32_t layer;
   ffi::Result<ffi::AnyBuffer> out;
   float epsilon;
@@ -67,6 +67,14 @@ ffi::Error set_operands(asurge::Linear& call, LinearOperands& given, size_t laye
       out.element_count() != (argmax ? rows : rows * width)) {
     return ffi::Error::InvalidArgument("an operand of linear has the wrong size");
   }
+  call.layers = data_or_null<int32_t>(given.layers);
+  if (!fits(given.layers, (rows + 15) / 16)) return ffi::Error::InvalidArgument("linear takes a layer for each 16 rows");
+  for (size_t tile = 0; tile < given.layers.element_count(); ++tile) {
+    if (call.layers[tile] < 0 || size_t(call.layers[tile]) >= layers) return ffi::Error::InvalidArgument("linear has no such layer");
+  }
+  if (call.layers && (given.layer || call.norm || call.bias)) {
+    return ffi::Error::InvalidArgument("linear does not combine layers of rows with what one layer has");
+  }
   if (given.candidates < 0 || size_t(given.candidates) > columns || (given.gated && (columns % 32 || call.residual)) ||
       (call.residual && out.element_type() != ffi::BF16) || (given.gated && out.element_type() != ffi::BF16)) {
     return ffi::Error::InvalidArgument("linear does not combine these");
@@ -82,16 +90,17 @@ ffi::Error set_operands(asurge::Linear& call, LinearOperands& given, size_t laye
 }
 
 ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm, ffi::AnyBuffer bias,
-                  ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed, Number layer,
+                  ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed, ffi::AnyBuffer row_layers, Number layer,
                   ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu, int32_t candidates) {
   const auto stack = weight.dimensions();
   if (stack.size() != 6) return ffi::Error::InvalidArgument("linear takes packed weights, a layer behind the other");
   const size_t layers = stack[0], columns = stack[1] * 16;
   asurge::Linear call{};
-  LinearOperands given{x, norm, bias, residual, live, allowed, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
+  LinearOperands given{x, norm, bias, residual, live, allowed, row_layers, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
   if (auto error = set_operands(call, given, layers, columns); error.failure()) return error;
   call.weight = part_or_null<uint8_t>(weight, given.layer, layers);
   call.scale = part_or_null<float>(scale, given.layer, layers);
+  call.layer_bytes = weight.size_bytes() / layers;
   if (stack[2] * 16 * stack[5] != call.depth || !fits(scale, layers * columns)) {
     return ffi::Error::InvalidArgument("x, the packed weight and its scales differ in size");
   }
@@ -118,14 +127,17 @@ const asurge::StripEntry* strips_of(const ffi::AnyBuffer& weight, const ffi::Any
 
 ffi::Error grouped_linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer strips, ffi::AnyBuffer norm,
                           ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::AnyBuffer live, ffi::AnyBuffer allowed,
-                          Number layer, ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu,
+                          ffi::AnyBuffer row_layers, Number layer, ffi::Result<ffi::AnyBuffer> out, float epsilon, bool gated, bool gelu,
                           int32_t candidates) {
   const auto shape = strips.dimensions();
   if (shape.size() != 3) return ffi::Error::InvalidArgument("linear takes strips [layers, columns / 16, 2]");
   asurge::Linear call{};
-  LinearOperands given{x, norm, bias, residual, live, allowed, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
+  LinearOperands given{x, norm, bias, residual, live, allowed, row_layers, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
   if (auto error = set_operands(call, given, shape[0], shape[1] * 16); error.failure()) return error;
   call.weight = data_or_null<uint8_t>(weight);
+  for (size_t tile = 0; tile < row_layers.element_count(); ++tile) {
+    if (!strips_of(weight, strips, call.layers[tile], call.depth)) return ffi::Error::InvalidArgument("a strip lies outside of the weight");
+  }
   call.strips = strips_of(weight, strips, given.layer, call.depth);
   if (call.strips == nullptr) return ffi::Error::InvalidArgument("a strip lies outside of the weight, or its type is unknown");
   if (call.depth % 16) return ffi::Error::InvalidArgument("the depth of grouped weights is a multiple of 16");
@@ -281,6 +293,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<Number>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("epsilon")
@@ -290,6 +303,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_linear, grouped_linear,
                               ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

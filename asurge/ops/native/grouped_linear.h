@@ -139,7 +139,7 @@ inline QuantizedStep* quantize_input(const Linear& linear, const std::vector<Liv
 
 // Columns that a thread takes at a time: enough for long reads of memory, where there are, and few enough that none waits long
 // for the last one. Narrow products go in halves of panels.
-inline int grouped_width(const Linear& linear, size_t tiles) {
+inline int grouped_width(const Linear& linear, int tiles) {
   const int threads = ThreadPool::get().size();
   const int panels = linear.columns / kPanel / (kPiecesOfEach * threads);
   if (panels == 0 && !linear.gated) return kRows;
@@ -153,17 +153,22 @@ void run_grouped(const Linear& linear) {
   const size_t tile_steps = size_t(kRows) * steps_of(linear.depth);
   constexpr bool finds_largest = output == Output::kArgmax;
   Shared largest(finds_largest ? linear.rows : 0);
-  const bool many = live.size() > 1 && kMostDirectRows <= kRows;
-  const int width = grouped_width(linear, live.size());
-  ThreadPool::get().run((linear.columns + width - 1) / width, [&](Pieces& pieces) {
+  const std::vector<Run> runs = runs_of(linear, live);
+  int most = 0;
+  for (const Run run : runs) most = std::max(most, run.end - run.begin);
+  const int width = grouped_width(linear, most), across = (linear.columns + width - 1) / width;
+  ThreadPool::get().run(static_cast<int>(runs.size()) * across, [&](Pieces& pieces) {
     Best best(finds_largest ? linear.rows : 0);
     for (int index; pieces.take(index);) {
-      const int end = std::min((index + 1) * width, linear.columns);
-      for (int column = index * width; column < end; column += kPanel) {
+      const Run run = runs[index / across];
+      const Linear own = with_layer(linear, run.layer);
+      const bool many = run.end - run.begin > 1 && kMostDirectRows <= kRows;
+      const int begin = index % across * width, end = std::min(begin + width, linear.columns);
+      for (int column = begin; column < end; column += kPanel) {
         const int columns = std::min(kPanel, end - column), strip = column / kRows;
         UnpackedPanel unpacked;
-        if (many) unpacked.unpack(linear, strip, columns / kRows);
-        for (size_t tile = 0; tile < live.size(); ++tile) {
+        if (many) unpacked.unpack(own, strip, columns / kRows);
+        for (int tile = run.begin; tile < run.end; ++tile) {
           const auto [row, count] = live[tile];
           Block block;
           const QuantizedStep* rows = x + tile * tile_steps;
@@ -171,10 +176,10 @@ void run_grouped(const Linear& linear) {
             unpacked.multiply(rows, count, &block.values[0][0]);
           } else {
             for (int side = 0; side * kRows < columns; ++side) {
-              multiply_strip(linear, strip + side, rows, count, &block.values[0][side * kRows]);
+              multiply_strip(own, strip + side, rows, count, &block.values[0][side * kRows]);
             }
           }
-          finish<Depth::kBf16, output>(linear, block.values, nullptr, row, count, column, columns, &best);
+          finish<Depth::kBf16, output>(own, block.values, nullptr, row, count, column, columns, &best);
         }
       }
     }

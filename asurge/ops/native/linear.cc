@@ -78,7 +78,7 @@ void compute_panel(const Linear& linear, const Prepared<depth>& x, Range tiles, 
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const uint8_t* weight = linear.weight + column / 16 * strip;
   // A single tile takes both strips together only if its rows then go over the weights once.
-  const bool together = columns == kPanel && (x.live.size() > 1 || x.live[0].count <= kMostLines<2>);
+  const bool together = columns == kPanel && (tiles.end - tiles.begin > 1 || x.live[tiles.begin].count <= kMostLines<2>);
   for (int tile = tiles.begin; tile < tiles.end; tile += 2) {
     const uint8_t* a = x.tiles + tile * x.tile_bytes();
     const bool two = tile + 1 < tiles.end;
@@ -102,15 +102,16 @@ void compute_panel(const Linear& linear, const Prepared<depth>& x, Range tiles, 
 
 // Two panels at once, where live rows are few.
 template <Depth depth, Output output>
-void compute_pair(const Linear& linear, const Prepared<depth>& x, int column, Best* best) {
+void compute_pair(const Linear& linear, const Prepared<depth>& x, int tile, int column, Best* best) {
   Block blocks[2];
   const size_t strip = size_t(x.depth_tiles) * kTile;
   const Strip b{linear.weight + column / 16 * strip};
-  const auto [row, count] = x.live[0];
-  multiply_wide<depth>(x.tiles, b, strip, x.depth_tiles, &blocks[0].values[0][0], &blocks[1].values[0][0], kPanel,
+  const auto [row, count] = x.live[tile];
+  const Quantized* quantized = x.quantized + tile * kRows;
+  multiply_wide<depth>(x.tiles + tile * x.tile_bytes(), b, strip, x.depth_tiles, &blocks[0].values[0][0], &blocks[1].values[0][0], kPanel,
                        LiveRows{count}, Fetch{kAheadWide, to_next(x.depth_tiles, 2 * kPanel)});
-  finish<depth, output>(linear, blocks[0].values, x.quantized, row, count, column, kPanel, best);
-  finish<depth, output>(linear, blocks[1].values, x.quantized, row, count, column + kPanel, kPanel, best);
+  finish<depth, output>(linear, blocks[0].values, quantized, row, count, column, kPanel, best);
+  finish<depth, output>(linear, blocks[1].values, quantized, row, count, column + kPanel, kPanel, best);
 }
 
 // The most rows of one tile that are multiplied by a pair of panels at once. Where memory is the limit, they go over the weights
@@ -160,23 +161,30 @@ void run_as(const Linear& linear) {
   }
   constexpr bool finds_largest = output == Output::kArgmax;
   Shared largest(finds_largest ? linear.rows : 0);
-  const int width = width_of(linear, tiles, threads);
   // Rows that a thread takes together, in pairs of tiles.
   const int block = static_cast<int>(std::clamp<size_t>(kBytesTogether / x.tile_bytes() / 2 * 2, 2, std::max(tiles, 2)));
-  const int across = (linear.columns + width - 1) / width;
-  pool.run((tiles + block - 1) / block * across, [&](Pieces& panels) {
+  std::vector<Run> blocks;
+  int most = 0;
+  for (const Run run : runs_of(linear, x.live)) {
+    most = std::max(most, run.end - run.begin);
+    for (int first = run.begin; first < run.end; first += block) blocks.push_back({first, std::min(first + block, run.end), run.layer});
+  }
+  const int width = width_of(linear, most, threads), across = (linear.columns + width - 1) / width;
+  pool.run(static_cast<int>(blocks.size()) * across, [&](Pieces& panels) {
     TileScope scope;
     Best best(finds_largest ? linear.rows : 0);
     for (int index; panels.take(index);) {
-      const int column = index % across * width, first = index / across * block;
-      const Range rows{first, std::min(first + block, tiles)};
+      const Run run = blocks[index / across];
+      const Linear own = with_layer(linear, run.layer);
+      const int column = index % across * width;
+      const Range rows{run.begin, run.end};
       if (width <= kPanel) {
-        compute_panel<depth, output>(linear, x, rows, column, std::min(width, linear.columns - column), &best);
-      } else if (tiles == 1 && x.live[0].count <= kMostOfPair<depth>) {
-        compute_pair<depth, output>(linear, x, column, &best);
+        compute_panel<depth, output>(own, x, rows, column, std::min(width, linear.columns - column), &best);
+      } else if (run.end - run.begin == 1 && x.live[run.begin].count <= kMostOfPair<depth>) {
+        compute_pair<depth, output>(own, x, run.begin, column, &best);
       } else {
-        compute_panel<depth, output>(linear, x, rows, column, kPanel, &best);
-        compute_panel<depth, output>(linear, x, rows, column + kPanel, kPanel, &best);
+        compute_panel<depth, output>(own, x, rows, column, kPanel, &best);
+        compute_panel<depth, output>(own, x, rows, column + kPanel, kPanel, &best);
       }
     }
     if (finds_largest) largest.add(best);

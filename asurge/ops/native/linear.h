@@ -24,6 +24,10 @@ struct Linear {
   bool gated;
   enum class Activation { kSilu, kGeluTanh } activation;
   int rows, depth, columns;
+  // [rows / 16, rounded up]: whose weights each 16 rows are multiplied by, as mixtures of experts have it: how many times
+  // `layer_bytes` (of strips, `columns` / 16) behind `weight` they lie. Null: all by `weight`.
+  const int32_t* layers;
+  size_t layer_bytes;
   // [rows / 16, rounded up]: how many of each 16 rows matter, the first ones; the others' output may stay as it is. Null: all.
   const int32_t* live;
   // Exactly one is set: [rows, columns], half the columns when gated; or for each row, the first of the `candidates` columns with

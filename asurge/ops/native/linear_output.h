@@ -164,6 +164,33 @@ class Shared {
   Best all_;
 };
 
+// Neighbouring tiles that are multiplied by the same weights: indices of `live_tiles`.
+struct Run {
+  int begin, end, layer;
+};
+
+inline std::vector<Run> runs_of(const Linear& linear, const std::vector<LiveTile>& live) {
+  std::vector<Run> runs;
+  for (int tile = 0; tile < static_cast<int>(live.size()); ++tile) {
+    const int layer = linear.layers ? linear.layers[live[tile].first / kRows] : 0;
+    if (!runs.empty() && runs.back().layer == layer) {
+      runs.back().end = tile + 1;
+    } else {
+      runs.push_back({tile, tile + 1, layer});
+    }
+  }
+  return runs;
+}
+
+// The same product with the weights of a run.
+inline Linear with_layer(const Linear& linear, int layer) {
+  Linear own = linear;
+  own.weight += linear.strips ? 0 : layer * linear.layer_bytes;
+  if (own.strips) own.strips += size_t(layer) * linear.columns / kRows;
+  if (own.scale) own.scale += size_t(layer) * linear.columns;
+  return own;
+}
+
 // work(std::integral_constant<Output, ...>()) of what a product gives.
 template <typename Work>
 void with_output(const Linear& linear, const Work& work) {
