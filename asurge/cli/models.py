@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What there is to know of a checkpoint before it is loaded.
+    """Report on a checkpoint that is not loaded.
 
     Attributes:
         model: as commands take it.

@@ -73,7 +73,7 @@ class EngineStatus:
 
     @property
     def about(self) -> Mapping[str, str]:
-        """What the checkpoint says about itself: of a GGUF file its name, size, license, author and the like.
+        """Metadata of the checkpoint: of a GGUF file its name, size, license, author and the like.
 
         Raises:
             EngineNotRunningError: the engine has not started.

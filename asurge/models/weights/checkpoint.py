@@ -39,7 +39,7 @@ class Source:
         return (matrices * outputs, inputs)
 
     def row_order(self, count: int | None = None) -> npt.NDArray[np.int64]:
-        """Which row of the checkpoint is each of the model's; of its first ``count`` rows (None: of all)."""
+        """Indices of the checkpoint's rows in the model's order; of its first ``count`` rows (None: of all)."""
         size, order = len(self.order), np.arange(self.shape[0] if count is None else count)
         heads = order[: self.heads * size].reshape(self.heads, size)
         order[: self.heads * size] = heads[:, np.asarray(self.order)].reshape(-1)

@@ -101,7 +101,8 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
 
 
 def about_checkpoint(path: Path) -> dict[str, str]:
-    """What a GGUF file says about itself to people: name, size, license, author and the like, and how its weights are stored.
+    """Metadata of a GGUF file that people ask for: name, size, license, author and the like, and how its weights are stored.
+
     Nothing of a folder, whose model card is a text."""
     if path.is_dir():
         return {}

@@ -40,11 +40,11 @@ class Folder(Protocol):
     """The tensors of a folder by the names they have there."""
 
     def names(self) -> Iterator[str]:
-        """All of them."""
+        """The names of all tensors."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As it is stored."""
+        """The shape of a tensor, as it is stored."""
         ...
 
     def array(self, name: str) -> Array:
@@ -157,7 +157,7 @@ Read = Callable[[Folder, str, tuple[int, int]], Matrix]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
-    """How matrices are quantised.
+    """A quantisation method, and how its matrices are read.
 
     Attributes:
         name: as warnings have it.
