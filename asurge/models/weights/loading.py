@@ -119,8 +119,9 @@ def model_config(path: Path) -> DecoderConfig:
 
 
 def open_shape(path: Path) -> tuple[DecoderConfig, Callable[[Source], RawMatrix | None]]:
-    """The shape of a model, and how each of its tensors is quantised in its checkpoint (None: not at all); raises what
-    `open_model` does."""
+    """The shape of a model, and how each of its tensors is quantised in its checkpoint (None: not at all).
+
+    Raises what `open_model` does."""
     config, checkpoint = _opened(path)
     wanted = {source.name for sources in checkpoint_table(config).values() for source in sources}
     tensors = _folder_tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
@@ -181,7 +182,7 @@ class TensorReader(Protocol):
         ...
 
     def stored_type(self, source: Source) -> str | None:
-        """How a tensor is quantised; None of floating-point numbers."""
+        """The name of the type in which a tensor is quantised; None of floating-point numbers."""
         ...
 
 

@@ -237,7 +237,7 @@ class QuantizedTensors:
         return dataclasses.replace(blocks, order=source.row_order().astype(np.int32))
 
     def stored_type(self, source: Source) -> str | None:
-        """How a matrix is quantised; None of other tensors."""
+        """The name of the method by which a matrix is quantised; None of other tensors."""
         return None if self._module(source) is None else self._method.name
 
     def _matrix(self, module: str, source: Source) -> Matrix:
