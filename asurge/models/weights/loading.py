@@ -229,7 +229,7 @@ class Stored:
         return matrices if len(matrices) == len(found) else None
 
     def split(self, count: int) -> list[Stored]:
-        """As many equal matrices, which lie one below the other in it.
+        """Split it into equal matrices, which lie one below the other in it.
 
         Raises:
             ValueError: they do not begin where tensors of the checkpoint do.
@@ -245,7 +245,7 @@ class Stored:
 
     @property
     def splits(self) -> int:
-        """The tensors of the checkpoint that it consists of."""
+        """Number of tensors of the checkpoint that it consists of."""
         return len(self._sources)
 
     def types(self) -> set[str]:
