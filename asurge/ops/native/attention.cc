@@ -384,7 +384,7 @@ void zero_padding(const Attention& a) {
 
 }  // namespace
 
-void run(const Attention& a) {
+void paged_attention(const Attention& a) {
   ThreadPool& pool = ThreadPool::get();
   const int threads = pool.size();
   const TaskList list(a, threads);

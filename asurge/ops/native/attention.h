@@ -36,6 +36,6 @@ struct Attention {
   bool chunked;  // attention within chunks of `window` tokens, instead of a window that slides
 };
 
-void run(const Attention& attention);
+void paged_attention(const Attention& attention);
 
 }  // namespace asurge

@@ -108,7 +108,7 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   if (int8 != (call.scale != nullptr) || stack[3] != 16 || stack[4] != 16 || stack[5] != (int8 ? 4 : 2)) {
     return ffi::Error::InvalidArgument("int8 weights, and only they, are packed by four and have scales");
   }
-  asurge::run(call);
+  asurge::linear(call);
   return ffi::Error::Success();
 }
 
@@ -141,7 +141,7 @@ ffi::Error grouped_linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffe
   call.strips = strips_of(weight, strips, given.layer, call.depth);
   if (call.strips == nullptr) return ffi::Error::InvalidArgument("a strip lies outside of the weight, or its type is unknown");
   if (call.depth % 16) return ffi::Error::InvalidArgument("the depth of grouped weights is a multiple of 16");
-  asurge::run(call);
+  asurge::linear(call);
   return ffi::Error::Success();
 }
 
@@ -160,7 +160,7 @@ ffi::Error grouped_rows(ffi::AnyBuffer weight, ffi::AnyBuffer strips, ffi::Buffe
       return ffi::Error::InvalidArgument("there is no such row");
     }
   }
-  asurge::take_rows(rows);
+  asurge::take_grouped_rows(rows);
   return ffi::Error::Success();
 }
 
@@ -220,7 +220,7 @@ ffi::Error attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cosine, ffi::AnyBuffer s
       call.page_size % 32) {
     return ffi::Error::InvalidArgument("attention does not serve this shape");
   }
-  asurge::run(call);
+  asurge::paged_attention(call);
   return ffi::Error::Success();
 }
 
@@ -247,7 +247,7 @@ ffi::Error sample(ffi::BufferR2<ffi::F32> logits, ffi::BufferR1<ffi::F32> temper
   call.columns = static_cast<int>(columns);
   call.vocab = vocab_size;
   call.out = out->typed_data();
-  asurge::run(call);
+  asurge::sample(call);
   return ffi::Error::Success();
 }
 
@@ -272,7 +272,7 @@ ffi::Error pack(ffi::AnyBuffer stack, ffi::BufferR2<ffi::BF16> weight, Number la
       (gated && call.columns % 32)) {
     return ffi::Error::InvalidArgument("an operand of pack has the wrong size");
   }
-  asurge::run(call);
+  asurge::pack(call);
   return ffi::Error::Success();
 }
 
@@ -381,13 +381,13 @@ extern "C" int64_t asurge_grouped_strip_bytes(int32_t type, int32_t depth) {
 // See `asurge::GroupedPacking`.
 extern "C" void asurge_grouped_pack(int32_t type, const uint8_t* rows, int64_t row_bytes, const int32_t* order, int32_t columns,
                                     int32_t depth, uint8_t* out, int64_t stride) {
-  asurge::pack({static_cast<asurge::GroupedType>(type), rows, static_cast<size_t>(row_bytes), order, columns, depth, out,
+  asurge::pack_grouped({static_cast<asurge::GroupedType>(type), rows, static_cast<size_t>(row_bytes), order, columns, depth, out,
                 static_cast<size_t>(stride)});
 }
 
 // See `asurge::GroupedQuantizing`.
 extern "C" void asurge_grouped_quantize(int32_t type, const uint16_t* weight, int32_t rows, int32_t depth, uint8_t* out) {
-  asurge::quantize({static_cast<asurge::GroupedType>(type), weight, rows, depth, out});
+  asurge::quantize_grouped({static_cast<asurge::GroupedType>(type), weight, rows, depth, out});
 }
 
 extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resize(threads); }

@@ -148,7 +148,7 @@ struct GroupedPacking {
   size_t stride;
 };
 
-void pack(const GroupedPacking& packing);
+void pack_grouped(const GroupedPacking& packing);
 
 // Rows in bf16 as a GGUF file would have them, in Q4_1 or Q8_0.
 struct GroupedQuantizing {
@@ -158,7 +158,7 @@ struct GroupedQuantizing {
   uint8_t* out;
 };
 
-void quantize(const GroupedQuantizing& made);
+void quantize_grouped(const GroupedQuantizing& made);
 
 // Weights of some columns, as bf16: [count, depth].
 struct GroupedRows {
@@ -169,6 +169,6 @@ struct GroupedRows {
   uint16_t* out;
 };
 
-void take_rows(const GroupedRows& rows);
+void take_grouped_rows(const GroupedRows& rows);
 
 }  // namespace asurge

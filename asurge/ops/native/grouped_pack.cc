@@ -146,7 +146,7 @@ void take_row(const GroupedRows& rows, int index) {
 
 }  // namespace
 
-void pack(const GroupedPacking& packing) {
+void pack_grouped(const GroupedPacking& packing) {
   ThreadPool::get().run(packing.columns / kColumns, [&](Pieces& strips) {
     for (int strip; strips.take(strip);) {
       with_type(packing.type, [&](auto type) { pack_strip<type()>(packing, strip); });
@@ -154,7 +154,7 @@ void pack(const GroupedPacking& packing) {
   });
 }
 
-void take_rows(const GroupedRows& rows) {
+void take_grouped_rows(const GroupedRows& rows) {
   ThreadPool::get().run(rows.count, [&](Pieces& pieces) {
     for (int index; pieces.take(index);) take_row(rows, index);
   });

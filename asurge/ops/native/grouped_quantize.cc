@@ -87,7 +87,7 @@ void quantize_8(const float* x, uint8_t* to) {
 
 }  // namespace
 
-void quantize(const GroupedQuantizing& made) {
+void quantize_grouped(const GroupedQuantizing& made) {
   const bool four = made.type == GroupedType::kQ4_1;
   const size_t block_bytes = four ? 20 : 34, blocks = made.depth / kNumbers;
   ThreadPool::get().run(made.rows, [&](Pieces& rows) {

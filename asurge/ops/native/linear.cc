@@ -194,14 +194,14 @@ void run_as(const Linear& linear) {
 
 }  // namespace
 
-void run(const Linear& linear) {
-  with_output(linear, [&](auto output) {
-    if (linear.strips) {
-      run_grouped<output()>(linear);
-    } else if (linear.scale) {
-      run_as<Depth::kInt8, output()>(linear);
+void linear(const Linear& call) {
+  with_output(call, [&](auto output) {
+    if (call.strips) {
+      run_grouped<output()>(call);
+    } else if (call.scale) {
+      run_as<Depth::kInt8, output()>(call);
     } else {
-      run_as<Depth::kBf16, output()>(linear);
+      run_as<Depth::kBf16, output()>(call);
     }
   });
 }

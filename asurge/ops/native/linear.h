@@ -40,6 +40,6 @@ struct Linear {
   const uint32_t* allowed;
 };
 
-void run(const Linear& linear);
+void linear(const Linear& call);
 
 }  // namespace asurge

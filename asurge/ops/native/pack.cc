@@ -47,7 +47,7 @@ void pack_strip(const Packing& packing, int strip, uint8_t* scratch) {
 
 }  // namespace
 
-void run(const Packing& packing) {
+void pack(const Packing& packing) {
   ThreadPool::get().run((packing.columns + kRows - 1) / kRows, [&](Pieces& strips) {
     thread_local Scratch scratch;
     uint8_t* quantized = packing.scale ? scratch.get<uint8_t>(size_t(kRows) * packing.depth) : nullptr;

@@ -13,6 +13,6 @@ struct Packing {
   bool gated;  // gates, then as many that they are for: strips of both in turns
 };
 
-void run(const Packing& packing);
+void pack(const Packing& packing);
 
 }  // namespace asurge

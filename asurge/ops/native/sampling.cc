@@ -264,7 +264,7 @@ int sample_row(const Sampling& call, int row, Workspace& workspace) {
 
 }  // namespace
 
-void run(const Sampling& call) {
+void sample(const Sampling& call) {
   ThreadPool::get().run(call.rows, [&](Pieces& rows) {
     thread_local Workspace workspace;
     for (int row; rows.take(row);) call.out[row] = call.live && !call.live[row] ? 0 : sample_row(call, row, workspace);

@@ -19,6 +19,6 @@ struct Sampling {
   int32_t* out;
 };
 
-void run(const Sampling& sampling);
+void sample(const Sampling& sampling);
 
 }  // namespace asurge
