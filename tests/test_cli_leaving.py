@@ -101,4 +101,4 @@ def test_in_other_threads_it_changes_nothing() -> None:
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "serve OpenAI's API over HTTP" in capsys.readouterr().out
+    assert "serve OpenAI's and Anthropic's APIs over HTTP" in capsys.readouterr().out
