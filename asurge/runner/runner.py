@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.config import EngineConfig
+from asurge.errors import ConfigError
 from asurge.models import DecoderConfig
 from asurge.models.decoder import Decoder
 from asurge.ops.attention import AttentionShape, Pages
@@ -230,7 +231,15 @@ class DeviceRunner:
 
         Returns:
             What frees those before: blocking.
+
+        Raises:
+            ConfigError: they are stored otherwise, for which nothing was compiled; nothing has changed.
         """
+        now, then = ([(one.shape, one.dtype) for one in arrays] for arrays in (self._leaves, leaves))
+        if now != then:
+            raise ConfigError(
+                "the other checkpoint's weights are stored in other types than those being served: start an engine for it"
+            )
         before, self._leaves = self._leaves, leaves
         return partial(_delete, before)
 

@@ -131,3 +131,17 @@ async def test_tokens_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         for prompt, expected in zip(prompts, together, strict=True):
             (alone,) = await engine.generate([prompt], GREEDY, use_tqdm=False)
             assert alone.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+async def test_weights_are_replaced_by_those_of_the_same_types_alone(tmp_path: Path) -> None:
+    files = []
+    for number, kind in enumerate((GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)):
+        (tmp_path / str(number)).mkdir()
+        files.append(converted(tmp_path / str(number), "llama", kind=kind)[1])
+    async with Engine(str(files[0]), **{**TINY, "dtype": "bfloat16"}) as engine:
+        (before,) = await engine.generate([[3, 4, 5]], GREEDY, use_tqdm=False)
+        with pytest.raises(ConfigError, match="stored in other types"):
+            await engine.update_model_weights(str(files[2]))
+        await engine.update_model_weights(str(files[1]))
+        (after,) = await engine.generate([[3, 4, 5]], GREEDY, use_tqdm=False)
+        assert after.outputs[0].token_ids == before.outputs[0].token_ids
