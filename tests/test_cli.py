@@ -35,8 +35,9 @@ def test_generate_json_for_several_prompts() -> None:
     assert all(1 <= row["num_generated_tokens"] <= 8 for row in rows)
 
 
-def test_chat_reads_a_pipe() -> None:
-    done = asurge("chat", stdin="Hello\n/tokens\n/nonsense\nWhat does math.sin do?\n/quit\nnever read\n")
+@pytest.mark.parametrize("arguments", [("chat",), ("chat", "demo")])
+def test_chat_reads_a_pipe(arguments: tuple[str, ...]) -> None:
+    done = asurge(*arguments, stdin="Hello\n/tokens\n/nonsense\nWhat does math.sin do?\n/quit\nnever read\n")
     assert done.returncode == 0, done.stderr
     assert "Ask me what a function" in done.stdout
     assert "tokens/s" in done.stdout
@@ -50,6 +51,8 @@ def test_chat_reads_a_pipe() -> None:
         (["generate", "x", "--temperature", "-1"], "temperature=-1.0 must be in"),
         (["generate", "x", "--max-tokens", "0"], "max_tokens=0"),
         (["generate", "x", "--model", "./nowhere"], "there is no such folder or file"),
+        (["chat", "./nowhere"], "there is no such folder or file"),
+        (["chat", "x", "--model", "y"], "use one of the two"),
         (["serve", "/nonexistent"], "there is no such folder or file"),
         (["serve", "a=demo", "b=./nowhere"], "there is no such folder or file"),
         (["chat", "--model", "tests"], "holds no config.json"),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from asurge.cli.options import add_engine_options, add_sampling_options, engine_settings, sampling_params
 from asurge.cli.starting import started
-from asurge.errors import AsurgeError
+from asurge.errors import AsurgeError, ConfigError
 
 if TYPE_CHECKING:
     from asurge.engine import Engine
@@ -40,6 +40,7 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
     parser = commands.add_parser(
         "chat", help="talk with a model", description="Talk with a model. /help lists commands."
     )
+    parser.add_argument("named", nargs="?", metavar="MODEL", help="as --model; default: the demo")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     add_engine_options(parser)
     add_sampling_options(parser, temperature=0.0)
@@ -48,6 +49,12 @@ def add_to(commands: Any) -> None:  # argparse keeps this type private
 
 def run(given: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    if given.named is not None:
+        if given.model != "demo":
+            raise ConfigError(
+                f"the model is named as an argument, {given.named!r}, and by --model {given.model!r}: use one of the two"
+            )
+        given.model = given.named
     params = sampling_params(given)
     anyio.run(_chat, given, params)
     return 0
