@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 
 from asurge import Engine, SamplingParams
+from asurge.cli import serve
 from asurge.cli.chat import Session
-from asurge.cli.main import main
+from asurge.cli.main import command_parser, main
+from asurge.server import ServerConfig
 
 
 def asurge(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -161,3 +163,10 @@ async def test_a_refused_message_is_not_kept(tiny: Engine) -> None:
     await session.answer("hello")
     assert session.messages == []
     assert "Error" in screen.getvalue()
+
+
+def test_a_server_may_outlive_its_engines() -> None:
+    parser = command_parser()
+    for arguments, expected in (([], False), (["--keep-alive-on-engine-death"], True)):
+        settings = serve._settings(parser.parse_args(["serve", *arguments]))
+        assert ServerConfig(**settings).keep_alive_on_engine_death is expected

@@ -119,6 +119,11 @@ def _add_network_options(group: Any) -> None:
         metavar="FOLDER",
         help=f"folder for traces that /admin/profile takes (with {ADMIN_VARIABLE})",
     )
+    group.add_argument(
+        "--keep-alive-on-engine-death",
+        action="store_true",
+        help="go on answering, with errors and 503 at /health, when an engine has failed, instead of ending with status 2",
+    )
     group.add_argument("--no-access-log", action="store_true", help="no log line for each request")
 
 
@@ -222,7 +227,7 @@ def _engines(given: argparse.Namespace) -> dict[str, Engine]:
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `asurge.server.ServerConfig`."""
-    names = ("host", "port", "certificate", "certificate_key", "cors_origins", "max_body_bytes", "idle_timeout_s", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir")  # fmt: skip
+    names = ("host", "port", "certificate", "certificate_key", "cors_origins", "max_body_bytes", "idle_timeout_s", "drain_timeout_s", "tool_format", "reasoning_format", "share_prefix_cache", "requests_per_minute", "tokens_per_minute", "profile_dir", "keep_alive_on_engine_death")  # fmt: skip
     settings = {name: getattr(given, name) for name in names}
     settings["allow_query_key"] = not given.no_query_key
     settings["admin_key"] = os.environ.get(ADMIN_VARIABLE) or None
