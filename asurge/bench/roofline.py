@@ -16,7 +16,7 @@ from asurge.models.formats import BFLOAT16, QUANTIZATIONS, WeightFormat
 from asurge.models.weights.checkpoint import Source, checkpoint_table
 from asurge.models.weights.loading import open_shape
 from asurge.ops import native
-from asurge.ops.grouped import RawMatrix, packed_bytes
+from asurge.ops.grouped import MatrixType, packed_bytes
 from asurge.ops.kernels import wants_native_products
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -69,7 +69,7 @@ def read_footprint(path: Path, config: EngineConfig) -> Footprint:
     return footprint_of(shape, item_bytes, fmt, int8_pages=config.kv_cache_dtype == "int8", raw=raw)
 
 
-def _nothing_raw(_: Source) -> RawMatrix | None:
+def _nothing_raw(_: Source) -> MatrixType | None:
     return None
 
 
@@ -79,7 +79,7 @@ def footprint_of(
     fmt: WeightFormat = BFLOAT16,
     *,
     int8_pages: bool = False,
-    raw: Callable[[Source], RawMatrix | None] = _nothing_raw,
+    raw: Callable[[Source], MatrixType | None] = _nothing_raw,
 ) -> Footprint:
     """A step reads every weight once, but only a few rows of an embedding that is not also the output layer.
 
@@ -88,7 +88,7 @@ def footprint_of(
     Args:
         item_bytes: of numbers that are not quantised.
         fmt: of matrices that are not quantised in their checkpoint; an embedding that only looks tokens up keeps its precision.
-        raw: of a tensor that is: how it is stored, and multiplied.
+        raw: of a tensor that is: its type, in which it is multiplied.
     """
     read = held = 0
     for path, sources in checkpoint_table(config).items():

@@ -138,53 +138,10 @@ class MLP(nnx.Module):
         return self.down_proj(inner, residual=residual, live=live, layer=layer)
 
 
-class SparseMLP(nnx.Module):
-    """A mixture of gated feed-forwards. Matrices of all experts lie one below the other, as they are loaded."""
+class _Mixture(nnx.Module):
+    """A mixture of gated feed-forwards, whatever its weights are kept as."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
-        assert config.experts is not None
-        self.experts, self.activation = config.experts, config.activation
-        hidden, count, size = config.hidden_size, config.experts.count, config.experts.size
-        self.router = matrix(rngs, (count, hidden), dtype)
-        self.gate_up = matrix(rngs, (count * 2 * size, hidden), dtype)
-        self.down = matrix(rngs, (count * hidden, size), dtype)
-        shared = config.experts.shared
-        self.shared = MLP(config, shared, dtype=dtype, rngs=rngs) if shared else None
-
-    def __call__(
-        self,
-        x: jax.Array,
-        norm: RMSNorm | None,
-        residual: jax.Array | None,
-        live: jax.Array | None,
-        layer: int | jax.Array,
-    ) -> jax.Array:
-        """``residual`` and what the experts of ``norm(x)`` add to it."""
-        experts, hidden = self.experts, x.shape[1]
-        x = x if norm is None else norm(x, layer)
-        weights, chosen = route(
-            linear(x, self.router[...], dtype=jnp.float32),
-            experts.per_token,
-            normalize=experts.normalize,
-            sigmoid=experts.sigmoid,
-        )
-        gate_up = self.gate_up[...].reshape(experts.count, 2 * experts.size, hidden)
-        down = self.down[...].reshape(experts.count, hidden, experts.size)
-        out = mix(x, weights, chosen, gate_up, down, self.activation, weigh_input=experts.weigh_input)
-        out = out if self.shared is None else self.shared(x, None, out, live, layer)
-        return out if residual is None else residual + out
-
-
-class PackedSparseMLP(nnx.Module):
-    """`SparseMLP` for the CPU kernels, of all layers: the experts' weights lie behind each other, those of a layer together.
-
-    Args:
-        router: ``[layers, experts, hidden]``.
-        gate_up, down: of ``layers * experts``.
-    """
-
-    def __init__(self, experts: Experts, router: nnx.Param, gate_up: PackedLinear, down: PackedLinear) -> None:
-        self.experts, self.router, self.gate_up, self.down = experts, router, gate_up, down
+    experts: Experts
 
     def __call__(
         self,
@@ -197,24 +154,81 @@ class PackedSparseMLP(nnx.Module):
         """``residual`` and what the experts of ``norm(x)`` add to it."""
         experts = self.experts
         x = x if norm is None else norm(x, layer)
-        router = lax.dynamic_index_in_dim(self.router[...], layer, keepdims=False)
         weights, chosen = route(
-            linear(x, router, dtype=jnp.float32),
+            linear(x, self.router_of(layer), dtype=jnp.float32),
             experts.per_token,
             normalize=experts.normalize,
             sigmoid=experts.sigmoid,
         )
-        placed = place_tokens(chosen, live, experts.count)
-        own = placed.experts + layer * experts.count
-        out = mix_placed(
+        out = self.mixed(x, weights, chosen, live, layer)
+        return out if residual is None else residual + out
+
+    def router_of(self, layer: int | jax.Array) -> jax.Array:
+        """The router of a layer, ``[experts, hidden]``."""
+        raise NotImplementedError
+
+    def mixed(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, live: jax.Array | None, layer: int | jax.Array
+    ) -> jax.Array:
+        """``x [tokens, hidden]`` through the experts of each token, weighted as `asurge.ops.experts.route` says."""
+        raise NotImplementedError
+
+
+class SparseMLP(_Mixture):
+    """A mixture of gated feed-forwards. Matrices of all experts lie one below the other, as they are loaded."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
+        assert config.experts is not None
+        self.experts, self.activation = config.experts, config.activation
+        hidden, count, size = config.hidden_size, config.experts.count, config.experts.size
+        self.router = matrix(rngs, (count, hidden), dtype)
+        self.gate_up = matrix(rngs, (count * 2 * size, hidden), dtype)
+        self.down = matrix(rngs, (count * hidden, size), dtype)
+        shared = config.experts.shared
+        self.shared = MLP(config, shared, dtype=dtype, rngs=rngs) if shared else None
+
+    def router_of(self, layer: int | jax.Array) -> jax.Array:
+        router: jax.Array = self.router[...]
+        return router
+
+    def mixed(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, live: jax.Array | None, layer: int | jax.Array
+    ) -> jax.Array:
+        experts, hidden = self.experts, x.shape[1]
+        gate_up = self.gate_up[...].reshape(experts.count, 2 * experts.size, hidden)
+        down = self.down[...].reshape(experts.count, hidden, experts.size)
+        out = mix(x, weights, chosen, gate_up, down, self.activation, weigh_input=experts.weigh_input)
+        return out if self.shared is None else self.shared(x, None, out, live, layer)
+
+
+class PackedSparseMLP(_Mixture):
+    """`SparseMLP` for the CPU kernels, of all layers: the experts' weights lie behind each other, those of a layer together.
+
+    Args:
+        router: ``[layers, experts, hidden]``.
+        gate_up, down: of ``layers * experts``.
+    """
+
+    def __init__(self, experts: Experts, router: nnx.Param, gate_up: PackedLinear, down: PackedLinear) -> None:
+        self.experts, self.router, self.gate_up, self.down = experts, router, gate_up, down
+
+    def router_of(self, layer: int | jax.Array) -> jax.Array:
+        router: jax.Array = lax.dynamic_index_in_dim(self.router[...], layer, keepdims=False)
+        return router
+
+    def mixed(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, live: jax.Array | None, layer: int | jax.Array
+    ) -> jax.Array:
+        placed = place_tokens(chosen, live, self.experts.count)
+        own = placed.experts + layer * self.experts.count
+        return mix_placed(
             x,
             weights,
             placed,
             lambda rows: self.gate_up(rows, live=placed.live, row_layers=own),
             lambda rows: self.down(rows, live=placed.live, row_layers=own),
-            weigh_input=experts.weigh_input,
+            weigh_input=self.experts.weigh_input,
         )
-        return out if residual is None else residual + out
 
 
 LINEARS = (("attention", "qkv_proj"), ("attention", "o_proj"), ("mlp", "gate_up_proj"), ("mlp", "down_proj"))

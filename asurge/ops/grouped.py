@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from asurge.ops import native
-from asurge.ops.norm import Activation
-from asurge.ops.packed import COLUMNS
+from asurge.ops.packed import COLUMNS, Choice, Surroundings, call_argmax, call_linear
 
 GROUP = 32
 """The depth of a weight is a multiple of this."""
+
+BLOCK_BYTES = {"Q4_1": 20, "Q8_0": 34}
+"""Bytes of a `GROUP` in the types that `quantize_rows` makes."""
 
 LINE = 64
 """Strips begin at multiples of this many bytes."""
@@ -31,6 +33,14 @@ TYPES = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
 )  # fmt: skip
 """The types of GGUF tensors that the kernels multiply; a table of strips has their indices."""
+
+
+class MatrixType(NamedTuple):
+    """A matrix that is not read yet: one of `TYPES`, or another name, its columns, and the numbers in each."""
+
+    type: str
+    columns: int
+    depth: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,13 +70,9 @@ class RawMatrix:
         return [dataclasses.replace(self, rows=rows) for rows in (self.rows[:middle], self.rows[middle:])]
 
 
-def unpackable(matrix_type: str, columns: int, depth: int) -> str | None:
-    """Why a matrix cannot be put into strips, or None."""
-    if matrix_type not in TYPES:
-        return f"weights are stored as {matrix_type}"
-    if columns % COLUMNS or depth % GROUP:
-        return f"a weight of [{columns}, {depth}] is not a multiple of [{COLUMNS}, {GROUP}]"
-    return None
+def fits_strips(matrix: MatrixType) -> bool:
+    """Whether a matrix can be put into strips."""
+    return matrix.type in TYPES and matrix.columns % COLUMNS == 0 and matrix.depth % GROUP == 0
 
 
 def strip_bytes(matrix_type: str, depth: int) -> int:
@@ -75,7 +81,7 @@ def strip_bytes(matrix_type: str, depth: int) -> int:
     return int(library.asurge_grouped_strip_bytes(TYPES.index(matrix_type), depth))
 
 
-def packed_bytes(parts: Sequence[RawMatrix]) -> int:
+def packed_bytes(parts: Sequence[MatrixType | RawMatrix]) -> int:
     """Bytes of some matrices' strips."""
     return sum(-(-part.columns // COLUMNS) * strip_bytes(part.type, part.depth) for part in parts)
 
@@ -120,7 +126,7 @@ def quantize_rows(weight: npt.NDArray[Any], matrix_type: str) -> RawMatrix:
         raise ValueError(
             f"weights of {weight.dtype} {list(weight.shape)} cannot be quantised: bf16, by groups of {GROUP}"
         )
-    rows = np.empty((columns, depth // GROUP * {"Q4_1": 20, "Q8_0": 34}[matrix_type]), np.uint8)
+    rows = np.empty((columns, depth // GROUP * BLOCK_BYTES[matrix_type]), np.uint8)
     pointer = ctypes.c_void_p
     _library().asurge_grouped_quantize(
         ctypes.c_int32(TYPES.index(matrix_type)),
@@ -133,20 +139,7 @@ def quantize_rows(weight: npt.NDArray[Any], matrix_type: str) -> RawMatrix:
 
 
 def grouped_linear(
-    x: jax.Array,
-    weight: jax.Array,
-    strips: jax.Array,
-    *,
-    norm: jax.Array | None = None,
-    epsilon: float = 0.0,
-    bias: jax.Array | None = None,
-    residual: jax.Array | None = None,
-    live: jax.Array | None = None,
-    gated: bool = False,
-    activation: Activation = "silu",
-    dtype: jnp.dtype = jnp.bfloat16,
-    layer: int | jax.Array = 0,
-    row_layers: jax.Array | None = None,
+    x: jax.Array, weight: jax.Array, strips: jax.Array, **surroundings: Unpack[Surroundings]
 ) -> jax.Array:
     """`asurge.ops.packed.packed_linear` with grouped weights.
 
@@ -154,41 +147,14 @@ def grouped_linear(
         weight: uint8 ``[bytes]``, of all layers.
         strips: int32 ``[layers, columns / 16, 2]``: where each begins, in lines, and its type.
     """
-    columns = strips.shape[1] * COLUMNS // (2 if gated else 1)
-    out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
-    gelu = activation == "gelu_tanh"
-    return _call(
-        out,
-        x,
-        weight,
-        strips,
-        norm,
-        epsilon,
-        bias,
-        residual,
-        live,
-        None,
-        gated=gated,
-        gelu=gelu,
-        layer=layer,
-        row_layers=row_layers,
-    )
+    return call_linear("asurge_grouped_linear", strips.shape[1] * COLUMNS, x, weight, strips, **surroundings)
 
 
 def grouped_argmax(
-    x: jax.Array,
-    weight: jax.Array,
-    strips: jax.Array,
-    *,
-    norm: jax.Array | None = None,
-    epsilon: float = 0.0,
-    live: jax.Array | None = None,
-    allowed: jax.Array | None = None,
-    candidates: int,
+    x: jax.Array, weight: jax.Array, strips: jax.Array, *, candidates: int, **choice: Unpack[Choice]
 ) -> jax.Array:
     """`asurge.ops.packed.packed_argmax` with grouped weights."""
-    out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
-    return _call(out, x, weight, strips, norm, epsilon, None, None, live, allowed, candidates=candidates)
+    return call_argmax("asurge_grouped_linear", x, weight, strips, candidates=candidates, **choice)
 
 
 def take_grouped_rows(weight: jax.Array, strips: jax.Array, rows: jax.Array, depth: int) -> jax.Array:
@@ -196,43 +162,6 @@ def take_grouped_rows(weight: jax.Array, strips: jax.Array, rows: jax.Array, dep
     out = jax.ShapeDtypeStruct((rows.shape[0], depth), jnp.bfloat16)
     taken: jax.Array = jax.ffi.ffi_call("asurge_grouped_rows", out)(weight, strips, rows.astype(jnp.int32))
     return taken
-
-
-def _call(
-    out: jax.ShapeDtypeStruct,
-    x: jax.Array,
-    weight: jax.Array,
-    strips: jax.Array,
-    norm: jax.Array | None,
-    epsilon: float,
-    bias: jax.Array | None,
-    residual: jax.Array | None,
-    live: jax.Array | None,
-    allowed: jax.Array | None,
-    *,
-    gated: bool = False,
-    gelu: bool = False,
-    candidates: int = 0,
-    layer: int | jax.Array = 0,
-    row_layers: jax.Array | None = None,
-) -> jax.Array:
-    result: jax.Array = jax.ffi.ffi_call("asurge_grouped_linear", out)(
-        x,
-        weight,
-        strips,
-        native.given(norm, jnp.bfloat16),
-        native.given(bias, jnp.bfloat16),
-        native.given(residual, jnp.bfloat16),
-        native.given(live, jnp.int32),
-        native.given(allowed, jnp.uint32),
-        native.given(row_layers, jnp.int32),
-        native.number(layer),
-        epsilon=np.float32(epsilon),
-        gated=gated,
-        gelu=gelu,
-        candidates=np.int32(candidates),
-    )
-    return result
 
 
 def _pack(part: RawMatrix, order: npt.NDArray[np.int32], out: npt.NDArray[np.uint8], stride: int) -> None:

@@ -8,9 +8,12 @@ bf16 table to float32 before it looks anything up.
 
 from __future__ import annotations
 
+from typing import Any, TypedDict, Unpack, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 from asurge.ops import native
@@ -75,28 +78,10 @@ def bit_patterns(table: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(table, jnp.uint16)
 
 
-def packed_linear(
-    x: jax.Array,
-    weight: jax.Array,
-    scale: jax.Array | None = None,
-    *,
-    norm: jax.Array | None = None,
-    epsilon: float = 0.0,
-    bias: jax.Array | None = None,
-    residual: jax.Array | None = None,
-    live: jax.Array | None = None,
-    gated: bool = False,
-    activation: Activation = "silu",
-    dtype: jnp.dtype = jnp.bfloat16,
-    layer: int | jax.Array = 0,
-    row_layers: jax.Array | None = None,
-) -> jax.Array:
-    """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
+class Surroundings(TypedDict, total=False):
+    """Operations that a kernel fuses before and after a product.
 
-    Args:
-        x: bf16 ``[rows, depth]``.
-        weight: packed, bf16 or int8. With int8, rows of x are quantised as they come (symmetric, by their largest).
-        scale: float32 ``[columns]`` of an int8 weight.
+    Attributes:
         norm: bf16 ``[depth]``; x is RMS-normalised first.
         epsilon: of that normalisation.
         bias: bf16 ``[columns]``.
@@ -109,85 +94,118 @@ def packed_linear(
         layer: int32, of weight, scale, norm and bias, where they are ``[layers, ...]``.
         row_layers: int32 ``[rows / 16]``, rounded up: the layer by which each 16 rows are multiplied, as mixtures of experts have it;
             without ``layer``, norm and bias.
+    """
+
+    norm: jax.Array | None
+    epsilon: float
+    bias: jax.Array | None
+    residual: jax.Array | None
+    live: jax.Array | None
+    gated: bool
+    activation: Activation
+    dtype: jnp.dtype
+    layer: int | jax.Array
+    row_layers: jax.Array | None
+
+
+class Choice(TypedDict, total=False):
+    """Options of a kernel that finds the largest product of each row.
+
+    Attributes:
+        norm, epsilon, live: as in `Surroundings`.
+        allowed: uint32 ``[rows, candidates / 32]``, rounded up: only columns whose bits are set compete (see
+            `asurge.ops.logits.allow`). If none are, the result is 0.
+    """
+
+    norm: jax.Array | None
+    epsilon: float
+    live: jax.Array | None
+    allowed: jax.Array | None
+
+
+def packed_linear(
+    x: jax.Array, weight: jax.Array, scale: jax.Array | None = None, **surroundings: Unpack[Surroundings]
+) -> jax.Array:
+    """``residual + act(rms_norm(x) @ weight.T + bias)`` in one pass, rounded to bf16 where plain JAX rounds.
+
+    Args:
+        x: bf16 ``[rows, depth]``.
+        weight: packed, bf16 or int8. With int8, rows of x are quantised as they come (symmetric, by their largest).
+        scale: float32 ``[columns]`` of an int8 weight.
 
     Returns:
         ``[rows, columns]``, or half the columns where gated.
     """
-    columns = weight.shape[-5] * COLUMNS // (2 if gated else 1)
-    out = jax.ShapeDtypeStruct((x.shape[0], columns), dtype)
-    gelu = activation == "gelu_tanh"
-    return _call(
-        out,
-        x,
-        weight,
-        scale,
-        norm,
-        epsilon,
-        bias,
-        residual,
-        live,
-        gated=gated,
-        gelu=gelu,
-        layer=layer,
-        row_layers=row_layers,
-    )
+    columns = weight.shape[-5] * COLUMNS
+    return call_linear("asurge_linear", columns, x, *_operands(weight, scale), **surroundings)
 
 
 def packed_argmax(
-    x: jax.Array,
-    weight: jax.Array,
-    scale: jax.Array | None = None,
-    *,
-    norm: jax.Array | None = None,
-    epsilon: float = 0.0,
-    live: jax.Array | None = None,
-    allowed: jax.Array | None = None,
-    candidates: int,
+    x: jax.Array, weight: jax.Array, scale: jax.Array | None = None, *, candidates: int, **choice: Unpack[Choice]
 ) -> jax.Array:
     """Argmax of each row of the `packed_linear` with these arguments, the first of ``candidates`` columns with the largest value.
 
     The products themselves are never stored: at 64 rows of 49152 columns that saves 12 MB of fresh memory a step.
+    """
+    return call_argmax("asurge_linear", x, *_operands(weight, scale), candidates=candidates, **choice)
+
+
+Operand = jax.Array | npt.NDArray[Any]
+
+
+def _operands(weight: jax.Array, scale: jax.Array | None) -> tuple[jax.Array, Operand]:
+    return weight if weight.ndim == 6 else weight[None], native.given(scale, jnp.float32)
+
+
+def call_linear(
+    target: str, columns: int, x: jax.Array, weight: jax.Array, beside: Operand, **surroundings: Unpack[Surroundings]
+) -> jax.Array:
+    """Call a kernel that multiplies.
 
     Args:
-        allowed: uint32 ``[rows, candidates / 32]``, rounded up: only columns whose bits are set compete (see
-            `asurge.ops.logits.allow`). If none are, the result is 0.
+        target: of XLA's FFI.
+        beside: what lies beside the weight in its format.
     """
+    given = surroundings
+    gated = given.get("gated", False)
+    dtype = given.get("dtype", jnp.dtype(jnp.bfloat16))
+    out = jax.ShapeDtypeStruct((x.shape[0], columns // (2 if gated else 1)), dtype)
+    return _call(target, out, x, weight, beside, given, None, 0)
+
+
+def call_argmax(
+    target: str, x: jax.Array, weight: jax.Array, beside: Operand, *, candidates: int, **choice: Unpack[Choice]
+) -> jax.Array:
+    """Call a kernel that finds the largest product of each row; see `call_linear`."""
     out = jax.ShapeDtypeStruct((x.shape[0],), jnp.int32)
-    return _call(out, x, weight, scale, norm, epsilon, None, None, live, allowed, candidates=candidates)
+    allowed = choice.pop("allowed", None)
+    return _call(target, out, x, weight, beside, cast(Surroundings, choice), allowed, candidates)
 
 
 def _call(
+    target: str,
     out: jax.ShapeDtypeStruct,
     x: jax.Array,
     weight: jax.Array,
-    scale: jax.Array | None,
-    norm: jax.Array | None,
-    epsilon: float,
-    bias: jax.Array | None,
-    residual: jax.Array | None,
-    live: jax.Array | None,
-    allowed: jax.Array | None = None,
-    *,
-    gated: bool = False,
-    gelu: bool = False,
-    candidates: int = 0,
-    layer: int | jax.Array = 0,
-    row_layers: jax.Array | None = None,
+    beside: Operand,
+    given: Surroundings,
+    allowed: jax.Array | None,
+    candidates: int,
 ) -> jax.Array:
-    result: jax.Array = jax.ffi.ffi_call("asurge_linear", out)(
+    result: jax.Array = jax.ffi.ffi_call(target, out)(
         x,
-        weight if weight.ndim == 6 else weight[None],
-        native.given(scale, jnp.float32),
-        native.given(norm, jnp.bfloat16),
-        native.given(bias, jnp.bfloat16),
-        native.given(residual, jnp.bfloat16),
-        native.given(live, jnp.int32),
+        weight,
+        beside,
+        native.given(given.get("norm"), jnp.bfloat16),
+        native.given(given.get("bias"), jnp.bfloat16),
+        native.given(given.get("residual"), jnp.bfloat16),
+        native.given(given.get("live"), jnp.int32),
         native.given(allowed, jnp.uint32),
-        native.given(row_layers, jnp.int32),
-        native.number(layer),
-        epsilon=np.float32(epsilon),
-        gated=gated,
-        gelu=gelu,
+        native.given(given.get("row_layers"), jnp.int32),
+        native.number(given.get("layer", 0)),
+        epsilon=np.float32(given.get("epsilon", 0.0)),
+        gated=given.get("gated", False),
+        gelu=given.get("activation") == "gelu_tanh",
         candidates=np.int32(candidates),
     )
     return result

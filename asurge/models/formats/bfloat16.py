@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 
 from asurge.models.formats.interface import Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import pack_tiles
-from asurge.ops.packed import BF16_DEPTH, packed_argmax, packed_linear, take_rows
+from asurge.ops.packed import BF16_DEPTH, Choice, Surroundings, packed_argmax, packed_linear, take_rows
 
 
 class Bfloat16Format:
@@ -28,11 +28,11 @@ class Bfloat16Format:
         tiles, _ = pack_tiles(weights, jnp.dtype(jnp.bfloat16), gated=gated, free=free)
         return {"tiles": tiles}
 
-    def linear(self, x: jax.Array, parts: Parts, **surroundings: Any) -> jax.Array:
+    def linear(self, x: jax.Array, parts: Parts, **surroundings: Unpack[Surroundings]) -> jax.Array:
         return packed_linear(x, parts["tiles"], **surroundings)
 
-    def argmax(self, x: jax.Array, parts: Parts, **choice: Any) -> jax.Array:
-        return packed_argmax(x, parts["tiles"], **choice)
+    def argmax(self, x: jax.Array, parts: Parts, *, candidates: int, **choice: Unpack[Choice]) -> jax.Array:
+        return packed_argmax(x, parts["tiles"], candidates=candidates, **choice)
 
     def take(self, parts: Parts, tokens: jax.Array, depth: int) -> jax.Array:
         return take_rows(parts["tiles"], tokens)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,19 @@ import numpy as np
 from asurge.models.formats.interface import Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import room_for
 from asurge.ops.grouped import (
+    BLOCK_BYTES,
     GROUP,
+    MatrixType,
     RawMatrix,
+    fits_strips,
     grouped_argmax,
     grouped_linear,
     pack_parts,
     packed_bytes,
     quantize_rows,
     take_grouped_rows,
-    unpackable,
 )
-from asurge.ops.packed import COLUMNS
+from asurge.ops.packed import Choice, Surroundings
 
 
 class GroupedFormat:
@@ -40,24 +42,36 @@ class GroupedFormat:
 
     def holds(self, weight: jax.Array | RawSource) -> bool:
         """Whether a weight is stored in types that it takes."""
-        matrices = None if isinstance(weight, jax.Array) else weight.raw()
-        return matrices is not None and all(unpackable(one.type, one.columns, one.depth) is None for one in matrices)
+        types = None if isinstance(weight, jax.Array) else weight.raw_types()
+        return types is not None and all(map(fits_strips, types))
 
     def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
-        room = _huge_pages(sum(packed_bytes(_raw(weight)) for weight in weights))
+        room = _huge_pages(sum(packed_bytes(self._types(weight)) for weight in weights))
         tables, at = [], 0
-        for weight in weights:
-            table, at = pack_parts(_raw(weight), room, at, gated=gated)
+        for weight, matrices in zip(weights, self._matrices(weights), strict=True):
+            table, at = pack_parts(matrices, room, at, gated=gated)
             tables.append(table)
-            if not isinstance(weight, jax.Array):
-                weight.note_read()
+            if free and isinstance(weight, jax.Array):
+                weight.delete()
         return {"codes": jax.device_put(room), "strips": jnp.asarray(np.stack(tables))}
 
-    def linear(self, x: jax.Array, parts: Parts, **surroundings: Any) -> jax.Array:
+    def _types(self, weight: jax.Array | RawSource) -> list[MatrixType]:
+        types = None if isinstance(weight, jax.Array) else weight.raw_types()
+        assert types is not None, "it was asked whether it holds these"
+        return types
+
+    def _matrices(self, weights: Sequence[jax.Array | RawSource]) -> Iterator[list[RawMatrix]]:
+        """Each weight's, read as it is packed."""
+        for weight in weights:
+            assert not isinstance(weight, jax.Array)
+            yield weight.raw()
+            weight.note_read()
+
+    def linear(self, x: jax.Array, parts: Parts, **surroundings: Unpack[Surroundings]) -> jax.Array:
         return grouped_linear(x, parts["codes"], parts["strips"], **surroundings)
 
-    def argmax(self, x: jax.Array, parts: Parts, **choice: Any) -> jax.Array:
-        return grouped_argmax(x, parts["codes"], parts["strips"], **choice)
+    def argmax(self, x: jax.Array, parts: Parts, *, candidates: int, **choice: Unpack[Choice]) -> jax.Array:
+        return grouped_argmax(x, parts["codes"], parts["strips"], candidates=candidates, **choice)
 
     def take(self, parts: Parts, tokens: jax.Array, depth: int) -> jax.Array:
         return take_grouped_rows(parts["codes"], parts["strips"], tokens, depth)
@@ -85,41 +99,25 @@ class QuantizedFormat(GroupedFormat):
     def head(self) -> WeightFormat:
         return self if self._head is None else self._head
 
-    def pack(self, weights: Sequence[jax.Array | RawSource], *, gated: bool, free: bool = True) -> Parts:
+    def read_bytes(self, columns: int, depth: int, item_bytes: int) -> int:
+        return columns * depth // GROUP * BLOCK_BYTES[self._type]
+
+    def _types(self, weight: jax.Array | RawSource) -> list[MatrixType]:
+        columns, depth = weight.shape
+        return [MatrixType(self._type, columns, depth)]
+
+    def _matrices(self, weights: Sequence[jax.Array | RawSource]) -> Iterator[list[RawMatrix]]:
         host = room_for(weights[0].shape, jnp.dtype(jnp.bfloat16))
-        room, tables, at = np.empty(0, np.uint8), [], 0
         for weight in weights:
             if not isinstance(weight, jax.Array):
                 weight.read_into(host)
             plain = np.asarray(weight) if isinstance(weight, jax.Array) else host
-            halves = np.split(plain, 2) if gated else [plain]
-            matrices = [quantize_rows(np.ascontiguousarray(_whole_strips(half)), self._type) for half in halves]
-            if not len(room):
-                room = _huge_pages(len(weights) * packed_bytes(matrices))
-            table, at = pack_parts(matrices, room, at, gated=gated)
-            tables.append(table)
-            if free and isinstance(weight, jax.Array):
-                weight.delete()
-        return {"codes": jax.device_put(room), "strips": jnp.asarray(np.stack(tables))}
-
-    def read_bytes(self, columns: int, depth: int, item_bytes: int) -> int:
-        return columns * depth // GROUP * {"Q4_1": 20, "Q8_0": 34}[self._type]
+            yield [quantize_rows(np.ascontiguousarray(plain), self._type)]
 
 
 GROUPED = GroupedFormat()
 INT4 = QuantizedFormat("int4", "Q4_1", QuantizedFormat("int8 in groups", "Q8_0"))
 """Four bits with a scale and a minimum for each 32; the head, and an embedding that is also the head, in eight."""
-
-
-def _whole_strips(weight: np.ndarray) -> np.ndarray:
-    """Filled up with zeros to a multiple of 16 columns."""
-    return np.pad(weight, ((0, -len(weight) % COLUMNS), (0, 0)))
-
-
-def _raw(weight: jax.Array | RawSource) -> list[RawMatrix]:
-    matrices = None if isinstance(weight, jax.Array) else weight.raw()
-    assert matrices is not None, "it was asked whether it holds these"
-    return matrices
 
 
 def _huge_pages(size: int) -> np.ndarray:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 
 from asurge.models.formats.interface import Parts, RawSource, WeightFormat
 from asurge.models.formats.tiles import pack_tiles
-from asurge.ops.packed import INT8_DEPTH, packed_argmax, packed_linear
+from asurge.ops.packed import INT8_DEPTH, Choice, Surroundings, packed_argmax, packed_linear
 
 SCALE_BYTES = 4
 
@@ -31,11 +31,11 @@ class Int8Format:
         assert scale is not None
         return {"tiles": tiles, "scale": scale}
 
-    def linear(self, x: jax.Array, parts: Parts, **surroundings: Any) -> jax.Array:
+    def linear(self, x: jax.Array, parts: Parts, **surroundings: Unpack[Surroundings]) -> jax.Array:
         return packed_linear(x, parts["tiles"], parts["scale"], **surroundings)
 
-    def argmax(self, x: jax.Array, parts: Parts, **choice: Any) -> jax.Array:
-        return packed_argmax(x, parts["tiles"], parts["scale"], **choice)
+    def argmax(self, x: jax.Array, parts: Parts, *, candidates: int, **choice: Unpack[Choice]) -> jax.Array:
+        return packed_argmax(x, parts["tiles"], parts["scale"], candidates=candidates, **choice)
 
     def take(self, parts: Parts, tokens: jax.Array, depth: int) -> jax.Array:
         raise NotImplementedError("an embedding keeps its precision")

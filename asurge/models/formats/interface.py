@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from asurge.ops.grouped import RawMatrix
-from asurge.ops.norm import Activation
+from asurge.ops.grouped import MatrixType, RawMatrix
+from asurge.ops.packed import Choice, Surroundings
 
 Parts = Mapping[str, jax.Array]
 """The arrays in which a format keeps weights of several layers, by name."""
@@ -25,38 +24,17 @@ class RawSource(Protocol):
         """Read it as floating-point numbers."""
         ...
 
-    def raw(self) -> list[RawMatrix] | None:
-        """The matrices it consists of, one below the other, as they are stored; None where they are floating-point numbers."""
+    def raw_types(self) -> list[MatrixType] | None:
+        """The matrices it consists of, one below the other; None where any has no type of the kernels."""
+        ...
+
+    def raw(self) -> list[RawMatrix]:
+        """These matrices as they are stored."""
         ...
 
     def note_read(self) -> None:
         """Count it as read, where it was read by its `raw` matrices."""
         ...
-
-
-class Surroundings(TypedDict, total=False):
-    """Operations that a kernel fuses before and after a product; see `asurge.ops.packed.packed_linear`."""
-
-    norm: jax.Array | None
-    epsilon: float
-    bias: jax.Array | None
-    residual: jax.Array | None
-    live: jax.Array | None
-    gated: bool
-    activation: Activation
-    dtype: jnp.dtype
-    layer: int | jax.Array
-    row_layers: jax.Array | None
-
-
-class Choice(TypedDict, total=False):
-    """Options of the kernel that finds the largest product; see `asurge.ops.packed.packed_argmax`."""
-
-    norm: jax.Array | None
-    epsilon: float
-    live: jax.Array | None
-    allowed: jax.Array | None
-    candidates: int
 
 
 class WeightFormat(Protocol):
@@ -86,11 +64,11 @@ class WeightFormat(Protocol):
         """
         ...
 
-    def linear(self, x: jax.Array, parts: Parts, **surroundings: Any) -> jax.Array:
+    def linear(self, x: jax.Array, parts: Parts, **surroundings: Unpack[Surroundings]) -> jax.Array:
         """``x [rows, depth]`` by the weights of a layer, with its `Surroundings`."""
         ...
 
-    def argmax(self, x: jax.Array, parts: Parts, **choice: Any) -> jax.Array:
+    def argmax(self, x: jax.Array, parts: Parts, *, candidates: int, **choice: Unpack[Choice]) -> jax.Array:
         """The column with the largest product for each row, int32 ``[rows]``, as `Choice` says."""
         ...
 

@@ -14,7 +14,7 @@ from asurge.gguf.checkpoint import GgufCheckpoint
 from asurge.gguf.file import GgufTensor
 from asurge.models.config import DecoderConfig
 from asurge.models.weights.checkpoint import Source
-from asurge.ops.grouped import TYPES, RawMatrix
+from asurge.ops.grouped import TYPES, MatrixType, RawMatrix
 
 SERVED_TYPES = tuple(
     GGMLQuantizationType[name]
@@ -89,14 +89,16 @@ class GgufTensors:
                 numbers = numbers - 1.0  # the converter has added it
             flat[at : at + strip] = numbers.reshape(-1, flat.shape[1])
 
-    def raw(self, source: Source) -> RawMatrix | None:
-        """A matrix that is quantised, as it is stored; None of floating-point numbers."""
-        tensor, _ = self._found[source.name]
-        if tensor.type.name not in TYPES:
-            return None
+    def raw_type(self, source: Source) -> MatrixType | None:
+        """The type of a matrix that kernels multiply as it is stored; None of others."""
+        name = self._found[source.name][0].type.name
+        return MatrixType(name, source.shape[0], source.shape[-1]) if name in TYPES else None
+
+    def raw(self, source: Source) -> RawMatrix:
+        """A matrix that has a `raw_type`, as it is stored."""
         rows = self._stored_rows(source)
         order = None if not source.order else source.row_order(len(rows)).astype(np.int32)
-        return RawMatrix(tensor.type.name, rows, source.shape[-1], order)
+        return RawMatrix(self._found[source.name][0].type.name, rows, source.shape[-1], order)
 
     def stored_type(self, source: Source) -> str | None:
         """The type of a tensor that is quantised; None of floating-point numbers."""

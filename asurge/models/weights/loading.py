@@ -26,7 +26,7 @@ from asurge.models.families.registry import family_for
 from asurge.models.formats.tiles import room_for
 from asurge.models.weights.checkpoint import Source, checkpoint_table, is_ignored
 from asurge.models.weights.source import read_config
-from asurge.ops.grouped import RawMatrix
+from asurge.ops.grouped import MatrixType, RawMatrix
 
 if TYPE_CHECKING:
     from asurge.gguf.checkpoint import GgufCheckpoint
@@ -118,14 +118,14 @@ def model_config(path: Path) -> DecoderConfig:
     return _opened(path)[0]
 
 
-def open_shape(path: Path) -> tuple[DecoderConfig, Callable[[Source], RawMatrix | None]]:
+def open_shape(path: Path) -> tuple[DecoderConfig, Callable[[Source], MatrixType | None]]:
     """The shape of a model, and how each of its tensors is quantised in its checkpoint (None: not at all).
 
     Raises what `open_model` does."""
     config, checkpoint = _opened(path)
     wanted = {source.name for sources in checkpoint_table(config).values() for source in sources}
     tensors = _folder_tensors(path) if checkpoint is None else _gguf_tensors(checkpoint, config, wanted)
-    return config, tensors.raw
+    return config, tensors.raw_type
 
 
 def _opened(path: Path) -> tuple[DecoderConfig, GgufCheckpoint | None]:
@@ -177,8 +177,12 @@ class TensorReader(Protocol):
         """Read a tensor, as the model has it, into ``host``: contiguous, and of its `Source.filled` shape."""
         ...
 
-    def raw(self, source: Source) -> RawMatrix | None:
-        """A matrix that is quantised as it is stored, in the model's order; None where kernels have no type for it."""
+    def raw_type(self, source: Source) -> MatrixType | None:
+        """The type of a matrix that kernels multiply as it is stored; None of others. Reads no codes."""
+        ...
+
+    def raw(self, source: Source) -> RawMatrix:
+        """A matrix that has a `raw_type`, as it is stored, in the model's order."""
         ...
 
     def stored_type(self, source: Source) -> str | None:
@@ -222,11 +226,15 @@ class Stored:
             at = end
         self.note_read()
 
-    def raw(self) -> list[RawMatrix] | None:
-        """The matrices it consists of as they are stored; None where any is made of floating-point numbers."""
-        found = [self._tensors.raw(source) for source in self._sources]
-        matrices = [matrix for matrix in found if matrix is not None]
-        return matrices if len(matrices) == len(found) else None
+    def raw_types(self) -> list[MatrixType] | None:
+        """The matrices it consists of; None where kernels have no type for any of them."""
+        found = [self._tensors.raw_type(source) for source in self._sources]
+        types = [one for one in found if one is not None]
+        return types if len(types) == len(found) else None
+
+    def raw(self) -> list[RawMatrix]:
+        """These matrices as they are stored."""
+        return [self._tensors.raw(source) for source in self._sources]
 
     def split(self, count: int) -> list[Stored]:
         """Split it into equal matrices, which lie one below the other in it.
@@ -345,8 +353,15 @@ class _Tensors:
         else:
             host[:] = _view(header)
 
-    def raw(self, source: Source) -> RawMatrix | None:
+    def raw_type(self, source: Source) -> MatrixType | None:
         return None
+
+    def raw(self, source: Source) -> RawMatrix:
+        raise NotImplementedError("floating-point numbers have no type of the kernels")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._headers
 
     def stored_type(self, source: Source) -> str | None:
         return None

@@ -49,9 +49,9 @@ def _pack_head(model: Decoder, format_of: Callable[[Sequence[jax.Array | RawSour
     embedding, depth = model.embedding, model.config.hidden_size
     assert isinstance(embedding, nnx.Param)
     tied, table = model.lm_head is None, embedding.get_value()
-    fmt = format_of([table]).head
-    shared = None
-    if fmt.looks_up and (tied or format_of([table]) is GROUPED):
+    body = format_of([table])
+    fmt, shared = body.head, None
+    if fmt.looks_up and (tied or body is GROUPED):
         shared = _parameters(fmt.pack([table], gated=False))
         model.embedding = PackedTable(fmt, shared, depth)
     if tied and shared is not None:

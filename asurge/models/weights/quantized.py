@@ -8,8 +8,10 @@ floating-point numbers, and a warning says so. Layouts as in AutoGPTQ's and Auto
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from asurge.errors import ModelLoadError, WeightsError
 from asurge.models.weights.checkpoint import Source
-from asurge.ops.grouped import GROUP, RawMatrix
+from asurge.ops.grouped import GROUP, MatrixType, RawMatrix
 
 Array = npt.NDArray[Any]
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -43,6 +45,10 @@ class Folder(Protocol):
         """The names of all tensors."""
         ...
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        ...
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, as it is stored."""
         ...
@@ -57,14 +63,16 @@ class Affine:
     """A matrix as codes: weight = (code - zero) * scale.
 
     Attributes:
-        codes: uint8 or int8 ``[out, in]``.
+        shape: ``[out, in]``.
+        codes: unpacks them, uint8 or int8 of this shape.
         scales: float32 ``[out, groups]``.
         zeros: float32 ``[out, groups]``, whole numbers; or one number for all.
         bits: of a code.
         group_of: int32 ``[in]``, the group of each place along the depth, where groups are no neighbours (GPTQ's ``desc_act``).
     """
 
-    codes: Array
+    shape: tuple[int, int]
+    codes: Callable[[], Array]
     scales: Array
     zeros: Array | float
     bits: int
@@ -72,82 +80,73 @@ class Affine:
 
     def floats(self) -> npt.NDArray[np.float32]:
         """The weights in float32."""
-        depth = self.codes.shape[1]
-        group_of = np.arange(depth) // (depth // self.scales.shape[1]) if self.group_of is None else self.group_of
+        group_of = np.arange(self.shape[1]) // self._group if self.group_of is None else self.group_of
         zeros = self.zeros if isinstance(self.zeros, float) else self.zeros[:, group_of]
-        wide: npt.NDArray[np.float32] = (self.codes.astype(np.float32) - zeros) * self.scales[:, group_of]
+        wide: npt.NDArray[np.float32] = (self.codes().astype(np.float32) - zeros) * self.scales[:, group_of]
         return wide
 
-    def blocks(self) -> RawMatrix | None:
-        """The same as blocks of a type that kernels multiply; None if there is none."""
-        out, depth = self.codes.shape
-        size = depth // self.scales.shape[1]
-        if self.group_of is not None or size % GROUP or depth % GROUP:
+    @property
+    def block_type(self) -> str | None:
+        """The type of blocks that kernels multiply; None if there is none."""
+        if self.group_of is not None or self._group % GROUP or self.shape[1] % GROUP:
             return None
-        scales = np.repeat(self.scales, size // GROUP, axis=1).astype(np.float16)
-        codes = self.codes.reshape(out, -1, GROUP)
-        if self.bits == 8:
-            return self._eight(codes, scales, depth)
-        if self.bits != 4:
-            return None
-        nibbles = codes.astype(np.uint8)
-        packed = nibbles[:, :, :16] | nibbles[:, :, 16:] << 4
-        parts = [_bytes(scales), packed]
-        symmetric = isinstance(self.zeros, float) and self.zeros == 8.0
-        if not symmetric:
-            zeros = (
-                np.broadcast_to(np.float32(self.zeros), self.scales.shape)
-                if isinstance(self.zeros, float)
-                else self.zeros
-            )
-            minima = np.repeat(-zeros * self.scales, size // GROUP, axis=1).astype(np.float16)
-            parts.insert(1, _bytes(minima))
-        rows = np.concatenate(parts, axis=2).reshape(out, -1)
-        return RawMatrix("Q4_0" if symmetric else "Q4_1", rows, depth)
+        if isinstance(self.zeros, float):  # the same zero everywhere
+            return {8: "Q8_0", 4: "Q4_0" if self.zeros == 8.0 else None}.get(self.bits)
+        return "Q4_1" if self.bits == 4 else None
 
-    def _eight(self, codes: Array, scales: Array, depth: int) -> RawMatrix | None:
-        """Signed codes of 8 bits around a zero that is the same everywhere."""
-        if not isinstance(self.zeros, float):
-            return None
-        signed = codes.astype(np.int16) - int(self.zeros)
-        rows = np.concatenate((_bytes(scales), signed.astype(np.int8).view(np.uint8)), axis=2).reshape(len(codes), -1)
-        return RawMatrix("Q8_0", rows, depth)
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        """Rows of blocks of this type."""
+        scales = _bytes(self._by_block(self.scales))
+        codes = self.codes().reshape(len(scales), -1, GROUP)
+        if self.block_type == "Q8_0":
+            signed = codes.astype(np.int16) - int(float(self.zeros))
+            return _rows(scales, signed.astype(np.int8).view(np.uint8))
+        if self.block_type == "Q4_0":
+            return _rows(scales, _halves(codes))
+        return _rows(scales, _bytes(self._by_block(-self.zeros * self.scales)), _halves(codes))
+
+    @property
+    def _group(self) -> int:
+        return self.shape[1] // self.scales.shape[1]
+
+    def _by_block(self, by_group: Array) -> npt.NDArray[np.float16]:
+        return np.repeat(by_group, self._group // GROUP, axis=1).astype(np.float16)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MxFp4:
-    """FP4 with a power of two for each 32 numbers: nibbles ``[out, in]`` and exponents ``[out, in / 32]``, biased by 127."""
+    """FP4 with a power of two for each 32 numbers.
 
-    nibbles: Array
+    Attributes:
+        packed: pairs of codes, uint8 ``[out, in / 2]``.
+        exponents: uint8 ``[out, in / 32]``, biased by 127.
+    """
+
+    packed: Array
     exponents: Array
+    block_type = "MXFP4"
 
     def floats(self) -> npt.NDArray[np.float32]:
         """The weights in float32."""
         scales = np.ldexp(np.float32(1), self.exponents.astype(np.int32) - 127)
-        return _fp4(self.nibbles) * np.repeat(scales, GROUP, axis=1)
+        return _fp4(_pairs(self.packed)) * np.repeat(scales, GROUP, axis=1)
 
-    def blocks(self) -> RawMatrix | None:
-        """The same as blocks of GGUF's MXFP4."""
-        out, depth = self.nibbles.shape
-        codes = self.nibbles.reshape(out, -1, GROUP)
-        packed = codes[:, :, :16] | codes[:, :, 16:] << 4
-        rows = np.concatenate((self.exponents[:, :, None].astype(np.uint8), packed), axis=2).reshape(out, -1)
-        return RawMatrix("MXFP4", rows, depth)
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        """Rows of blocks of GGUF's MXFP4."""
+        codes = _pairs(self.packed).reshape(len(self.packed), -1, GROUP)
+        return _rows(self.exponents[:, :, None], _halves(codes))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plain:
     """A matrix that no kernel multiplies as it is."""
 
-    numbers: npt.NDArray[np.float32]
+    floats: Callable[[], npt.NDArray[np.float32]]
+    block_type = None
 
-    def floats(self) -> npt.NDArray[np.float32]:
-        """The weights in float32."""
-        return self.numbers
-
-    def blocks(self) -> RawMatrix | None:
-        """There are none."""
-        return None
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        """Nothing: there are none."""
+        raise NotImplementedError("it has no type of the kernels")
 
 
 Matrix = Affine | MxFp4 | Plain
@@ -223,26 +222,41 @@ class QuantizedTensors:
         if module is None:
             self._plain.read_into(host, source)
             return
-        floats = self._matrix(module, source).floats()
+        with self._reading(source):
+            floats = self._matrix(module, source).floats()
         host[:] = floats[source.row_order()] if source.order else floats
 
-    def raw(self, source: Source) -> RawMatrix | None:
-        """A quantised matrix as blocks of a type that kernels multiply; None of others."""
+    def raw_type(self, source: Source) -> MatrixType | None:
+        """The type of a matrix that kernels multiply as it is stored; None of others."""
         module = self._module(source)
         if module is None:
             return None
-        blocks = self._matrix(module, source).blocks()
-        if blocks is None or not source.order:
-            return blocks
-        return dataclasses.replace(blocks, order=source.row_order().astype(np.int32))
+        with self._reading(source):
+            kind = self._matrix(module, source).block_type
+        return None if kind is None else MatrixType(kind, source.shape[0], source.shape[1])
+
+    def raw(self, source: Source) -> RawMatrix:
+        """A matrix that has a `raw_type`, as blocks of it."""
+        module = self._module(source)
+        assert module is not None, "it was asked whether it has a type"
+        order = source.row_order().astype(np.int32) if source.order else None
+        with self._reading(source):
+            matrix = self._matrix(module, source)
+            assert matrix.block_type is not None
+            return RawMatrix(matrix.block_type, matrix.blocks(), source.shape[1], order)
 
     def stored_type(self, source: Source) -> str | None:
         """The name of the method by which a matrix is quantised; None of other tensors."""
         return None if self._module(source) is None else self._method.name
 
     def _matrix(self, module: str, source: Source) -> Matrix:
+        return self._method.read(self._folder, module, (source.shape[0], source.shape[1]))
+
+    @contextmanager
+    def _reading(self, source: Source) -> Iterator[None]:
+        """Wraps the reading of a matrix, whose parts may not fit each other."""
         try:
-            return self._method.read(self._folder, module, (source.shape[0], source.shape[1]))
+            yield
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"{self._path}: the parts of {source.name} do not make a matrix of {list(source.shape)} ({error}): fetch it again"
@@ -298,18 +312,18 @@ def _gptq(bits: int, settings: Mapping[str, Any]) -> Read:
     symmetric = bool(settings.get("sym", False))
 
     def read(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
-        codes = unpack(folder.array(f"{module}.qweight"), bits, axis=0)[: shape[1]].T
+        words = folder.array(f"{module}.qweight")
         scales = folder.array(f"{module}.scales").astype(np.float32).T
         zeros: Array | float = float(1 << (bits - 1))
         if not symmetric:
             found = unpack(folder.array(f"{module}.qzeros"), bits, axis=1)[:, : shape[0]].T
             zeros = (found.astype(np.int32) + added & (1 << bits) - 1).astype(np.float32)
         group_of = None
-        if f"{module}.g_idx" in set(folder.names()):
+        if folder.has(f"{module}.g_idx"):
             given = folder.array(f"{module}.g_idx").astype(np.int64)
             if not np.array_equal(given, np.arange(len(given)) // (len(given) // scales.shape[1])):
                 group_of = given
-        return Affine(codes, scales, zeros, bits, group_of)
+        return Affine(shape, lambda: unpack(words, bits, axis=0).T, scales, zeros, bits, group_of)
 
     return read
 
@@ -322,12 +336,12 @@ def _awq(path: Path, settings: Mapping[str, Any]) -> Read:
         )
 
     def read(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
-        codes = unpack(folder.array(f"{module}.qweight"), 4, axis=1, order=AWQ_ORDER).T
+        words = folder.array(f"{module}.qweight")
         scales = folder.array(f"{module}.scales").astype(np.float32).T
         zeros: Array | float = 8.0
         if settings.get("zero_point", True):
             zeros = unpack(folder.array(f"{module}.qzeros"), 4, axis=1, order=AWQ_ORDER).T.astype(np.float32)
-        return Affine(codes, scales, zeros, 4)
+        return Affine(shape, lambda: unpack(words, 4, axis=1, order=AWQ_ORDER).T, scales, zeros, 4)
 
     return read
 
@@ -367,15 +381,15 @@ def _compressed(path: Path, settings: Mapping[str, Any]) -> Method:
 
 def _packed(bits: int, symmetric: bool) -> Read:
     def read(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
-        codes = unpack(folder.array(f"{module}.weight_packed"), bits, axis=1)[:, : shape[1]]
+        words = folder.array(f"{module}.weight_packed")
         scales = folder.array(f"{module}.weight_scale").astype(np.float32)
         zeros: Array | float = float(1 << (bits - 1))
         if not symmetric:
             zeros = unpack(folder.array(f"{module}.weight_zero_point"), bits, axis=0)[: shape[0]].astype(np.float32)
         group_of = None
-        if f"{module}.weight_g_idx" in set(folder.names()):
+        if folder.has(f"{module}.weight_g_idx"):
             group_of = folder.array(f"{module}.weight_g_idx").astype(np.int64)
-        return Affine(codes, scales, zeros, bits, group_of)
+        return Affine(shape, lambda: unpack(words, bits, axis=1)[:, : shape[1]], scales, zeros, bits, group_of)
 
     return read
 
@@ -383,12 +397,12 @@ def _packed(bits: int, symmetric: bool) -> Read:
 def _int8(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
     scales = folder.array(f"{module}.weight_scale").astype(np.float32).reshape(-1, 1)
     scales = np.broadcast_to(scales, (shape[0], 1))
-    return Affine(folder.array(f"{module}.weight"), scales, 0.0, 8)
+    return Affine(shape, lambda: folder.array(f"{module}.weight"), scales, 0.0, 8)
 
 
 def _fp8(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
     scales = folder.array(f"{module}.weight_scale").astype(np.float32)
-    return Plain(folder.array(f"{module}.weight").astype(np.float32) * scales.reshape(-1, 1))
+    return Plain(lambda: folder.array(f"{module}.weight").astype(np.float32) * scales.reshape(-1, 1))
 
 
 def _fp8_blocks(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
@@ -397,18 +411,23 @@ def _fp8_blocks(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
     side = 128
     if scales.shape != (math.ceil(shape[0] / side), math.ceil(shape[1] / side)):
         raise ValueError(f"scales of {list(scales.shape)}")
-    wide = np.repeat(np.repeat(scales, side, axis=0), side, axis=1)[: shape[0], : shape[1]]
-    return Plain(folder.array(f"{module}.weight").astype(np.float32) * wide)
+
+    def floats() -> npt.NDArray[np.float32]:
+        wide = np.repeat(np.repeat(scales, side, axis=0), side, axis=1)[: shape[0], : shape[1]]
+        return folder.array(f"{module}.weight").astype(np.float32) * wide
+
+    return Plain(floats)
 
 
 def _mxfp4(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
-    return MxFp4(_pairs(folder.array(f"{module}.weight_packed")), folder.array(f"{module}.weight_scale").view(np.uint8))
+    return MxFp4(folder.array(f"{module}.weight_packed"), folder.array(f"{module}.weight_scale").view(np.uint8))
 
 
 def _nvfp4(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
     scales = folder.array(f"{module}.weight_scale").astype(np.float32)
     whole = float(folder.array(f"{module}.weight_global_scale").astype(np.float32).reshape(()))
-    return Plain(_fp4(_pairs(folder.array(f"{module}.weight_packed"))) * np.repeat(scales / whole, 16, axis=1))
+    packed = folder.array(f"{module}.weight_packed")
+    return Plain(lambda: _fp4(_pairs(packed)) * np.repeat(scales / whole, 16, axis=1))
 
 
 def _nf4(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
@@ -421,14 +440,15 @@ def _nf4(folder: Folder, module: str, shape: tuple[int, int]) -> Matrix:
         outer = folder.array(f"{module}.weight.nested_absmax").astype(np.float32)
         size = int(state.get("nested_blocksize", 256))
         absmax = table[absmax] * np.repeat(outer, size)[: len(absmax)] + np.float32(state.get("nested_offset", 0.0))
-    codes = np.stack((packed >> 4, packed & 15), axis=1).reshape(-1)
-    wide = NF4[codes].reshape(len(absmax), -1) * absmax.astype(np.float32)[:, None]
-    return Plain(wide.reshape(shape))
+
+    def floats() -> npt.NDArray[np.float32]:
+        codes = np.stack((packed >> 4, packed & 15), axis=1).reshape(-1)
+        return (NF4[codes].reshape(len(absmax), -1) * absmax.astype(np.float32)[:, None]).reshape(shape)
+
+    return Plain(floats)
 
 
 def _quant_state(array: Array) -> dict[str, Any]:
-    import json
-
     return dict(json.loads(bytes(array.astype(np.uint8)).decode()))
 
 
@@ -464,3 +484,15 @@ def _fp4(nibbles: Array) -> npt.NDArray[np.float32]:
 def _bytes(halves: Array) -> npt.NDArray[np.uint8]:
     """Float16 ``[out, groups]`` as bytes ``[out, groups, 2]``."""
     return np.ascontiguousarray(halves[..., None]).view(np.uint8)
+
+
+def _halves(codes: Array) -> npt.NDArray[np.uint8]:
+    """Nibbles ``[out, blocks, 32]`` as GGUF has them: those of both halves of a block share bytes."""
+    nibbles = codes.astype(np.uint8)
+    halves: npt.NDArray[np.uint8] = nibbles[:, :, :16] | nibbles[:, :, 16:] << np.uint8(4)
+    return halves
+
+
+def _rows(*parts: Array) -> npt.NDArray[np.uint8]:
+    """Rows of blocks from the parts ``[out, blocks, bytes]`` of each."""
+    return np.concatenate(parts, axis=2).reshape(len(parts[0]), -1)

@@ -1,4 +1,6 @@
 // What Python loads: XLA FFI handlers, and a few plain C functions.
+#include <iterator>
+
 #include "attention.h"
 #include "grouped.h"
 #include "linear.h"
@@ -112,15 +114,25 @@ ffi::Error linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffer scale,
   return ffi::Error::Success();
 }
 
+// The bytes of a strip of each type.
+struct StripBytes {
+  size_t of[static_cast<size_t>(asurge::GroupedType::kCount)];
+
+  explicit StripBytes(int depth) {
+    for (size_t type = 0; type < std::size(of); ++type) of[type] = asurge::strip_bytes(static_cast<asurge::GroupedType>(type), depth);
+  }
+};
+
 // The strips of one layer, if they lie within the weight.
-const asurge::StripEntry* strips_of(const ffi::AnyBuffer& weight, const ffi::AnyBuffer& strips, int32_t layer, int depth) {
+const asurge::StripEntry* strips_of(const ffi::AnyBuffer& weight, const ffi::AnyBuffer& strips, int32_t layer,
+                                    const StripBytes& bytes) {
   const auto shape = strips.dimensions();
   if (shape.size() != 3 || shape[2] != 2 || layer < 0 || layer >= shape[0]) return nullptr;
   const auto* entries = static_cast<const asurge::StripEntry*>(strips.untyped_data()) + layer * shape[1];
+  const size_t whole = weight.size_bytes();
   for (int64_t strip = 0; strip < shape[1]; ++strip) {
-    const asurge::StripEntry entry = entries[strip];
-    if (entry.type < asurge::GroupedType{} || entry.type >= asurge::GroupedType::kCount) return nullptr;
-    if (size_t(entry.line) * 64 + asurge::strip_bytes(entry.type, depth) > weight.size_bytes()) return nullptr;
+    const size_t type = static_cast<uint32_t>(entries[strip].type);
+    if (type >= std::size(bytes.of) || size_t(entries[strip].line) * 64 + bytes.of[type] > whole) return nullptr;
   }
   return entries;
 }
@@ -135,10 +147,11 @@ ffi::Error grouped_linear(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::AnyBuffe
   LinearOperands given{x, norm, bias, residual, live, allowed, row_layers, *layer.typed_data(), out, epsilon, gated, gelu, candidates};
   if (auto error = set_operands(call, given, shape[0], shape[1] * 16); error.failure()) return error;
   call.weight = data_or_null<uint8_t>(weight);
+  const StripBytes bytes(call.depth);
   for (size_t tile = 0; tile < row_layers.element_count(); ++tile) {
-    if (!strips_of(weight, strips, call.layers[tile], call.depth)) return ffi::Error::InvalidArgument("a strip lies outside of the weight");
+    if (!strips_of(weight, strips, call.layers[tile], bytes)) return ffi::Error::InvalidArgument("a strip lies outside of the weight");
   }
-  call.strips = strips_of(weight, strips, given.layer, call.depth);
+  call.strips = strips_of(weight, strips, given.layer, bytes);
   if (call.strips == nullptr) return ffi::Error::InvalidArgument("a strip lies outside of the weight, or its type is unknown");
   if (call.depth % 16) return ffi::Error::InvalidArgument("the depth of grouped weights is a multiple of 16");
   asurge::linear(call);
@@ -150,7 +163,7 @@ ffi::Error grouped_rows(ffi::AnyBuffer weight, ffi::AnyBuffer strips, ffi::Buffe
   const auto shape = out->dimensions();
   const size_t count = columns.element_count();
   const int depth = static_cast<int>(shape[1]);
-  asurge::GroupedRows rows{data_or_null<uint8_t>(weight), strips_of(weight, strips, 0, depth), columns.typed_data(),
+  asurge::GroupedRows rows{data_or_null<uint8_t>(weight), strips_of(weight, strips, 0, StripBytes(depth)), columns.typed_data(),
                            static_cast<int>(count), depth, reinterpret_cast<uint16_t*>(out->untyped_data())};
   if (rows.strips == nullptr || size_t(shape[0]) != count || depth % 16) {
     return ffi::Error::InvalidArgument("an operand of rows has the wrong size");
@@ -281,43 +294,31 @@ ffi::Error zeros(ffi::Result<ffi::AnyBuffer> out) {
   return ffi::Error::Success();
 }
 
+// Operands and attributes of products, whatever their weights are stored as.
+auto linear_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<Number>()
+      .Ret<ffi::AnyBuffer>()
+      .Attr<float>("epsilon")
+      .Attr<bool>("gated")
+      .Attr<bool>("gelu")
+      .Attr<int32_t>("candidates");
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Number>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<float>("epsilon")
-                                  .Attr<bool>("gated")
-                                  .Attr<bool>("gelu")
-                                  .Attr<int32_t>("candidates"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_linear, linear, linear_binding());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_linear, grouped_linear,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Number>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<float>("epsilon")
-                                  .Attr<bool>("gated")
-                                  .Attr<bool>("gelu")
-                                  .Attr<int32_t>("candidates"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_linear, grouped_linear, linear_binding());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(asurge_grouped_rows, grouped_rows,
                               ffi::Ffi::Bind()
