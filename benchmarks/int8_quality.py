@@ -24,8 +24,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from asurge.config import Kernels
 from asurge.demo import CHECKPOINT, QUESTIONS
-from asurge.models import Decoder, DenseAttend, convert, load_model
+from asurge.models import Decoder, DenseAttend, convert, open_model
 from asurge.models.decoder import Layer
 from asurge.ops.attention import Heads
 from asurge.ops.linear import quantize_int8
@@ -62,9 +63,15 @@ VARIANTS: dict[str, tuple[str | None, type[DenseAttend]]] = {
 """The others are compared with the first."""
 
 
-def forward(folder: Path, kernels: str, quantization: str | None, attend: type[DenseAttend]) -> Callable[[Ids], Floats]:
+def forward(
+    path: Path,
+    kernels: Kernels,
+    quantization: str | None,
+    attend: type[DenseAttend] = DenseAttend,
+    dtype: str = "bfloat16",
+) -> Callable[[Ids], Floats]:
     """Logits ``[tokens, vocab_size]`` of one text."""
-    model = load_model(folder, dtype="bfloat16", progress=False)
+    model = open_model(path, dtype=dtype, progress=False)
     convert(model, kernels=kernels, quantization=quantization)
     graph, state = nnx.split(model)
     size = model.config.vocab_size

@@ -17,24 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from asurge.models import Decoder, DenseAttend, convert, open_model
+from asurge.config import Kernels
 from asurge.models.weights.source import resolve_checkpoint
 from asurge.text import load_tokenizer
+from benchmarks.int8_quality import Floats, Ids, forward, log_probabilities
 
 TOPICS = ("assignment", "class", "async")
 """Topics of the language reference that ``help()`` shows."""
 
 LENGTH = 256
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
 
 LLAMA_JOB = """
 import sys
@@ -61,19 +56,10 @@ def read_chunks(path: Path, most: int) -> Ids:
     return np.asarray(ids[: count * LENGTH], np.int32).reshape(count, LENGTH)
 
 
-def logits_of(path: Path, chunks: Ids, dtype: str, kernels: str, quantization: str | None) -> Floats:
+def logits_of(path: Path, chunks: Ids, kernels: Kernels, quantization: str | None, dtype: str = "bfloat16") -> Floats:
     """``[chunks, LENGTH, vocab]``, each chunk a text of its own."""
-    model = open_model(path, dtype=dtype, progress=False)
-    convert(model, kernels=kernels, quantization=quantization)  # type: ignore[arg-type]
-    graph, state = nnx.split(model)
-    size = model.config.vocab_size
-
-    @jax.jit
-    def run(state: Any, tokens: jax.Array) -> jax.Array:
-        module: Decoder = nnx.merge(graph, state)
-        return module.logits(module(tokens, jnp.arange(tokens.shape[0]), DenseAttend(module.config)))[:, :size]
-
-    return np.stack([np.asarray(run(state, chunk), np.float32) for chunk in chunks])
+    run = forward(path, kernels, quantization, dtype=dtype)
+    return np.stack([run(chunk).astype(np.float32) for chunk in chunks])
 
 
 def llama_logits(python: str, path: Path, chunks: Ids) -> Floats:
@@ -86,18 +72,12 @@ def llama_logits(python: str, path: Path, chunks: Ids) -> Floats:
         return logits
 
 
-def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-
-
 def compare(name: str, reference: Floats, logits: Floats, chunks: Ids) -> dict[str, Any]:
     """Divergence of distributions from the reference's. Padding of the vocabulary is left out."""
     size = min(reference.shape[-1], logits.shape[-1])
     divergence, agree, apart, losses = [], [], [], []
     for wanted, found, ids in zip(reference, logits, chunks, strict=True):
-        p, q = log_probabilities(wanted[:, :size]), log_probabilities(found[:, :size])
+        p, q = (log_probabilities(x[:, :size].astype(np.float64)) for x in (wanted, found))
         divergence.append((np.exp(p) * (p - q)).sum(axis=-1))
         agree.append(p.argmax(axis=-1) == q.argmax(axis=-1))
         at = np.arange(len(ids) - 1)
@@ -135,12 +115,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     path = resolve_checkpoint(given.model)
     chunks = read_chunks(path, given.chunks)
-    reference = logits_of(path, chunks, "float32", "xla", None)
+    reference = logits_of(path, chunks, "xla", None, "float32")
     variants = {"as stored": None, "int8": "int8", "int4": "int4"}
     records = [compare("float32", reference, reference, chunks)]
-    records.append(compare("bf16, plain JAX", reference, logits_of(path, chunks, "bfloat16", "xla", None), chunks))
+    records.append(compare("bf16, plain JAX", reference, logits_of(path, chunks, "xla", None), chunks))
     for name, quantization in variants.items():
-        records.append(compare(name, reference, logits_of(path, chunks, "bfloat16", "native", quantization), chunks))
+        records.append(compare(name, reference, logits_of(path, chunks, "native", quantization), chunks))
     if given.llama:
         records.append(compare("llama.cpp", reference, llama_logits(given.llama, path, chunks), chunks))
     Console().print(report(records, chunks.size))

@@ -135,17 +135,22 @@ def inspect_model(model: str, bandwidth: float | None = None) -> ModelReport:
         ModelLoadError: there is no such checkpoint, or what is there is none.
     """
     from asurge.gguf.checkpoint import open_gguf  # reading checkpoints takes imports that listing commands do not need
-    from asurge.models.weights.source import resolve_checkpoint
+    from asurge.models.weights.source import read_config, resolve_checkpoint
 
     path = resolve_checkpoint(model)
     about: dict[str, str] = {}
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     weights: dict[str, int] = {}
-    if not path.is_dir():
+    if path.is_dir():
+        files, architecture = (
+            sorted(path.glob("*.safetensors")),
+            ", ".join(read_config(path).get("architectures") or ["unknown"]),
+        )
+    else:
         checkpoint = open_gguf(path)
-        about, weights = checkpoint.describe(), checkpoint.types()
+        about, weights, architecture = checkpoint.describe(), checkpoint.types(), checkpoint.architecture
         files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
-    report = ModelReport(model, str(path), sum(file.stat().st_size for file in files), about, weights=weights)
+    size = sum(file.stat().st_size for file in files)
+    report = ModelReport(model, str(path), size, about, architecture, weights=weights)
     try:
         return _measured(report, path, bandwidth)
     except ModelLoadError as error:
@@ -172,7 +177,6 @@ def _measured(report: ModelReport, path: Path, bandwidth: float | None) -> Model
     sizes = [math.prod(source.shape) for sources in checkpoint_table(config).values() for source in sources]
     return dataclasses.replace(
         report,
-        architecture=_architecture(path),
         parameters=sum(sizes),
         layers=config.num_layers,
         context=config.max_position_embeddings,
@@ -183,16 +187,6 @@ def _measured(report: ModelReport, path: Path, bandwidth: float | None) -> Model
         step_bytes=footprint.weight_bytes,
         floor_ms=None if bandwidth is None else footprint.weight_bytes / bandwidth * 1000,
     )
-
-
-def _architecture(path: Path) -> str:
-    if not path.is_dir():
-        from asurge.gguf.checkpoint import open_gguf
-
-        return open_gguf(path).architecture
-    from asurge.models.weights.source import read_config
-
-    return ", ".join(read_config(path).get("architectures") or ["unknown"])
 
 
 def _kernels() -> str:

@@ -72,7 +72,7 @@ def _assemble(
 ) -> EngineParts:
     # The tokenizer's imports and parsing overlap with reading weights and compiling.
     with ThreadPoolExecutor(1, thread_name_prefix="asurge-tokenizer") as pool:
-        tokenizer = pool.submit(load_tokenizer, text)
+        tokenizer, about = pool.submit(load_tokenizer, text), pool.submit(about_checkpoint, folder)
         model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode, check=check)
         reason = convert(model, kernels=config.kernels, quantization=config.quantization)
         max_model_len = _max_model_len(config, model.config.max_position_embeddings)
@@ -97,7 +97,7 @@ def _assemble(
             lambda: runner.compilations,
             partial(_load_weights, config, model.config, runner),
             fallbacks,
-            about_checkpoint(folder),
+            about.result(),
         )
 
 
