@@ -79,13 +79,18 @@ class Processors:
         """The largest useful number of threads: the processors, those it has a fraction of included."""
         return self.visible if self.quota is None else self._within(-(-self.quota.time_us // self.quota.period_us))
 
+    @property
+    def time_limit(self) -> float | None:
+        """Processors whose time the process may use, where that is less than those it may run on."""
+        return self.quota.processors if self.quota is not None and self.quota.processors < self.visible else None
+
     def _within(self, count: int) -> int:
         return max(min(self.visible, count), 1)
 
     @property
     def limit(self) -> str:
         """Description of what limits the processors, for logs."""
-        if self.quota is not None and self.quota.processors < self.visible:
+        if self.time_limit is not None:
             return str(self.quota)
         return f"the process may run on {_named(self.visible)}"
 
@@ -275,12 +280,17 @@ class ThreadBudget:
         return f"{name}={count}" + (f", and {self._seen.limit}" if self.threads < count else "")
 
     @property
+    def time_limit(self) -> float | None:
+        """Processors whose time a quota grants; None if there is none that matters."""
+        return self._seen.time_limit
+
+    @property
     def is_due(self) -> bool:
         """Whether the last look at the processors was a while ago."""
         return self._clock() - self._looked_s >= LOOK_S
 
     def refresh(self) -> bool:
-        """Look at the processors again, if that is due; whether the number of threads is another now."""
+        """Look at the processors again, if that is due; return whether they have changed."""
         if not self.is_due:
             return False
         self._looked_s = self._clock()
@@ -292,7 +302,7 @@ class ThreadBudget:
         if self.threads != before:
             _log.info("kernel threads: %d, no longer %d (%s)", self.threads, before, self.reason)
         self._warn()
-        return self.threads != before
+        return True
 
     def report(self) -> None:
         """Log the number and its reason, and warn, once in a process, of what could not be done as it was meant."""

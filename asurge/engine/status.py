@@ -172,4 +172,5 @@ def summarize(parts: EngineParts, pipeline: Pipeline) -> dict[str, float]:
         "kernel_threads_active": team.active,
         "kernel_threads_put_aside": team.put_aside,
         "kernel_wait_seconds": team.waited_s,
+        "kernel_quota_sleep_seconds": team.quota_sleep_s,
     }

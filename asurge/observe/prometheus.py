@@ -14,7 +14,13 @@ from asurge.observe.requests import LABELS, Histograms, RequestFigures
 from asurge.scheduler import SchedulerStatistics
 
 _OWN, _VLLM = "asurge_", "vllm:"
-_KERNELS = ("kernel_threads", "kernel_threads_active", "kernel_threads_put_aside", "kernel_wait_seconds")
+_KERNELS = (
+    "kernel_threads",
+    "kernel_threads_active",
+    "kernel_threads_put_aside",
+    "kernel_wait_seconds",
+    "kernel_quota_sleep_seconds",
+)
 _ONLY_OURS = frozenset(("compilations", "fallbacks", "steps_in_flight", *_KERNELS))
 
 
@@ -122,6 +128,11 @@ class _Engines:
             "kernel_wait_seconds",
             "Seconds that the CPU kernels waited for threads of their own.",
             total("kernel_wait_seconds"),
+        )
+        yield counter(
+            "kernel_quota_sleep_seconds",
+            "Seconds that callers of the CPU kernels slept to stay within a quota of processor time.",
+            total("kernel_quota_sleep_seconds"),
         )
 
     def _cache_config(self, now: Mapping[str, SchedulerStatistics]) -> Metric:

@@ -15,18 +15,24 @@ _log = logging.getLogger(__name__)
 
 
 class Team:
-    """Keeps the team as large as the largest that an engine asks for. While none asks, the processors say how large it is.
+    """Keeps the team as large as the largest that an engine asks for, and within the quota of processor time.
+
+    While no engine asks, the processors say how large the team is.
 
     Args:
         resize: sets the size.
         alone: the size while no engine asks.
+        set_quota: sets the processors whose time the process may use, None for no limit.
     """
 
-    def __init__(self, resize: Callable[[int], None], alone: Callable[[], int]) -> None:
-        self._resize, self._alone = resize, alone
+    def __init__(
+        self, resize: Callable[[int], None], alone: Callable[[], int], set_quota: Callable[[float | None], None]
+    ) -> None:
+        self._resize, self._alone, self._set_quota = resize, alone, set_quota
         self._budgets = weakref.WeakSet[ThreadBudget]()  # an engine that nobody has stopped may be forgotten
         self._lock = threading.Lock()
         self.size = 0
+        self._quota: float | None = None
 
     def join(self, budget: ThreadBudget) -> None:
         """Let an engine have as many threads as its budget says."""
@@ -52,9 +58,13 @@ class Team:
         if size != self.size:
             self._resize(size)
             self.size = size
+        quota = min((budget.time_limit for budget in self._budgets if budget.time_limit is not None), default=None)
+        if quota != self._quota:
+            self._set_quota(quota)
+            self._quota = quota
 
 
-_TEAM = Team(native.set_threads, lambda: ProcessorProbe().look().count)
+_TEAM = Team(native.set_threads, lambda: ProcessorProbe().look().count, native.set_quota)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,12 +75,14 @@ class TeamStatistics:
         threads / active: that there are, and that take part at present: as many as pay beside the other work of the machine.
         waited_s: how long callers have waited for others since the start.
         put_aside: how often a thread that the system had put aside in the middle of its work was given another processor.
+        quota_sleep_s: how long callers have slept to stay within a quota of processor time.
     """
 
     threads: int = 0
     active: int = 0
     waited_s: float = 0.0
     put_aside: int = 0
+    quota_sleep_s: float = 0.0
 
 
 class KernelThreads:
@@ -100,7 +112,9 @@ class KernelThreads:
         pool = native.pool_statistics() if self._used else None
         if pool is None:
             return TeamStatistics()
-        return TeamStatistics(self.count, pool.active, pool.waited_ns / 1e9, pool.rescues + pool.swaps)
+        return TeamStatistics(
+            self.count, pool.active, pool.waited_ns / 1e9, pool.rescues + pool.swaps, pool.quota_sleep_ns / 1e9
+        )
 
     def refresh(self) -> None:
         """Follow what has become of the processors. Cheap: called before each step."""

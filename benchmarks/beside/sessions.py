@@ -159,14 +159,18 @@ class Asurge:
             yield AsurgeSession(talk)
 
 
-class AsurgeSession:
-    """`benchmarks.beside.asurge_job`."""
+class _DialogueSession:
+    """An engine in a process that is talked with."""
 
     def __init__(self, talk: Dialogue) -> None:
         self._talk = talk
 
     def processes(self) -> list[int]:
         return self._talk.processes()
+
+
+class AsurgeSession(_DialogueSession):
+    """`benchmarks.beside.asurge_job`."""
 
     def measure(self, order: Order) -> dict[str, Any]:
         orders = {
@@ -204,14 +208,8 @@ class Job:
             yield JobSession(talk)
 
 
-class JobSession:
+class JobSession(_DialogueSession):
     """`benchmarks.peer_jobs.protocol`."""
-
-    def __init__(self, talk: Dialogue) -> None:
-        self._talk = talk
-
-    def processes(self) -> list[int]:
-        return self._talk.processes()
 
     def measure(self, order: Order) -> dict[str, Any]:
         workload = {**prompted(order.workload, order.vocab_size, order.seed), "limit_s": order.limit_s}

@@ -221,6 +221,8 @@ class SimulatedSystem {
     simulation->wake(&word, most);
   }
   int64_t computed_ns(ThreadId thread) const { return simulation->computed_ns(thread); }
+  int64_t process_computed_ns() const { return 0; }
+  void sleep_ns(int64_t) {}
   bool move_here(ThreadId thread, int) { return rescues && simulation->rescue(thread); }
   void move_to(int) {}
   void spread(int, int) {}

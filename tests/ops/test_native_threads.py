@@ -195,6 +195,11 @@ def test_the_pool_adapts_its_size(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_the_process_keeps_within_its_quota(tmp_path: Path) -> None:
+    check(built("native_quota_pacer", tmp_path))
+
+
+@needs_compiler
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_no_piece_is_lost_when_threads_are_preempted(tmp_path: Path, count: int) -> None:
     """Random schedules, over a system that interrupts threads wherever they meet."""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,15 @@ def budget(threads: int) -> ThreadBudget:
     return ThreadBudget(threads, probe=ProcessorProbe(Path("/nowhere"), lambda: 64), environment={})
 
 
+def team_of(sizes: list[int], quotas: list[float | None] | None = None) -> Team:
+    """A team that lists the sizes and quotas that it is given, of 7 threads while no engine asks."""
+    return Team(sizes.append, lambda: 7, ([] if quotas is None else quotas).append)
+
+
 def test_engines_share_one_thread_pool() -> None:
     """It is as large as the largest asks for, and goes back when that ends."""
     sizes: list[int] = []
-    team = Team(sizes.append, lambda: 7)
+    team = team_of(sizes)
     two = KernelThreads(budget(2), "auto", team=team)
     four = KernelThreads(budget(4), "native", team=team)
     one = KernelThreads(budget(1), "auto", team=team)
@@ -53,7 +59,7 @@ def test_engines_share_one_thread_pool() -> None:
 
 def test_an_engine_without_kernels_does_not_resize_the_pool() -> None:
     sizes: list[int] = []
-    threads = KernelThreads(budget(3), "xla", team=Team(sizes.append, lambda: 7))
+    threads = KernelThreads(budget(3), "xla", team=team_of(sizes))
     threads.refresh()
     assert threads.count == 0
     threads.leave()
@@ -67,7 +73,7 @@ def test_the_pool_follows_the_number_of_processors() -> None:
         probe = ProcessorProbe(Path("/nowhere"), lambda: visible)
         return ThreadBudget(asked, probe=probe, environment={}, clock=lambda: now_s)
 
-    team = Team(sizes.append, lambda: 7)
+    team = team_of(sizes)
     threads = KernelThreads(follows(None), "auto", team=team)
     visible = 2
     threads.refresh()
@@ -82,9 +88,32 @@ def test_the_pool_follows_the_number_of_processors() -> None:
     assert sizes == [4, 2, 1]
 
 
+def test_the_pool_follows_the_quota(tmp_path: Path) -> None:
+    """Also where it changes by less than a processor; one that grants every processor is none."""
+    quotas: list[float | None] = []
+    group = tmp_path / "sys/fs/cgroup"
+    for file, text in {
+        tmp_path / "proc/self/cgroup": "0::/\n",
+        tmp_path / "proc/self/mountinfo": "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+        group / "cpu.max": "100000 100000\n",
+    }.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    limited = ThreadBudget(
+        None, probe=ProcessorProbe(tmp_path, lambda: 4), environment={}, clock=count(step=2.0).__next__
+    )
+    threads = KernelThreads(limited, "auto", team=team_of([], quotas))
+    for text in ("150000 100000", "150000 100000", "400000 100000", "50000 100000"):
+        (group / "cpu.max").write_text(text)
+        threads.refresh()
+    assert quotas == [1.0, 1.5, None, 0.5]
+    threads.leave()
+    assert quotas[4:] == [None]
+
+
 def test_an_engine_that_was_dropped_frees_its_threads() -> None:
     sizes: list[int] = []
-    team = Team(sizes.append, lambda: 7)
+    team = team_of(sizes)
     KernelThreads(budget(4), "auto", team=team)
     gc.collect()
     last = KernelThreads(budget(2), "auto", team=team)
@@ -118,7 +147,7 @@ async def test_an_engine_reports_its_threads(
         shown = metrics.exposition().decode()
         assert 'asurge_kernel_threads{engine="0",model_name="small"} 1.0' in shown or 'asurge_kernel_threads{model_name="small",engine="0"} 1.0' in shown  # fmt: skip
         assert "vllm:kernel_" not in shown
-        for name in ("threads_active", "threads_put_aside_total", "wait_seconds_total"):
+        for name in ("threads_active", "threads_put_aside_total", "wait_seconds_total", "quota_sleep_seconds_total"):
             assert f"\nasurge_kernel_{name}{{" in shown
         assert resized[-1] == 1
     assert resized[-1] != 1 or ProcessorProbe().look().count == 1

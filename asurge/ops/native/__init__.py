@@ -75,6 +75,16 @@ def set_threads(count: int) -> None:
         library.asurge_set_threads(count)
 
 
+def set_quota(processors: float | None) -> None:
+    """Keep the process within a quota of processor time: who calls kernels sleeps off what was used beyond it.
+
+    Args:
+        processors: whose time the process may use; None: no limit.
+    """
+    if unavailable() is None and (library := loaded()) is not None:
+        library.asurge_set_quota(ctypes.c_double(processors or 0.0))
+
+
 def set_niceness(niceness: int) -> bool:
     """Set how nice the kernels' own threads are to others (``nice(1)``): their callers' threads belong to the process.
 
@@ -112,6 +122,7 @@ class PoolStatistics(ctypes.Structure):
         rescues / swaps: how often a thread that the system had put aside in the middle of a piece was given another processor: one
             that helped, and one that had called.
         pushes: how often a thread that waited behind its caller was sent to another processor.
+        quota_sleep_ns: time that callers slept to stay within a quota of processor time (`set_quota`).
     """
 
     _fields_ = (
@@ -125,6 +136,7 @@ class PoolStatistics(ctypes.Structure):
         ("rescues", ctypes.c_int64),
         ("swaps", ctypes.c_int64),
         ("pushes", ctypes.c_int64),
+        ("quota_sleep_ns", ctypes.c_int64),
     )
 
 

@@ -395,4 +395,6 @@ extern "C" void asurge_set_threads(int threads) { asurge::ThreadPool::get().resi
 
 extern "C" bool asurge_set_niceness(int niceness) { return asurge::ThreadPool::get().set_niceness(niceness); }
 
+extern "C" void asurge_set_quota(double processors) { asurge::ThreadPool::get().set_quota(processors); }
+
 extern "C" asurge::PoolStatistics asurge_pool_statistics() { return asurge::ThreadPool::get().statistics(); }

@@ -97,6 +97,14 @@ class OperatingSystem {
     return nanoseconds(static_cast<clockid_t>(~static_cast<unsigned>(thread) << 3 | 6));  // as pthread_getcpuclockid
   }
 
+  // Processor time that all threads of the process have used.
+  int64_t process_computed_ns() const { return nanoseconds(CLOCK_PROCESS_CPUTIME_ID); }
+
+  void sleep_ns(int64_t duration_ns) const {
+    const timespec duration{duration_ns / 1'000'000'000, duration_ns % 1'000'000'000};
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &duration, nullptr);
+  }
+
   // Moves a thread that waits for another processor to this one; `helper` is its index or kNoHelper.
   bool move_here(ThreadId thread, int helper) {
     const int here = processor();

@@ -10,7 +10,7 @@ namespace asurge {
 // Counters of a pool since its creation. `asurge.ops.native.PoolStatistics` has the same fields.
 struct PoolStatistics {
   int32_t limit, active;
-  int64_t regions, pieces, helped_pieces, region_ns, waited_ns, rescues, swaps, pushes;
+  int64_t regions, pieces, helped_pieces, region_ns, waited_ns, rescues, swaps, pushes, quota_sleep_ns;
 };
 
 // One more thread shortens regions by a share of their computing time; a thread that is often preempted in the middle of a piece
@@ -50,7 +50,7 @@ class TeamSize {
 
   PoolStatistics statistics() const {
     return {limit_.load(),     active_.load(),    regions_.load(), pieces_.load(), helped_pieces_.load(),
-            region_ns_.load(), waited_ns_.load(), rescues_.load(), swaps_.load(),  pushes_.load()};
+            region_ns_.load(), waited_ns_.load(), rescues_.load(), swaps_.load(),  pushes_.load(), 0};
   }
 
  private:

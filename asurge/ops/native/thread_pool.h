@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "operating_system.h"
+#include "quota_pacer.h"
 #include "team_size.h"
 
 namespace asurge {
@@ -87,6 +88,7 @@ class BasicThreadPool {
   // call at once; the others then help any of them.
   template <typename Function>
   void run(int count, const Function& body) {
+    pacer_.pace(system_);
     // Also where the team has one thread at present: the region's time decides when to try more.
     Region* region = count > 1 && size_.limit() > 1 ? acquire() : nullptr;
     if (region == nullptr) {
@@ -102,6 +104,9 @@ class BasicThreadPool {
     finish(*region, own.count());
     release(*region);
   }
+
+  // Sets the processors whose time the process may use; 0: no limit.
+  void set_quota(double processors) { pacer_.set_quota(processors); }
 
   // Number of threads that take part now, callers included.
   int size() const { return size_.active(); }
@@ -139,11 +144,16 @@ class BasicThreadPool {
     helpers_ = 0;
     sleeping_.store(0);
     system_.forget_threads();
+    pacer_.forget_threads();
     for (Region& region : regions_) region.taken.store(false);
     size_.set_limit(1);
   }
 
-  PoolStatistics statistics() const { return size_.statistics(); }
+  PoolStatistics statistics() const {
+    PoolStatistics statistics = size_.statistics();
+    statistics.quota_sleep_ns = pacer_.slept_ns();
+    return statistics;
+  }
 
   System& system() { return system_; }
 
@@ -425,6 +435,7 @@ class BasicThreadPool {
   }
 
   System system_;
+  BasicQuotaPacer<System> pacer_;
   TeamSize size_;
   std::mutex resizing_;
   Atomic<int> helpers_{0};  // started so far
