@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -57,11 +57,13 @@ class Processors:
 
     Attributes:
         visible: on how many it may run.
+        cores: of how many physical cores these are hardware threads; None: each is a core, or nobody says.
         quota: the tightest of the quotas it is under; None: there is none.
         unread: files that should hold a quota and could not be read or understood, each with the reason.
     """
 
     visible: int
+    cores: int | None = None
     quota: Quota | None = None
     unread: tuple[str, ...] = ()
 
@@ -69,10 +71,12 @@ class Processors:
     def count(self) -> int:
         """Number of whole processors, at least one.
 
-        A fraction is left to what else the process does, its event loop first of all: threads that need more time than there is
-        are all stopped together until the period ends.
+        A core counts once: its hardware threads share the arithmetic units and the bandwidth that kernels keep busy. A fraction is
+        left to what else the process does, its event loop first of all: threads that need more time than there is are all stopped
+        together until the period ends.
         """
-        return self.visible if self.quota is None else self._within(self.quota.time_us // self.quota.period_us)
+        cores = self.cores or self.visible
+        return cores if self.quota is None else min(cores, self._within(self.quota.time_us // self.quota.period_us))
 
     @property
     def most(self) -> int:
@@ -92,11 +96,12 @@ class Processors:
         """Description of what limits the processors, for logs."""
         if self.time_limit is not None:
             return str(self.quota)
-        return f"the process may run on {_named(self.visible)}"
+        cores = f", hardware threads of {self.cores} core{'s' * (self.cores != 1)}" if self.cores else ""
+        return f"the process may run on {_named(self.visible)}{cores}"
 
 
-def allowed() -> int:
-    """Count the processors on which the calling thread and the process may run.
+def allowed() -> Collection[int]:
+    """Return the processors on which the calling thread or the process may run, whichever are fewer.
 
     The affinity of the process's first thread is what ``taskset -p`` changes.
 
@@ -104,8 +109,8 @@ def allowed() -> int:
         OSError: the system does not say.
     """
     if sys.platform != "linux":
-        return _counted()
-    return min(len(os.sched_getaffinity(process)) for process in (0, os.getpid()))
+        return range(_counted())
+    return min((os.sched_getaffinity(process) for process in (0, os.getpid())), key=len)
 
 
 class _Mount(NamedTuple):
@@ -128,15 +133,16 @@ class ProcessorProbe:
 
     Args:
         root: of the file system, for ``/proc`` and ``/sys``.
-        affinity: on how many processors the process may run.
+        affinity: the processors on which the process may run.
     """
 
-    def __init__(self, root: Path = Path("/"), affinity: Callable[[], int] | None = None) -> None:
+    def __init__(self, root: Path = Path("/"), affinity: Callable[[], Collection[int]] | None = None) -> None:
         self._root = "" if root == Path("/") else str(root)
         self._affinity = affinity or allowed
         self._own: str | None = None
         self._files: tuple[_QuotaFiles, ...] = ()
         self._unfound: list[str] = []
+        self._siblings: dict[int, str] = {}
 
     def look(self) -> Processors:
         """Read the processors that the process has at this moment."""
@@ -144,7 +150,7 @@ class ProcessorProbe:
         try:
             visible = self._affinity()
         except OSError as error:
-            visible = _counted()
+            visible = range(_counted())
             unread.append(f"affinity: {error.strerror or error}")
         own = self._read("/proc/self/cgroup", unread)
         if own != self._own:
@@ -152,7 +158,15 @@ class ProcessorProbe:
             self._files = tuple(self._find(own or "", self._unfound))
         quotas = [quota for files in self._files if (quota := self._quota(files, unread)) is not None]
         tightest = min(quotas, key=lambda quota: quota.processors, default=None)
-        return Processors(visible, tightest, (*unread, *self._unfound))
+        cores = len({self._core(processor) for processor in visible})
+        return Processors(len(visible), cores if cores < len(visible) else None, tightest, (*unread, *self._unfound))
+
+    def _core(self, processor: int) -> str:
+        """Return the hardware threads of a processor's core, or the processor alone where they are not known."""
+        if processor not in self._siblings:
+            file = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
+            self._siblings[processor] = (self._read(file, []) or "").strip() or str(processor)
+        return self._siblings[processor]
 
     def _find(self, own: str, unread: list[str]) -> Iterator[_QuotaFiles]:
         """The quotas of the groups that the process is in, in each hierarchy that may control processors, and of all groups above

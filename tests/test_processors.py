@@ -61,7 +61,7 @@ class Machine:
             self.write(f"{folder}/cpu.max", f"{time_us} {period_us}\n")
 
     def probe(self, visible: int = 64) -> ProcessorProbe:
-        return ProcessorProbe(self.root, lambda: visible)
+        return ProcessorProbe(self.root, lambda: range(visible))
 
     def look(self, visible: int = 64) -> Processors:
         return self.probe(visible).look()
@@ -241,6 +241,33 @@ def test_an_unmounted_hierarchy_is_logged(machine: Machine) -> None:
     assert machine.look().unread == ()
 
 
+@pytest.mark.parametrize(
+    ("siblings", "visible", "cores"),
+    [
+        (["0-1", "0-1", "2-3", "2-3"], 4, 2),
+        (["0,4", "1,5", "2,6", "3,7"] * 2, 8, 4),
+        (["0-1", "0-1", "2-3", "2-3"], 3, 2),  # one hardware thread of the second core
+        (["0-1", "0-1", "2", "3"], 4, 3),  # cores of two kinds
+        (["0", "1"], 2, None),
+        (["0-1", "0-1"], 4, 3),  # two that the system says nothing of
+        (["", "\n"], 2, None),
+    ],
+)
+def test_hardware_threads_of_a_core_count_once(
+    siblings: list[str], visible: int, cores: int | None, machine: Machine
+) -> None:
+    """They share what kernels keep busy; whoever asks for more threads gets as many as there are processors."""
+    for processor, text in enumerate(siblings):
+        file = machine.root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    found = machine.look(visible)
+    assert (found.visible, found.cores, found.count, found.most) == (visible, cores, cores or visible, visible)
+    assert ("hardware threads of" in found.limit) == (cores is not None)
+    by_hand = ThreadBudget(visible, probe=machine.probe(visible), environment={})
+    assert by_hand.threads == visible
+
+
 def test_an_unknown_affinity_is_no_limit(machine: Machine) -> None:
     def refused() -> int:
         raise PermissionError(1, "Operation not permitted")
@@ -311,7 +338,7 @@ class Clock:
 def test_changes_are_seen_after_a_second(pod: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "asurge")
     clock, visible = Clock(), 4
-    probe = ProcessorProbe(pod.root, lambda: visible)
+    probe = ProcessorProbe(pod.root, lambda: range(visible))
     budget = ThreadBudget(probe=probe, environment={}, clock=clock)
     asked = ThreadBudget(3, probe=pod.probe(), environment={}, clock=clock)
 
@@ -382,4 +409,4 @@ def test_the_affinity_of_this_process() -> None:
     assert (
         processors_seen(other, f"os.sched_setaffinity(os.getpid(), {{{one}}})", read, "print(*seen)") == f"{here} 1 1"
     )
-    assert allowed() == len(os.sched_getaffinity(0))
+    assert allowed() == os.sched_getaffinity(0)

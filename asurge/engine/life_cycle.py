@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import partial
 from typing import Literal
 
@@ -56,6 +57,7 @@ class LifeCycle:
         except BaseException:
             self.state = "stopped"
             raise
+        parts.threads.yield_to(threading.get_native_id())
         pipeline = self.pipeline = Pipeline(
             parts.scheduler,
             parts.runner,

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Protocol
 
 from asurge.ops import native
 from asurge.processors import ProcessorProbe, ThreadBudget
@@ -14,57 +15,73 @@ from asurge.processors import ProcessorProbe, ThreadBudget
 _log = logging.getLogger(__name__)
 
 
-class Team:
-    """Keeps the team as large as the largest that an engine asks for, and within the quota of processor time.
+class Pool(Protocol):
+    """The kernels' threads (`asurge.ops.native`)."""
 
-    While no engine asks, the processors say how large the team is.
+    def set_threads(self, count: int) -> None:
+        """Set their number."""
+
+    def set_quota(self, processors: float | None) -> None:
+        """Set the processors whose time the process may use."""
+
+    def set_loop_threads(self, ids: Collection[int]) -> None:
+        """Set the threads of event loops, which the kernels' threads yield to."""
+
+
+class Team:
+    """Fits the kernels' threads to the engines of the process: their number, quota and event loops.
+
+    The team is as large as the largest that an engine requests; while none does, the processors say how large it is.
 
     Args:
-        resize: sets the size.
-        alone: the size while no engine asks.
-        set_quota: sets the processors whose time the process may use, None for no limit.
+        pool: the kernels' threads.
+        alone: the size while no engine is there.
     """
 
-    def __init__(
-        self, resize: Callable[[int], None], alone: Callable[[], int], set_quota: Callable[[float | None], None]
-    ) -> None:
-        self._resize, self._alone, self._set_quota = resize, alone, set_quota
-        self._budgets = weakref.WeakSet[ThreadBudget]()  # an engine that nobody has stopped may be forgotten
+    def __init__(self, pool: Pool, alone: Callable[[], int]) -> None:
+        self._pool, self._alone = pool, alone
+        # Each engine's budget and the thread of its event loop, if that is known. Who forgets to stop an engine may drop it.
+        self._members = weakref.WeakKeyDictionary[ThreadBudget, int | None]()
         self._lock = threading.Lock()
         self.size = 0
         self._quota: float | None = None
+        self._loops: set[int] = set()
 
-    def join(self, budget: ThreadBudget) -> None:
-        """Let an engine have as many threads as its budget says."""
+    def join(self, budget: ThreadBudget, loop_thread: int | None = None) -> None:
+        """Let an engine have as many threads as its budget says, or say which thread runs its event loop."""
         with self._lock:
-            self._budgets.add(budget)
+            self._members[budget] = loop_thread
             self._fit()
 
     def leave(self, budget: ThreadBudget) -> None:
-        """An engine needs them no longer. Safe to call twice."""
+        """Take an engine out, which needs them no longer. Safe to call twice."""
         with self._lock:
-            if budget in self._budgets:
-                self._budgets.remove(budget)
+            if budget in self._members:
+                del self._members[budget]
                 self._fit()
 
     def refresh(self) -> None:
-        """Follow what has become of the processors, also for engines that have nothing to do: what they ask for must be there."""
+        """Look at the processors again, for all engines: also one that has nothing to do holds threads."""
         with self._lock:
-            if any([budget.refresh() for budget in self._budgets]):
+            if any([budget.refresh() for budget in self._members]):
                 self._fit()
 
     def _fit(self) -> None:
-        size = max((budget.threads for budget in self._budgets), default=0) or self._alone()
+        size = max((budget.threads for budget in self._members), default=0) or self._alone()
         if size != self.size:
-            self._resize(size)
+            self._pool.set_threads(size)
             self.size = size
-        quota = min((budget.time_limit for budget in self._budgets if budget.time_limit is not None), default=None)
+        quota = min((budget.time_limit for budget in self._members if budget.time_limit is not None), default=None)
         if quota != self._quota:
-            self._set_quota(quota)
+            self._pool.set_quota(quota)
             self._quota = quota
+        loops = {loop for loop in self._members.values() if loop is not None}
+        if loops != self._loops:
+            self._pool.set_loop_threads(loops)
+            self._loops = loops
 
 
-_TEAM = Team(native.set_threads, lambda: ProcessorProbe().look().count, native.set_quota)
+_TEAM = Team(native, lambda: ProcessorProbe().look().count)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,11 +110,13 @@ class KernelThreads:
         niceness: of the team's threads from now on; None leaves it.
     """
 
-    def __init__(self, budget: ThreadBudget, kernels: str, niceness: int | None = None, *, team: Team = _TEAM) -> None:
-        self.budget, self._team = budget, team
+    def __init__(
+        self, budget: ThreadBudget, kernels: str, niceness: int | None = None, *, team: Team | None = None
+    ) -> None:
+        self.budget, self._team = budget, team or _TEAM
         wanted = kernels in ("auto", "native")
         if wanted:  # first of all: where kernels are loaded now, the team must not be larger to begin with
-            team.join(budget)
+            self._team.join(budget)
         self._used = wanted and native.unavailable() is None
         if self._used and niceness is not None and not native.set_niceness(niceness):
             _log.warning("kernel_nice=%d is less than the kernels' threads have: they stay as they are", niceness)
@@ -115,6 +134,15 @@ class KernelThreads:
         return TeamStatistics(
             self.count, pool.active, pool.waited_ns / 1e9, pool.rescues + pool.swaps, pool.quota_sleep_ns / 1e9
         )
+
+    def yield_to(self, loop_thread: int) -> None:
+        """Have the kernels yield to the thread that runs the engine's event loop, for as long as it computes.
+
+        Args:
+            loop_thread: its native identifier (`threading.get_native_id`).
+        """
+        if self._used:
+            self._team.join(self.budget, loop_thread)
 
     def refresh(self) -> None:
         """Follow what has become of the processors. Cheap: called before each step."""

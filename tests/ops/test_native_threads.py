@@ -195,6 +195,11 @@ def test_the_pool_adapts_its_size(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_event_loops_are_yielded_to(tmp_path: Path) -> None:
+    check(built("native_yielding", tmp_path))
+
+
+@needs_compiler
 def test_the_process_keeps_within_its_quota(tmp_path: Path) -> None:
     check(built("native_quota_pacer", tmp_path))
 

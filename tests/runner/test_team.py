@@ -7,7 +7,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 
@@ -32,18 +34,40 @@ SMALL = {**TINY, "max_num_seqs": 2, "page_size": 32, "dtype": "bfloat16", "kerne
 
 
 def budget(threads: int) -> ThreadBudget:
-    return ThreadBudget(threads, probe=ProcessorProbe(Path("/nowhere"), lambda: 64), environment={})
+    return ThreadBudget(threads, probe=ProcessorProbe(Path("/nowhere"), lambda: range(64)), environment={})
 
 
-def team_of(sizes: list[int], quotas: list[float | None] | None = None) -> Team:
-    """A team that lists the sizes and quotas that it is given, of 7 threads while no engine asks."""
-    return Team(sizes.append, lambda: 7, ([] if quotas is None else quotas).append)
+class Pool:
+    """The kernels' threads: notes what it is given."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.quotas: list[float | None] = []
+        self.loops: list[set[int]] = []
+
+    def set_threads(self, count: int) -> None:
+        self.sizes.append(count)
+
+    def set_quota(self, processors: float | None) -> None:
+        self.quotas.append(processors)
+
+    def set_loop_threads(self, ids: Collection[int]) -> None:
+        self.loops.append(set(ids))
 
 
-def test_engines_share_one_thread_pool() -> None:
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.fixture
+def team(pool: Pool) -> Team:
+    """A team of 7 threads while no engine is there."""
+    return Team(pool, lambda: 7)
+
+
+def test_engines_share_one_thread_pool(pool: Pool, team: Team) -> None:
     """It is as large as the largest asks for, and goes back when that ends."""
-    sizes: list[int] = []
-    team = team_of(sizes)
     two = KernelThreads(budget(2), "auto", team=team)
     four = KernelThreads(budget(4), "native", team=team)
     one = KernelThreads(budget(1), "auto", team=team)
@@ -54,26 +78,36 @@ def test_engines_share_one_thread_pool() -> None:
     two.leave()
     assert one.count == 1
     one.leave()
-    assert sizes == [2, 4, 2, 1, 7]
+    assert pool.sizes == [2, 4, 2, 1, 7]
 
 
-def test_an_engine_without_kernels_does_not_resize_the_pool() -> None:
-    sizes: list[int] = []
-    threads = KernelThreads(budget(3), "xla", team=team_of(sizes))
+def test_an_engine_without_kernels_does_not_change_the_pool(pool: Pool, team: Team) -> None:
+    threads = KernelThreads(budget(3), "xla", team=team)
+    threads.yield_to(9)
     threads.refresh()
     assert threads.count == 0
     threads.leave()
-    assert sizes == []
+    assert (pool.sizes, pool.quotas, pool.loops) == ([], [], [])
 
 
-def test_the_pool_follows_the_number_of_processors() -> None:
-    now_s, visible, sizes = 0.0, 4, list[int]()
+def test_the_pool_yields_to_the_event_loops_of_engines(pool: Pool, team: Team) -> None:
+    """Two engines may share a loop, which is known from when they serve to when the last of them ends."""
+    one, other, third = (KernelThreads(budget(2), "auto", team=team) for _ in range(3))
+    for threads, loop in ((one, 11), (other, 11), (third, 12)):
+        threads.yield_to(loop)
+    one.leave()
+    third.leave()
+    other.leave()
+    assert pool.loops == [{11}, {11, 12}, {11}, set()]
+
+
+def test_the_pool_follows_the_number_of_processors(pool: Pool, team: Team) -> None:
+    now_s, visible = 0.0, 4
 
     def follows(asked: int | None) -> ThreadBudget:
-        probe = ProcessorProbe(Path("/nowhere"), lambda: visible)
+        probe = ProcessorProbe(Path("/nowhere"), lambda: range(visible))
         return ThreadBudget(asked, probe=probe, environment={}, clock=lambda: now_s)
 
-    team = team_of(sizes)
     threads = KernelThreads(follows(None), "auto", team=team)
     visible = 2
     threads.refresh()
@@ -85,12 +119,11 @@ def test_the_pool_follows_the_number_of_processors() -> None:
     visible, now_s = 1, 4.0
     busy.refresh()  # the other has nothing to do, and does not look itself
     assert threads.count == 1
-    assert sizes == [4, 2, 1]
+    assert pool.sizes == [4, 2, 1]
 
 
-def test_the_pool_follows_the_quota(tmp_path: Path) -> None:
+def test_the_pool_follows_the_quota(tmp_path: Path, pool: Pool, team: Team) -> None:
     """Also where it changes by less than a processor; one that grants every processor is none."""
-    quotas: list[float | None] = []
     group = tmp_path / "sys/fs/cgroup"
     for file, text in {
         tmp_path / "proc/self/cgroup": "0::/\n",
@@ -100,20 +133,18 @@ def test_the_pool_follows_the_quota(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     limited = ThreadBudget(
-        None, probe=ProcessorProbe(tmp_path, lambda: 4), environment={}, clock=count(step=2.0).__next__
+        None, probe=ProcessorProbe(tmp_path, lambda: range(4)), environment={}, clock=count(step=2.0).__next__
     )
-    threads = KernelThreads(limited, "auto", team=team_of([], quotas))
+    threads = KernelThreads(limited, "auto", team=team)
     for text in ("150000 100000", "150000 100000", "400000 100000", "50000 100000"):
         (group / "cpu.max").write_text(text)
         threads.refresh()
-    assert quotas == [1.0, 1.5, None, 0.5]
+    assert pool.quotas == [1.0, 1.5, None, 0.5]
     threads.leave()
-    assert quotas[4:] == [None]
+    assert pool.quotas[4:] == [None]
 
 
-def test_an_engine_that_was_dropped_frees_its_threads() -> None:
-    sizes: list[int] = []
-    team = team_of(sizes)
+def test_an_engine_that_was_dropped_frees_its_threads(team: Team) -> None:
     KernelThreads(budget(4), "auto", team=team)
     gc.collect()
     last = KernelThreads(budget(2), "auto", team=team)
@@ -127,17 +158,14 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def resized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes that the kernels' team is given, as if no other engine were there."""
-    sizes: list[int] = []
-    monkeypatch.setattr("asurge.runner.team._TEAM._budgets", set())
-    monkeypatch.setattr("asurge.runner.team._TEAM.size", 0)
-    monkeypatch.setattr("asurge.runner.team._TEAM._resize", sizes.append)
-    return sizes
+def process_pool(monkeypatch: pytest.MonkeyPatch, pool: Pool) -> Pool:
+    """What the kernels' threads of this process are given, as if no other engine were there."""
+    monkeypatch.setattr("asurge.runner.team._TEAM", Team(pool, lambda: ProcessorProbe().look().count))
+    return pool
 
 
 async def test_an_engine_reports_its_threads(
-    small_folder: Path, resized: list[int], caplog: pytest.LogCaptureFixture
+    small_folder: Path, process_pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "asurge")
     async with Engine(str(small_folder), kernel_threads=1, **SMALL) as engine:
@@ -149,16 +177,18 @@ async def test_an_engine_reports_its_threads(
         assert "vllm:kernel_" not in shown
         for name in ("threads_active", "threads_put_aside_total", "wait_seconds_total", "quota_sleep_seconds_total"):
             assert f"\nasurge_kernel_{name}{{" in shown
-        assert resized[-1] == 1
-    assert resized[-1] != 1 or ProcessorProbe().look().count == 1
+        assert process_pool.sizes[-1] == 1
+        assert process_pool.loops == [{threading.get_native_id()}]
+    assert process_pool.loops[-1] == set()
+    assert process_pool.sizes[-1] != 1 or ProcessorProbe().look().count == 1
     told = [record.getMessage() for record in caplog.records if "kernel threads" in record.getMessage()]
     assert told == ["kernel threads: 1 (kernel_threads=1)"]
 
 
-async def test_a_start_that_fails_gives_its_threads_back(tmp_path: Path, resized: list[int]) -> None:
+async def test_a_start_that_fails_gives_its_threads_back(tmp_path: Path, process_pool: Pool) -> None:
     with pytest.raises(ModelLoadError):
         await Engine(str(tmp_path), kernel_threads=1, **SMALL).initiate()
-    assert resized == [1, ProcessorProbe().look().count]
+    assert process_pool.sizes == [1, ProcessorProbe().look().count]
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])

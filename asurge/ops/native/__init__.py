@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def set_quota(processors: float | None) -> None:
     """
     if unavailable() is None and (library := loaded()) is not None:
         library.asurge_set_quota(ctypes.c_double(processors or 0.0))
+
+
+def set_loop_threads(ids: Collection[int]) -> None:
+    """Set which threads run event loops: kernels yield to them for as long as they compute, if they are eight at most.
+
+    Args:
+        ids: native thread identifiers (`threading.get_native_id`).
+    """
+    if unavailable() is None and (library := loaded()) is not None:
+        library.asurge_set_loop_threads((ctypes.c_int * len(ids))(*ids), len(ids))
 
 
 def set_niceness(niceness: int) -> bool:

@@ -397,4 +397,6 @@ extern "C" bool asurge_set_niceness(int niceness) { return asurge::ThreadPool::g
 
 extern "C" void asurge_set_quota(double processors) { asurge::ThreadPool::get().set_quota(processors); }
 
+extern "C" void asurge_set_loop_threads(const int* ids, int count) { asurge::ThreadPool::get().set_loop_threads(ids, count); }
+
 extern "C" asurge::PoolStatistics asurge_pool_statistics() { return asurge::ThreadPool::get().statistics(); }

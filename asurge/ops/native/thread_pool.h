@@ -82,13 +82,15 @@ class BasicThreadPool {
  public:
   using Pieces = BasicPieces<System>;
 
-  static constexpr int kMostThreads = Affinity::kMostHelpers + 1;
+  static constexpr int kMostThreads = Affinity::kMostHelpers + 1, kMostLoops = 8;
 
   // Calls `body(pieces)` in this thread, and in others that have time, until all pieces [0, count) are done. Several threads may
   // call at once; the others then help any of them.
   template <typename Function>
   void run(int count, const Function& body) {
     pacer_.pace(system_);
+    thread_local YieldState yields;
+    yield_if_due(yields);
     // Also where the team has one thread at present: the region's time decides when to try more.
     Region* region = count > 1 && size_.limit() > 1 ? acquire() : nullptr;
     if (region == nullptr) {
@@ -107,6 +109,11 @@ class BasicThreadPool {
 
   // Sets the processors whose time the process may use; 0: no limit.
   void set_quota(double processors) { pacer_.set_quota(processors); }
+
+  // Sets the threads that run event loops: a long time slice of theirs is no reason to stop yielding.
+  void set_loop_threads(const typename System::ThreadId* ids, int count) {
+    for (int loop = 0; loop < kMostLoops; ++loop) loops_[loop].store(loop < count ? ids[loop] : 0, std::memory_order_relaxed);
+  }
 
   // Number of threads that take part now, callers included.
   int size() const { return size_.active(); }
@@ -214,7 +221,7 @@ class BasicThreadPool {
   // Least time between wake-ups of sleeping threads: those that always come too late would cost more than they bring.
   static constexpr int64_t kWakeNs = 300'000;
   // Threads yield this often, so that others of this process (an event loop that has woken) need not wait for the end of the time
-  // slice. Such a thread gives the processor back soon. If that took longer than kLongYieldNs, another process took it, which would
+  // slice. If it took longer than kLongYieldNs and no event loop ran meanwhile, another process took the processor, which would
   // take every one: threads then do not yield for kNoYieldNs.
   static constexpr int64_t kYieldEveryNs = 500'000, kLongYieldNs = 2'500'000, kNoYieldNs = 40'000'000;
 
@@ -233,8 +240,6 @@ class BasicThreadPool {
     region.done.store(0, std::memory_order_relaxed);
     region.caller.id.store(system_.self(), std::memory_order_relaxed);
     region.caller.region.store(&region, std::memory_order_relaxed);
-    thread_local YieldState yields;
-    yield_if_due(yields);
     const int processor = system_.processor();
     if (processor_.load(std::memory_order_relaxed) != processor) processor_.store(processor, std::memory_order_relaxed);
     region.began_ns = system_.now_ns();
@@ -412,9 +417,20 @@ class BasicThreadPool {
   // Yields to threads of this process that wait for this processor.
   void yield_to_own_threads(YieldState& yields, int64_t now) {
     if (now < yields.no_yield_until) return;
+    const int64_t loops_ns = loops_computed_ns();
     system_.yield();
     yields.yielded_ns = system_.now_ns();
-    if (yields.yielded_ns - now > kLongYieldNs) yields.no_yield_until = yields.yielded_ns + kNoYieldNs;
+    const int64_t took_ns = yields.yielded_ns - now;
+    if (took_ns > kLongYieldNs && loops_computed_ns() - loops_ns < took_ns / 2) yields.no_yield_until = yields.yielded_ns + kNoYieldNs;
+  }
+
+  // Processor time that event loops have used.
+  int64_t loops_computed_ns() const {
+    int64_t sum = 0;
+    for (const auto& loop : loops_) {
+      if (const ThreadId id = loop.load(std::memory_order_relaxed)) sum += system_.computed_ns(id);
+    }
+    return sum;
   }
 
   void yield_if_due(YieldState& yields) {
@@ -441,6 +457,7 @@ class BasicThreadPool {
   Atomic<int> helpers_{0};  // started so far
   std::array<Worker, kMostThreads> workers_;
   std::array<Region, kRegions> regions_;
+  std::array<Atomic<ThreadId>, kMostLoops> loops_{};
   alignas(64) Atomic<uint32_t> opened_{0};  // regions opened so far
   alignas(64) Atomic<int> sleeping_{0};  // threads that sleep until a region is opened
   Atomic<int> processor_{System::kNowhere};  // of the caller that opened the last region
