@@ -15,6 +15,7 @@ class Marks:
         assert "" not in known
         self._pattern = re.compile(_alternatives(known)) if known else None
         self._prefixes = frozenset(mark[:size] for mark in known for size in range(1, len(mark)))
+        self._begun = self._prefixes.union(known)
         self._longest = max(map(len, known), default=1)
 
     def find(self, text: str, at: int, closed: bool) -> tuple[int, str | None]:
@@ -30,9 +31,18 @@ class Marks:
             return found.start(), found[0]
         return held, None
 
-    def remove(self, text: str) -> str:
-        """A whole text without the marks."""
-        return self._pattern.sub("", text) if self._pattern is not None else text
+    def split(self, text: str) -> list[str]:
+        """The parts of a whole text between the marks."""
+        return self._pattern.split(text) if self._pattern is not None else [text]
+
+    def tail(self, text: str) -> str:
+        """The end of a text that is long enough for `joins`."""
+        return text[max(0, len(text) - self._longest) :]
+
+    def joins(self, before: str, after: str) -> bool:
+        """Whether text that ends with half of a mark goes on with the next character of that."""
+        ends = (before[begin:] for begin in range(max(0, len(before) - self._longest + 1), len(before)))
+        return any(end in self._prefixes and end + after[:1] in self._begun for end in ends)
 
     def _held(self, text: str, at: int) -> int:
         """Where the longest end of the text that may grow into a mark starts."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+
+from asurge.parsing.delimiters import Marks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,21 +49,24 @@ Event = Content | Reasoning | ToolCallStart | ToolCallArguments
 class Output:
     """Collects events. Neighbouring pieces of one kind become one; blank text after a mark is left out.
 
-    Args:
-        shown: text that is to be content, without what must never be seen.
+    Attributes:
+        hidden: marks that never reach the content.
+        in_call: a call has begun and not ended.
+        among_calls: within a call, or nothing but white space has come since a mark of calls.
     """
 
-    def __init__(self, shown: Callable[[str], str]) -> None:
-        self._shown = shown
+    def __init__(self, hidden: Marks) -> None:
+        self.hidden = hidden
         self._events: list[Event] = []
         # Pieces of one kind, to be joined once: adding each to the text so far would copy that again and again.
         self._pieces = list[str]()
         self._kind: type[Content | Reasoning | ToolCallArguments] = Content
-        self._calls = 0
+        self.num_calls = 0
+        self._content, self._parted = "", False
         self._call_ids = set[str]()
         self._has_arguments = False
         self._after_mark = False
-        self.in_call = False
+        self.in_call = self.among_calls = False
 
     def take(self) -> list[Event]:
         """The events since the last time."""
@@ -70,18 +74,38 @@ class Output:
         events, self._events = self._events, []
         return events
 
-    def mark(self) -> None:
-        """A mark was read: white space up to the next text belongs to it."""
-        self._after_mark = True
+    def mark(self, *, of_calls: bool = False) -> None:
+        """A mark was read: white space up to the next text belongs to it.
+
+        Args:
+            of_calls: it stands around calls.
+        """
+        self._after_mark = self._parted = True
+        self.among_calls = self.among_calls or of_calls
+
+    def part(self) -> None:
+        """A mark was left out within text."""
+        self._parted = True
 
     def content(self, text: str) -> None:
-        self._add(Content, self._unmarked(text))
+        """Add text between marks. Halves of a mark around one that was left out are kept apart: they are no mark either."""
+        text = self._unmarked(text)
+        if not text:
+            return
+        if self._parted and self.hidden.joins(self._content, text):
+            text = f" {text}"
+        self._parted = False
+        self._content = self.hidden.tail(self._content + text)
+        self._add(Content, text)
 
     def refused(self, text: str) -> None:
-        """Text that was read as part of a call but is not one: content, without special tokens."""
+        """Text that was read as part of a call but is not one: content, without the marks in it."""
         if text:
             self._after_mark = False
-            self.content(self._shown(text))
+            for part in self.hidden.split(text):
+                self._parted = True
+                self.content(part)
+        self._parted = True
 
     def reasoning(self, text: str) -> None:
         self._add(Reasoning, self._unmarked(text))
@@ -93,8 +117,9 @@ class Output:
             call_id = None
         if call_id is not None:
             self._call_ids.add(call_id)
-        self._events.append(ToolCallStart(self._calls, name, call_id))
-        self.in_call, self._has_arguments = True, False
+        self._events.append(ToolCallStart(self.num_calls, name, call_id))
+        self.in_call = self.among_calls = True
+        self._has_arguments = False
 
     def arguments(self, text: str) -> None:
         assert self.in_call
@@ -112,11 +137,12 @@ class Output:
                 self.arguments("{}" if whole else "{")
             self._join()
             self.in_call = False
-            self._calls += 1
-        self.mark()
+            self.num_calls += 1
+        self.mark(of_calls=True)
 
     def _add(self, kind: type[Content | Reasoning | ToolCallArguments], text: str) -> None:
         if text:
+            self.among_calls = kind is ToolCallArguments
             if kind is not self._kind:
                 self._join()
                 self._kind = kind
@@ -126,7 +152,7 @@ class Output:
         if self._pieces:
             text, self._pieces = "".join(self._pieces), []
             if self._kind is ToolCallArguments:
-                self._events.append(ToolCallArguments(self._calls, text))
+                self._events.append(ToolCallArguments(self.num_calls, text))
             else:
                 self._events.append(Content(text) if self._kind is Content else Reasoning(text))
 

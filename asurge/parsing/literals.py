@@ -100,7 +100,10 @@ class Literals:
         """Read a value without parts that begins with a character."""
         if char in _BODIES:
             return quoted((yield from self.string(reader)))
-        return plain((yield from reader.word(self._scalar)))
+        word = yield from reader.word(self._scalar)
+        if not (yield from reader.peek()):
+            raise MalformedError("end")  # it may be half of a longer one
+        return plain(word)
 
     def string(self, reader: Reader) -> Wait[str]:
         """Read a string in quotes, single or triple; returns what it says."""

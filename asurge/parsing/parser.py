@@ -19,7 +19,8 @@ class OutputParser:
     The result does not depend on the pieces that the text is fed in.
 
     Text is passed on at once unless it may be the beginning of a mark. What begins like a call is held until it has its
-    name, and is content if it turns out not to be one. White space after a mark is left out.
+    name, and is content if it turns out not to be one, but for the marks in it: no mark of the format reaches the content.
+    White space after a mark is left out.
 
     Args:
         tool_format: None leaves calls in the content.
@@ -44,9 +45,9 @@ class OutputParser:
         if any(fmt.needs_special_tokens for fmt in formats):
             hidden.update(SPECIAL_TOKENS)
         if tool_format is not None:
-            hidden.update(tool_format.hidden)
+            hidden.update(tool_format.hidden, tool_format.marks)
         self._hidden = frozenset(hidden)
-        self._reader, self._out = Reader(), Output(marks_of(self._hidden).remove)
+        self._reader, self._out = Reader(), Output(marks_of(self._hidden))
         self._tool_format, self._reasoning_format, self._tools = tool_format, reasoning_format, tools
         if reasoning_format is not None and reasoning_format.channels and not isinstance(tool_format, GptOss):
             self._tool_format = GptOss(calls=False)
@@ -63,9 +64,12 @@ class OutputParser:
     def finish(self) -> list[Event]:
         """End the text, and return what was held back.
 
-        A call that has started ends as it stands, however incomplete its arguments are; what has not become a call is content.
+        A call that has started ends as it stands, however incomplete its arguments are. What a mark has begun and the end cuts
+        off is left out; without a mark it is content.
         """
         if not self._finished:
+            if self._out.among_calls and not self._reader.is_kept:
+                self._reader.drop()  # half of a mark: of one behind the call, or of the next one's
             self._finished = self._reader.closed = True
             next(self._steps, None)
         return self._out.take()
@@ -76,8 +80,9 @@ class OutputParser:
             fmt = self._reasoning_format
             if (yield from fmt.read(self._reader, self._out, self._hidden, reasoning_open, calls)):
                 self._hidden = self._hidden.union(fmt.ends)  # which may still come, behind the calls
+                self._out.hidden = marks_of(self._hidden)
         if self._tool_format is not None:
             yield from self._tool_format.read(self._reader, self._out, self._hidden, self._tools)
         marks = marks_of(self._hidden)
         while (yield from self._reader.until(marks, self._out.content)) is not None:
-            pass
+            self._out.part()

@@ -58,6 +58,15 @@ class Reader:
         """Read once more what has been read since `keep`."""
         self.text, self.at = self.kept() + self.text[self.at :], 0
 
+    def drop(self) -> None:
+        """Skip all text there is, and drop what was kept of it."""
+        self._kept, self.at = None, len(self.text)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is read may have to be given back."""
+        return self._kept is not None
+
     def back(self, size: int) -> None:
         """Read the last characters again; they have been read since the last wait."""
         self.at -= size

@@ -37,13 +37,28 @@ def test_text_comes_at_once_and_only_what_may_be_a_mark_is_held() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<tool_call>oops</tool_call>", "<tool_call>", '<tool_call>{"name": "f", "arg', '<tool_call>{"name": 3, "arguments": {}}',
+    ["<tool_call>oops</tool_call>", "<tool_call>", '<tool_call>{"name": 3, "arguments": {}}',
      '<tool_call>{"arguments": {"a": 1}}</tool_call>', '<tool_call>{"name": "", "arguments": {}}', "<tool_call>[]",
      '<tool_call>{"name": "f" "arguments": {}}', "a <tool_cal"],
 )  # fmt: skip
-def test_what_is_no_call_is_content(text: str) -> None:
-    assert content(events(parser("hermes"), [text])) == text
-    assert content(events(parser("hermes"), list(text))) == text
+def test_what_is_no_call_is_content_without_its_marks(text: str) -> None:
+    shown = text.replace("<tool_call>", "").replace("</tool_call>", "")
+    assert content(events(parser("hermes"), [text])) == shown
+    assert content(events(parser("hermes"), list(text))) == shown
+
+
+@pytest.mark.parametrize("text", ['<tool_call>{"name": "f", "arg', "<tool_call>\n", '<tool_call>{"arguments": {"a": 1'])
+def test_what_is_cut_off_before_it_is_a_call_is_left_out(text: str) -> None:
+    assert events(parser("hermes"), ["Well. ", text]) == [Content("Well. ")]
+    assert events(parser("hermes"), list(text)) == []
+
+
+def test_halves_of_a_mark_do_not_become_one() -> None:
+    for text in ("a <tool_<tool_call>call> b", "a <tool_</tool_call>call> b", "a <<tool_call>tool_call> b"):
+        found = events(parser("hermes"), [text])
+        assert "<tool_call>" not in content(found)
+        assert content(found).replace(" ", "") == "a<tool_call>b"
+        assert events(parser("hermes"), list(text)) == found
 
 
 def test_a_call_that_breaks_off_ends_as_it_stands() -> None:
@@ -53,7 +68,7 @@ def test_a_call_that_breaks_off_ends_as_it_stands() -> None:
 
 def test_what_follows_the_place_where_a_call_breaks_is_content() -> None:
     found = events(parser("hermes"), ['<tool_call>{"name": "f", "arguments": {"a": ]}}</tool_call> then'])
-    assert found == [ToolCallStart(0, "f"), ToolCallArguments(0, '{"a": '), Content("]}}</tool_call> then")]
+    assert found == [ToolCallStart(0, "f"), ToolCallArguments(0, '{"a": '), Content("]}} then")]
 
 
 def test_members_in_any_order_and_arguments_in_a_string() -> None:
@@ -71,7 +86,7 @@ def test_no_arguments_are_an_empty_object() -> None:
 def test_special_tokens_are_never_shown() -> None:
     text = "<think>a<|im_start|></think>b<|im_end|><tool_call>x<|im_end|><my_end>"
     found = events(parser("hermes", "think", special_tokens=["<my_end>"]), [text])
-    assert (reasoning(found), content(found)) == ("a", "b<tool_call>x")
+    assert (reasoning(found), content(found)) == ("a", "bx")
 
 
 def test_reasoning_that_the_prompt_has_begun() -> None:

@@ -29,8 +29,8 @@ class ToolFormat(abc.ABC):
 
     Attributes:
         needs_special_tokens: some of its marks are special tokens, or are in some models: text must be decoded with
-            them. Those of `hidden` and `SPECIAL_TOKENS` then never reach the content.
-        hidden: special tokens of its own that are not text.
+            them. `SPECIAL_TOKENS` then never reach the content.
+        hidden: further marks that never reach the content, as `marks` never do: those within and behind calls.
     """
 
     needs_special_tokens: ClassVar[bool] = True
@@ -88,12 +88,15 @@ class MarkedFormat(ToolFormat):
     def read(self, reader: Reader, out: Output, hidden: frozenset[str], tools: Tools) -> Wait[None]:
         marks = marks_of(hidden.union(self.begins, self.around))
         if (first := self.first(reader, out)) is not None:
-            yield from attempt(reader, out, "", first)
+            yield from attempt(reader, out, "", first, marked=False)
         while (mark := (yield from reader.until(marks, out.content))) is not None:
             if mark in self.begins:
-                yield from attempt(reader, out, mark, self.call(mark, reader, out, tools))
+                call = self.call(mark, reader, out, tools)
+                yield from attempt(reader, out, mark, call, marked=mark in self.marks)
             elif mark in self.around:
-                out.mark()
+                out.mark(of_calls=True)
+            else:
+                out.part()
 
     def first(self, reader: Reader, out: Output) -> Wait[None] | None:
         """Read a call that begins the text without a mark, as `call` does; None if the format has no such calls."""
@@ -108,20 +111,29 @@ class MarkedFormat(ToolFormat):
         """
 
 
-def attempt(reader: Reader, out: Output, begun: str, call: Wait[None]) -> Wait[None]:
+def attempt(reader: Reader, out: Output, begun: str, call: Wait[None], *, marked: bool) -> Wait[None]:
     """Read a call.
 
-    What turns out not to be one is content from its mark on; a call that has started stays as it is, and whatever follows the
-    place where it can be read no further is content.
+    What turns out not to be one is content, from what has begun it on; a call that has started stays as it is, and whatever
+    follows the place where it can be read no further is content. What the end of the text cuts off is none.
+
+    Args:
+        begun: the text that was read before.
+        marked: that was a mark; otherwise a text that ends within its first call is no call.
     """
+    calls = out.num_calls
     reader.keep(begun)
     try:
         yield from call
         reader.forget()
     except MalformedError:
+        is_call = marked or out.in_call or out.num_calls > calls
         if out.in_call:
             out.end(whole=False)
-        out.refused(reader.kept())
+        if is_call and reader.closed:
+            reader.drop()
+        else:
+            out.refused(reader.kept())
 
 
 def functions(tools: Tools) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -50,6 +50,7 @@ class GptOss(ToolFormat):
                 continue
             if mark in _ENDS:
                 out.mark()
+            out.part()
             mark = yield from reader.until(marks, out.content)
 
     @staticmethod
@@ -85,7 +86,7 @@ class GptOss(ToolFormat):
         if name not in ("", "assistant"):
             out.start(name)
             mark = yield from self._body(reader, marks, out.arguments)
-            out.end()
+            out.end(whole=mark is not None)
             return mark
         out.mark()
         is_reasoning = channel is not None and channel[1] == "analysis"

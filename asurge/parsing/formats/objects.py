@@ -94,7 +94,7 @@ class Hermes(ObjectFormat):
     """
 
     begins = ("<tool_call>",)
-    ends = ("</tool_call>",)
+    hidden = ends = ("</tool_call>",)
     opening, closing = "<tool_call>\n", "\n</tool_call>"
 
 
@@ -105,7 +105,7 @@ class Granite(ObjectFormat):
     """
 
     begins = ("<|tool_call|>", "<tool_call>")
-    ends = ("</tool_call>",)
+    hidden = ends = ("</tool_call>",)
     opening, closing, between = "<|tool_call|>[", "]", ", "
 
     def first(self, reader: Reader, out: Output) -> Wait[None] | None:
@@ -123,7 +123,7 @@ class Phi4Mini(ObjectFormat):
     """
 
     begins = ("functools[", "<|tool_call|>")
-    ends = ("<|/tool_call|>",)
+    hidden = ends = ("<|/tool_call|>",)
     opening, closing, between = "functools[", "]", ", "
 
     def call(self, mark: str, reader: Reader, out: Output, tools: Tools) -> Wait[None]:
@@ -192,7 +192,7 @@ class Mistral(ObjectFormat):
     After vLLM's mistral_tool_parser.py and mistral-common.
     """
 
-    hidden = ("</s>", "[/TOOL_CALLS]", "[INST]", "[/INST]")
+    hidden = ("</s>", "[/TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[INST]", "[/INST]")
     begins = ("[TOOL_CALLS]",)
     opening, closing = "[TOOL_CALLS][", "]"
     between: ClassVar[str | None] = ", "

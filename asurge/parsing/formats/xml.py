@@ -109,6 +109,7 @@ class Glm45(TaggedFormat):
     """
 
     begins = ("<tool_call>",)
+    hidden = ("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     value_end = "</arg_value>"
     around_value = ("", "\n")
     _name = re.compile(r"[^\s<>{}\"]*")
@@ -149,6 +150,7 @@ class Qwen3Coder(TaggedFormat):
     """
 
     begins = ("<tool_call>", "<function=")
+    hidden = ("</tool_call>", "</function>", "<parameter=", "</parameter>")
     value_end = "</parameter>"
     around_value = ("\n", "\n")
     _name = re.compile(r"[^\s<>]*")
