@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from asurge.parsing import TOOL_FORMATS, ToolCallStart
+from asurge.parsing import ToolCallStart
 from asurge.parsing.formats.base import SPECIAL_TOKENS
 from tests.parsing.formats import FORMATS, IDS, MARKS, Call, call_lists, llama, mixtures, pythonic, tools
 from tests.parsing.pieces import arguments, content, cut, events, parser
