@@ -82,9 +82,13 @@ class _Thinking:
             return
         self._forced = self._forced + 1 if self._forced < len(end) and token == end[self._forced] else 0
         if tuple(self._recent[-len(end) :]) == end:
-            self.is_open, self._forced = False, 0
+            self.end()
         elif self._left is not None:
             self._left -= 1
+
+    def end(self) -> None:
+        """End the reasoning without its mark."""
+        self.is_open, self._forced = False, 0
 
     def narrow(self, mask: Mask) -> None:
         if self.is_open and self._left is not None and self._left <= 0:
@@ -95,6 +99,7 @@ class SequenceConstraint:
     """The tokens that may come next in a sequence: those of its grammar, without those that its rules take away.
 
     A grammar holds for the answer: while the model reasons, it waits, but a text cannot end there unless its answer may be empty.
+    A special token that the grammar begins with, such as the mark of a call, ends the reasoning: what follows is bound by it.
     Where the model may begin to reason, the mark that begins it is allowed. Where no token would be left, the end tokens are allowed:
     a sequence that cannot go on ends.
 
@@ -150,6 +155,8 @@ class SequenceConstraint:
         for token in token_ids:
             if self.finished:
                 return
+            if self._thinking is not None and self._grammar is not None and self._grammar.is_begun_by(token):
+                self._thinking.end()
             grammar = self.grammar
             if token in self._ends and (self._cornered or (grammar is not None and grammar.is_accepting)):
                 self._ended = True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asurge.errors import GuidanceError, InvalidRequestError
-from asurge.guidance.rules import Mask
+from asurge.guidance.rules import Mask, has_bit
 from asurge.guidance.special_tokens import token_ranges, with_tokens
 from asurge.guidance.vocabulary import grammar_tokenizer
 from asurge.json_schema import PLACE, Relaxed
@@ -49,14 +49,18 @@ _TRIED_TOKENS = 3
 
 
 class GrammarState:
-    """The state of a grammar's matcher for one sequence."""
+    """The state of a grammar's matcher for one sequence.
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self.matcher = matcher
+    Attributes:
+        marks: special tokens that a text may begin with, as calls do.
+    """
+
+    def __init__(self, matcher: LLMatcher, marks: frozenset[int] = frozenset()) -> None:
+        self.matcher, self.marks = matcher, marks
 
     def fork(self) -> GrammarState:
         """A copy for another sequence."""
-        return GrammarState(self.matcher.deep_copy())
+        return GrammarState(self.matcher.deep_copy(), self.marks)
 
     @property
     def is_accepting(self) -> bool:
@@ -67,6 +71,10 @@ class GrammarState:
     def is_stopped(self) -> bool:
         """Whether it must."""
         return bool(self.matcher.is_stopped()) and not self.matcher.is_error()
+
+    def is_begun_by(self, token: int) -> bool:
+        """Whether a token is one of the marks, and may come next."""
+        return token in self.marks and self.matcher.validate_tokens([token]) == 1
 
     def accept(self, token: int) -> None:
         self.matcher.consume_token(token)
@@ -90,13 +98,18 @@ class GrammarState:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grammar:
-    """A compiled grammar: sequences begin with copies of its first state."""
+    """A compiled grammar: sequences begin with copies of its first state.
+
+    Attributes:
+        marks: special tokens that a text may begin with, as calls do.
+    """
 
     first: LLMatcher
+    marks: frozenset[int] = frozenset()
 
     def start(self) -> GrammarState:
         """The state of a new sequence."""
-        return GrammarState(self.first.deep_copy())
+        return GrammarState(self.first.deep_copy(), self.marks)
 
 
 class Grammars:
@@ -134,7 +147,8 @@ class Grammars:
         made: Grammar | InvalidRequestError
         try:
             source = self._source(params)
-            made = self._compiled(source)
+            compiled = self._compiled(source)
+            made = dataclasses.replace(compiled, marks=self._marks(params, compiled))
         except GuidanceError as error:
             made = self._wrong_part(params, check) or self._wrong(params, error, check)
         check()
@@ -172,6 +186,15 @@ class Grammars:
             state.fill(np.zeros(mask_words(self._vocab_size), np.uint32))
         self._try(state)
         return grammar
+
+    def _marks(self, params: GuidedDecodingParams, grammar: Grammar) -> frozenset[int]:
+        """The special tokens that begin what a grammar binds: of structural tags, whose text is free, the triggers alone."""
+        tokens = self._special_tokens()
+        if isinstance(params.structural_tag, str):
+            tokens = {one: tokens[one] for one in json.loads(params.structural_tag)["triggers"] if one in tokens}
+        mask = np.zeros(mask_words(self._vocab_size), np.uint32)
+        grammar.start().fill(mask)
+        return frozenset(token for token in tokens.values() if token not in self._ends and has_bit(mask, token))
 
     def _try(self, state: GrammarState) -> None:
         """Write the beginning of a text.

@@ -21,6 +21,12 @@ def bits_of(token_ids: Iterable[int], words: int) -> Mask:
     return mask
 
 
+def has_bit(mask: Mask, token: int) -> bool:
+    """Whether a token's bit is set."""
+    word = token // MASK_BITS
+    return token >= 0 and word < len(mask) and bool(mask[word] >> np.uint32(token % MASK_BITS) & np.uint32(1))
+
+
 class AllowedTokens:
     """No tokens other than these."""
 
