@@ -59,6 +59,8 @@ class RequestOutput:
             characters and more than 8 characters for each token of the context.
         num_dropped_messages: messages of the conversation that were left out; their tokens are counted there.
         capped_max_tokens: what the context left of max_tokens, if it was less.
+        relaxed: what the JSON schemas of the request's structured output require and no grammar can express: keywords, with their
+            places (``uniqueItems at /properties/tags``). The text may violate them.
         first_token_time: from arrival to the first token, or None before it.
         time_spent_generating: from the first token to now.
         processing_time: from arrival to now, waiting included.
@@ -86,6 +88,7 @@ class RequestOutput:
     processing_time: float = 0.0
     update_seq: int = 0
     delta_seq: int = 0
+    relaxed: Sequence[str] = ()
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -134,6 +134,7 @@ class InputProcessor:
             for index in range(count)
         ]
         generation = self._generation(request_id, requests, prompt, params, fitted, kind, clock)
+        generation.relaxed = constraints[0].relaxed if constraints else ()
         return PreparedRequest(generation, requests, constraints)
 
     async def prepare_embedding(

@@ -142,6 +142,11 @@ class SequenceConstraint:
         return None if self._thinking is not None and self._thinking.is_open else self._grammar
 
     @property
+    def relaxed(self) -> tuple[str, ...]:
+        """Requirements of the grammar's schemas that it does not hold."""
+        return () if self._grammar is None else self._grammar.grammar.relaxed
+
+    @property
     def finished(self) -> bool:
         """Whether the grammar is complete, or nothing but an end was left: nothing may follow."""
         return self._ended or (self._grammar is not None and self._grammar.is_stopped)

@@ -52,15 +52,15 @@ class GrammarState:
     """The state of a grammar's matcher for one sequence.
 
     Attributes:
-        marks: special tokens that a text may begin with, as calls do.
+        grammar: what it is a state of.
     """
 
-    def __init__(self, matcher: LLMatcher, marks: frozenset[int] = frozenset()) -> None:
-        self.matcher, self.marks = matcher, marks
+    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
+        self.matcher, self.grammar = matcher, grammar
 
     def fork(self) -> GrammarState:
         """A copy for another sequence."""
-        return GrammarState(self.matcher.deep_copy(), self.marks)
+        return GrammarState(self.matcher.deep_copy(), self.grammar)
 
     @property
     def is_accepting(self) -> bool:
@@ -73,8 +73,8 @@ class GrammarState:
         return bool(self.matcher.is_stopped()) and not self.matcher.is_error()
 
     def is_begun_by(self, token: int) -> bool:
-        """Whether a token is one of the marks, and may come next."""
-        return token in self.marks and self.matcher.validate_tokens([token]) == 1
+        """Whether a token is one of the grammar's marks, and may come next."""
+        return token in self.grammar.marks and self.matcher.validate_tokens([token]) == 1
 
     def accept(self, token: int) -> None:
         self.matcher.consume_token(token)
@@ -102,14 +102,16 @@ class Grammar:
 
     Attributes:
         marks: special tokens that a text may begin with, as calls do.
+        relaxed: what its schemas require and no grammar can express: keywords, with their places.
     """
 
     first: LLMatcher
     marks: frozenset[int] = frozenset()
+    relaxed: tuple[str, ...] = ()
 
     def start(self) -> GrammarState:
         """The state of a new sequence."""
-        return GrammarState(self.first.deep_copy(), self.marks)
+        return GrammarState(self.first.deep_copy(), self)
 
 
 class Grammars:
@@ -148,7 +150,7 @@ class Grammars:
         try:
             source = self._source(params)
             compiled = self._compiled(source)
-            made = dataclasses.replace(compiled, marks=self._marks(params, compiled))
+            made = dataclasses.replace(compiled, marks=self._marks(params, compiled), relaxed=_relaxed(params))
         except GuidanceError as error:
             made = self._wrong_part(params, check) or self._wrong(params, error, check)
         check()
@@ -361,6 +363,16 @@ def _schemas_within(params: GuidedDecodingParams) -> Iterator[tuple[str, dict[st
             if isinstance(one, dict) and isinstance(one.get(PLACE), str):
                 yield one[PLACE], schema
                 break
+
+
+def _relaxed(params: GuidedDecodingParams) -> tuple[str, ...]:
+    """List what a format's own schemas require and no grammar can express."""
+    if isinstance(params.json, str):
+        return tuple(Relaxed(json.loads(params.json)).notes)
+    if not isinstance(params.structural_tag, str):
+        return ()
+    structures = enumerate(json.loads(params.structural_tag)["structures"])
+    return tuple(f"{note} of structures[{at}]" for at, one in structures for note in Relaxed(one["schema"]).notes)
 
 
 def _usable(made: Grammar | InvalidRequestError) -> Grammar:

@@ -36,6 +36,9 @@ class Generation:
         kept: how many of them, the likeliest, are reported at the end; where that is not all (OpenAI's best_of),
             ``output_kind`` is "final".
         max_tokens: of each completion; 0 for an embedding.
+
+    Attributes:
+        relaxed: what a schema requires of the text and no grammar can express.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Generation:
     ) -> None:
         self.request_id, self.prompt, self.completions = request_id, prompt, tuple(completions)
         self.max_tokens, self.arrival_s = max_tokens, arrival_s
+        self.relaxed: Sequence[str] = ()
         self.error: BaseException | None = None
         self._kept = len(self.completions) if kept is None else kept
         self._kind = output_kind
@@ -170,6 +174,7 @@ class Generation:
             num_truncated_tokens=self.prompt.num_truncated_tokens,
             num_dropped_messages=self.prompt.num_dropped_messages,
             capped_max_tokens=self.prompt.capped_max_tokens,
+            relaxed=self.relaxed,
             time_spent_generating=generating,
             first_token_time=None if begun is None else begun - self.arrival_s,
             processing_time=now - self.arrival_s,

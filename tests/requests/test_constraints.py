@@ -72,6 +72,30 @@ async def test_a_complete_structured_output_ends_the_text_even_with_ignore_eos(e
     assert (output.get_text(), output.finish_reason) == ("yes", "stop")
 
 
+SET = {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}}
+RELAXED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "a schema": ({"json": SET}, ("uniqueItems at /properties/tags",)),
+    "a schema as text": ({"json": json.dumps(SET)}, ("uniqueItems at /properties/tags",)),
+    "a schema beside calls": ({"json": SET, "alternative": 'start: "a"'}, ("uniqueItems at /properties/tags",)),
+    "tags": (
+        {"structural_tag": {"structures": [{"begin": "<a>", "schema": one, "end": ""} for one in ({}, SET)], "triggers": ["<a>"]}},
+        ("uniqueItems at /properties/tags of structures[1]",),
+    ),
+    "a schema that holds": ({"json": {"type": "integer"}}, ()),
+    "no schema": ({"choice": ["a"]}, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RELAXED)
+async def test_what_a_grammar_cannot_express_is_reported(engine: Engine, case: str) -> None:
+    form, wanted = RELAXED[case]
+    params = guided(dataclasses.replace(HOT, max_tokens=3, n=2), **form)
+    for _ in range(2):  # compiled, and kept
+        async for output in engine.stream("Say it:", params):
+            assert tuple(output.relaxed) == wanted
+    assert (await generate(engine, GREEDY)).relaxed == ()
+
+
 async def test_each_of_n_completions_has_its_own_constraint(engine: Engine) -> None:
     output = await generate(engine, dataclasses.replace(guided(regex="[a-e]{6}"), n=4))
     texts = [one.text for one in output.outputs]
