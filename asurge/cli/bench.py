@@ -273,7 +273,10 @@ async def _measured(
 
     await warm_up(client, workload, vocab_size=vocab_size, rounds=given.warmup, seed=given.seed + 1)
     total, quiet = workload.requests * workload.rounds, not sys.stderr.isatty()
-    with traced or nullcontext(), tqdm(total=total, desc="Measuring", unit="req", disable=quiet, leave=False) as bar:
+    with (
+        traced or nullcontext(),
+        tqdm(total=total, desc="Measuring", unit="req", disable=quiet or None, leave=False) as bar,
+    ):
         return await measure(
             client,
             workload,

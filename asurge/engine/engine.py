@@ -155,7 +155,7 @@ class Engine(EngineStatus):
             total=len(batch),
             desc="Generating",
             unit="req",
-            disable=not use_tqdm or self.config.silent_mode,
+            disable=not use_tqdm or self.config.silent_mode or None,
             leave=False,
         ) as bar:
             return await finish_all(streams, bar.update, _together(params, self.config.max_queued_requests))
@@ -206,7 +206,11 @@ class Engine(EngineStatus):
         batch = _batch(prompts)
         names = _ids_of_each(request_id, len(batch))
         with tqdm(
-            total=len(batch), desc="Embedding", unit="req", disable=not use_tqdm or self.config.silent_mode, leave=False
+            total=len(batch),
+            desc="Embedding",
+            unit="req",
+            disable=not use_tqdm or self.config.silent_mode or None,
+            leave=False,
         ) as bar:
             at_most = self.config.max_queued_requests
             return await embed_all(self._life.running_here(), batch, names, wish, options, bar.update, at_most)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
@@ -17,6 +20,9 @@ from tqdm import tqdm
 from asurge.errors import CompilationError
 
 K = TypeVar("K", bound=Hashable)
+_log = logging.getLogger("asurge")
+_CACHE_BYTES = 64 << 20
+"""Free space that a cache of compiled steps needs: a few times the steps of one model."""
 _STACK_BYTES = 64 << 20  # LLVM recurses deeply on unrolled models
 _STACK_SIZE = threading.Lock()
 
@@ -46,14 +52,34 @@ def use_persistent_cache(directory: str | None) -> None:
     """Keep compiled steps in ``directory`` (None: the user's cache folder; "": nowhere).
 
     A cache the application has already chosen is left alone. Everything is kept: a step that compiles in
-    half a second is still start-up time.
+    half a second is still start-up time. A folder that cannot be written is not used, with a warning: JAX would warn of
+    each step.
     """
     if directory == "" or jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", directory or str(Path(home) / "asurge" / "xla"))
+    folder = directory or str(Path(home) / "asurge" / "xla")
+    if (why := _unwritable(folder)) is not None:
+        _log.warning(
+            "compiled steps are not kept: compilation_cache_dir=%r %s; give a folder that can be written, or '' to keep none",
+            folder,
+            why,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _unwritable(folder: str) -> str | None:
+    """Why nothing can be written to a folder, which is made if need be; None if something can."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
+    return None if free >= _CACHE_BYTES else f"is on a full disk ({free >> 20} MiB free)"
 
 
 def compile_all(
@@ -77,7 +103,7 @@ def compile_all(
     try:
         _start_threads(pool, threads)
         waiting: dict[Future[Compiled], K] = {}
-        with tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent, leave=False) as bar:
+        with tqdm(total=len(programs), desc="Compiling", unit="step", disable=silent or None, leave=False) as bar:
             for shape, lower in programs.items():
                 check()
                 waiting[pool.submit(lower().compile)] = shape

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -238,7 +241,9 @@ def test_the_hub_is_asked_for_safetensors_and_texts_only(monkeypatch: pytest.Mon
 
     wanted: list[str] = []
 
-    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def snapshot(
+        name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str], tqdm_class: Any
+    ) -> str:
         assert (name, revision) == ("someone/something", "v1")
         files = [
             "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
@@ -255,3 +260,35 @@ def test_the_hub_is_asked_for_safetensors_and_texts_only(monkeypatch: pytest.Mon
         "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
         "tokenizer.model", "chat_template.jinja", "merges.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_hold_a_download_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def snapshot(name: str, **_: Any) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/some/cache")
+    with pytest.raises(
+        ModelLoadError, match=f"stored in /some/cache .{os.strerror(number)}.: free some space"
+    ) as raised:
+        resolve_checkpoint("someone/something")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_downloads_show_bars_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_terminal: bool
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: is_terminal, raising=False)
+
+    def snapshot(name: str, *, tqdm_class: Any, **_: Any) -> str:
+        with tqdm_class(total=2, desc="Fetching", name="a.group") as bar:
+            bar.update()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("sys.stderr", stderr)
+    resolve_checkpoint("someone/something")
+    assert ("Fetching" in stderr.getvalue()) == is_terminal

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
+from asurge.demo import CHECKPOINT
 from asurge.errors import CompilationError
-from asurge.runner.compilation import compile_all
+from asurge.models.weights.loading import open_model
+from asurge.runner.compilation import compile_all, use_persistent_cache
 
 
 class Program:
@@ -129,3 +136,61 @@ def test_shapes_that_fail_to_compile_are_named() -> None:
     programs: Any = {"decode 4": lambda: Program(fail)}
     with pytest.raises(CompilationError, match="decode 4 does not compile: too deep"):
         compile_all(programs, threads=2, silent=True)
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("stderr", [io.StringIO, Terminal])
+def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, stderr: type[io.StringIO], silent: bool) -> None:
+    written = stderr()
+    monkeypatch.setattr(sys, "stderr", written)
+    compile_all({"a": lambda: Program(int)}, threads=1, silent=silent)  # type: ignore[dict-item, return-value]
+    open_model(CHECKPOINT, dtype="float32", progress=not silent)
+    shown = stderr is Terminal and not silent
+    assert ("Compiling" in written.getvalue()) == shown
+    assert ("Loading weights" in written.getvalue()) == shown
+
+
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    """JAX without a folder for what it compiles."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_cache_that_cannot_be_written_is_named_once_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    use_persistent_cache(str(tmp_path / "file" / "xla"))
+    assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    (said,) = caplog.messages
+    assert str(tmp_path / "file" / "xla") in said
+    assert "cannot be written (Not a directory)" in said
+    assert "\n" not in said
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_cache_on_a_full_disk_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    use_persistent_cache(str(tmp_path / "xla"))
+    assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    assert "is on a full disk (1 MiB free)" in caplog.text
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_cache_folder_is_made(tmp_path: Path) -> None:
+    use_persistent_cache(str(tmp_path / "new" / "xla"))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "xla")  # type: ignore[attr-defined]
+    assert list((tmp_path / "new" / "xla").iterdir()) == []

@@ -69,7 +69,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     Args:
         path: a folder in Hugging Face's form, or a GGUF file.
         dtype: what weights are read as.
-        progress: show a bar as they are read.
+        progress: show a bar as they are read, on a terminal.
         check: called for each parameter that is read; ends that if it raises.
 
     Raises:
@@ -91,7 +91,7 @@ def open_model(path: Path, *, dtype: str, progress: bool = True, check: Callable
     assert leaves.keys() == table.keys(), f"table and module differ: {leaves.keys() ^ table.keys()}"
     size = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * jnp.dtype(dtype).itemsize
     bar: tqdm[Any] = tqdm(
-        total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress, leave=False
+        total=size, desc="Loading weights", unit="B", unit_scale=True, disable=not progress or None, leave=False
     )
     stored = [
         (path, leaf.replace(Stored(tensors, table[path], leaf.shape, jnp.dtype(dtype), bar, check)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from asurge.model_paths import check_gguf, check_path, gguf_models, is_gguf, onl
 DEMO = "demo"
 _PACKAGE = "package:"
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_NOT_STORED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR))
+"""Errors of a folder, not of the network."""
 _NOT_READ = ["consolidated*", *(f"*/{pattern}" for pattern in _PATTERNS if pattern != "*.jinja")]
 """Copies of the weights in other layouts, which would double the download; further chat templates are in a folder."""
 
@@ -96,17 +100,33 @@ def _quantized(folder: Path, quantization: str, name: str) -> Path:
 def _fetched(name: str, revision: str | None, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
     """A repository's snapshot in the hub's cache."""
     from huggingface_hub import snapshot_download  # half a second of imports that local folders do not need
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        """A progress bar, on a terminal."""
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            hidden = settings.pop("disable", None) or not sys.stderr.isatty()
+            super().__init__(*args, **settings, disable=hidden)
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored))
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored), tqdm_class=Bar
+            )
         )
     except GatedRepoError as error:
         raise ModelLoadError(
             f"model={name!r} is gated: accept its terms on its page, then log in with `hf auth login`"
         ) from error
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_STORED:
+            raise ModelLoadError(
+                f"model={name!r} cannot be stored in {HF_HUB_CACHE} ({error.strerror}): free some space there, or set "
+                "HF_HUB_CACHE to a folder that can be written and has room"
+            ) from error
         raise ModelLoadError(
             f"model={name!r} is neither a folder nor a repository that can be fetched ({type(error).__name__}): check the "
             "name and the network, or give the path of a checkpoint folder or a GGUF file"
