@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+import gc
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import anyio
@@ -43,3 +46,40 @@ async def run_to_end(work: Callable[[], Awaitable[T]]) -> T:
     if failed:
         raise failed.pop()
     return done[0]
+
+
+class _Pauses:
+    """Counts those for whom Python's garbage collector is paused."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._was_enabled = threading.Lock(), 0, False
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._count += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0 and self._was_enabled:
+                gc.enable()
+
+
+_pauses = _Pauses()
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector in the whole process.
+
+    For work of about a second, in a thread, that makes many objects and drops them again: a full collection that these set off
+    looks at all objects of the process, for 0.1 s and more in which no thread runs, also not the event loop's.
+    """
+    _pauses.begin()
+    try:
+        yield
+    finally:
+        _pauses.end()

@@ -13,9 +13,10 @@ from asurge.errors import ConfigError
 from asurge.models import DecoderConfig, about_checkpoint, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.processors import ThreadBudget
-from asurge.runner import DeviceRunner, KernelThreads, leaves_of, use_persistent_cache
+from asurge.runner import DeviceRunner, KernelThreads, Leaves, leaves_of, use_persistent_cache
 from asurge.scheduler import Scheduler
 from asurge.text import Tokenizer, load_tokenizer
+from asurge.threads import collector_paused
 
 DEFAULT_MAX_MODEL_LEN = 8192
 
@@ -105,11 +106,16 @@ def _load_weights(
     config: EngineConfig, shape: DecoderConfig, runner: DeviceRunner, name: str
 ) -> Callable[[], Callable[[], None]]:
     folder = resolve_checkpoint(name)
+    with collector_paused():  # until nothing but the arrays is left
+        return partial(runner.replace_weights, _other_leaves(config, shape, name, folder))
+
+
+def _other_leaves(config: EngineConfig, shape: DecoderConfig, name: str, folder: Path) -> Leaves:
     model = open_model(folder, dtype=config.dtype, progress=not config.silent_mode)
     if model.config != shape:
         raise ConfigError(f"model={name!r} has a different shape from the model being served: start an engine for it")
     convert(model, kernels=config.kernels, quantization=config.quantization)
-    return partial(runner.replace_weights, leaves_of(model))
+    return leaves_of(model)
 
 
 def _max_model_len(config: EngineConfig, model_limit: int) -> int:
