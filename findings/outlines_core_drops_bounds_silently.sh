@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # outlines-core 0.2.14, llguidance 1.9.1.
-# What outlines-core does not know it refuses (a format, a type of none), but bounds of numbers, "uniqueItems", "contains", "maxProperties"
+# What outlines-core does not know it refuses (a format, a schema without a type), but bounds of numbers, "uniqueItems", "contains", "maxProperties"
 # and required names without a property it drops without a word: the regex accepts what the schema forbids. llguidance obeys the
 # bounds and names, and answers the two others with an error. Validate what was generated, whichever library constrained it.
 set -euo pipefail
