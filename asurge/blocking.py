@@ -66,8 +66,8 @@ class _LoopThread:
         """
         if not self.is_here:
             raise EngineStateError(
-                f"this engine runs in process {self._process}, from which this one was forked: start one here, or have processes "
-                "spawned (multiprocessing.set_start_method('spawn'))"
+                f"this engine runs in process {self._process}, from which this one was forked: have processes spawned "
+                "(multiprocessing.set_start_method('spawn')), or forked before an engine starts"
             )
         return self._ready.result()
 

@@ -217,6 +217,51 @@ def test_a_fork_ends_and_says_that_the_engine_is_elsewhere(tiny_folder: Path) ->
     assert said.startswith("went on\n")
 
 
+@pytest.mark.parametrize("stop", ["", "engine.terminate()"], ids=["started", "terminated"])
+def test_no_engine_starts_in_a_fork_of_a_process_that_had_one(tiny_folder: Path, stop: str) -> None:
+    """JAX would wait for ever for threads that the fork does not have."""
+    status, said = ended(tiny_folder, f"""
+        import warnings
+        warnings.simplefilter("ignore")
+        engine.initiate()
+        {stop or "pass"}
+        if (child := os.fork()) == 0:
+            signal.alarm(60)
+            try:
+                Engine(sys.argv[1], **SETTINGS).initiate()
+            except EngineStateError as error:
+                assert "forked" in str(error) and "spawn" in str(error), error
+                os._exit(7)
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        if {bool(stop)}:
+            engine = Engine(sys.argv[1], **SETTINGS)
+            engine.initiate()
+        assert engine.generate("a", LONG, use_tqdm=False)[0].finished
+        engine.terminate()
+        print("went on")
+    """)  # fmt: skip
+    assert status == 0, said
+    assert said.startswith("went on\n")
+
+
+def test_a_fork_of_a_process_that_has_only_imported_asurge_starts_an_engine(tiny_folder: Path) -> None:
+    status, said = ended(tiny_folder, """
+        import warnings
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            if (child := os.fork()) == 0:
+                signal.alarm(90)
+                with engine:
+                    finished = engine.generate("a", LONG, use_tqdm=False)[0].finished
+                os._exit(7 if finished else 9)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        print("went on")
+    """)  # fmt: skip
+    assert status == 0, said
+    assert said.startswith("went on\n")
+
+
 def test_a_start_that_is_interrupted_twice_does_not_keep_the_process(tiny_folder: Path) -> None:
     status, said = ended(tiny_folder, """
         def interrupting(config, check):

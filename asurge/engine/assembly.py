@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from asurge.config import CacheConfig, EngineConfig
-from asurge.errors import ConfigError
+from asurge.errors import ConfigError, EngineStateError
 from asurge.models import DecoderConfig, about_checkpoint, convert, open_model, resolve_checkpoint
 from asurge.plan import Runner
 from asurge.processors import ThreadBudget
@@ -54,7 +56,13 @@ def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> 
 
     Raises:
         ModelLoadError, ConfigError, CompilationError: see there.
+        EngineStateError: this process was forked from one in which JAX runs.
     """
+    if (process := _jax_process()) != os.getpid():
+        raise EngineStateError(
+            f"JAX runs in process {process}, from which this one was forked without its threads: have processes spawned "
+            "(multiprocessing.set_start_method('spawn')), or forked before an engine starts"
+        )
     budget = ThreadBudget(config.kernel_threads)
     budget.report()
     use_persistent_cache(config.compilation_cache_dir)
@@ -66,6 +74,12 @@ def assemble(config: EngineConfig, check: Callable[[], None] = lambda: None) -> 
     except BaseException:
         threads.leave()
         raise
+
+
+@functools.cache
+def _jax_process() -> int:
+    """The process in which the first engine was started; a fork has that of its parent."""
+    return os.getpid()
 
 
 def _assemble(
