@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from asurge.errors import InvalidRequestError
 
 MAX_JSON_DEPTH = 64
-"""Of a document."""
+"""Depth of nesting that a document may have."""
 PLACE = "x-asurge-place"
 """A keyword of asurge's own: where a schema comes from, for errors."""
 
@@ -49,7 +49,7 @@ class Relaxed:
     """A schema that llguidance can read.
 
     Attributes:
-        schema: it.
+        schema: the readable schema.
         notes: what it leaves open that the original does not: keywords, with their places.
 
     Raises:

@@ -7,11 +7,11 @@ from collections import deque
 import numpy as np
 
 LONGEST_PATTERN = 64
-"""Tokens."""
+"""Length of the longest pattern, in tokens."""
 
 
 class RepetitionStop:
-    """Tells when the last tokens are one pattern, of up to `LONGEST_PATTERN` tokens, ``times`` over.
+    """Reports when the last tokens are one pattern, of up to `LONGEST_PATTERN` tokens, ``times`` over.
 
     For each period it counts how many tokens in a row equal the one a period earlier: two microseconds a token, whatever
     the length of the text.

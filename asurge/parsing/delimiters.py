@@ -36,7 +36,7 @@ class Marks:
         return self._pattern.split(text) if self._pattern is not None else [text]
 
     def tail(self, text: str) -> str:
-        """The end of a text that is long enough for `joins`."""
+        """Return the end of a text that is long enough for `joins`."""
         return text[max(0, len(text) - self._longest) :]
 
     def joins(self, before: str, after: str) -> bool:

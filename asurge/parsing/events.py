@@ -69,7 +69,7 @@ class Output:
         self.in_call = self.among_calls = False
 
     def take(self) -> list[Event]:
-        """The events since the last time."""
+        """Return the events since the last time."""
         self._join()
         events, self._events = self._events, []
         return events
@@ -99,7 +99,7 @@ class Output:
         self._add(Content, text)
 
     def refused(self, text: str) -> None:
-        """Text that was read as part of a call but is not one: content, without the marks in it."""
+        """Add text that was read as part of a call but is none, without the marks in it."""
         if text:
             self._after_mark = False
             for part in self.hidden.split(text):

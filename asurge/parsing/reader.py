@@ -115,7 +115,7 @@ class Reader:
         return True
 
     def take(self, size: int) -> Wait[str]:
-        """Read some characters.
+        """Read a number of characters.
 
         Raises:
             MalformedError: the text ends before that.
