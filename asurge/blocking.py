@@ -366,6 +366,10 @@ class Engine:
         """See `asurge.Engine.get_metrics_summary`."""
         return self._read(self._engine.get_metrics_summary)
 
+    def metrics_history(self) -> dict[str, list[float]]:
+        """See `asurge.Engine.metrics_history`."""
+        return self._engine.metrics_history() if self._open is None else self._read(self._engine.metrics_history)
+
     def _read(self, read: Callable[[], T]) -> T:
         return self._portal.call(read)
 

@@ -39,11 +39,16 @@ class Admission:
     Attributes:
         pipeline: what they are submitted to.
         inputs: what prepares them.
+
+    Args:
+        admitted: is called after each request that was submitted.
     """
 
-    def __init__(self, pipeline: Pipeline, inputs: InputProcessor, resolve_params: ResolveParams) -> None:
+    def __init__(
+        self, pipeline: Pipeline, inputs: InputProcessor, resolve_params: ResolveParams, admitted: Callable[[], None]
+    ) -> None:
         self.inputs = inputs
-        self.pipeline, self._resolve_params = pipeline, resolve_params
+        self.pipeline, self._resolve_params, self._admitted = pipeline, resolve_params, admitted
         self._loop = asyncio.get_running_loop()
         self._arrivals: set[_Arrival] = set()
         self._closed = False
@@ -157,6 +162,7 @@ class Admission:
     def _submit(self, prepared: PreparedRequest, arrival: _Arrival) -> Generation:
         self.check()  # the engine may have stopped since the request arrived
         self.pipeline.submit(prepared.generation, prepared.requests, prepared.constraints)
+        self._admitted()
         if arrival.aborted:
             self.pipeline.cancel(prepared.generation)
         return prepared.generation

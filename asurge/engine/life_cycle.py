@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from asurge.config import EngineConfig
 from asurge.engine.admission import Admission, ResolveParams
 from asurge.engine.assembly import EngineParts, assemble
+from asurge.engine.history import MetricsHistory
 from asurge.engine.input_processor import InputProcessor
 from asurge.errors import EngineNotRunningError, EngineStateError
 from asurge.pipeline import Pacer, Pipeline
@@ -27,10 +28,12 @@ class LifeCycle:
     Attributes:
         state: where it is. An engine that has failed is still ``"running"``: see `asurge.pipeline.Pipeline.failure`.
         parts / pipeline / admission: what it is made of, since its start; they can be looked at after its end.
+        history: samples of its metrics.
         serving: the task that serves, until it is stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: MetricsHistory) -> None:
+        self.history = history
         self.state: EngineState = "new"
         self.parts: EngineParts | None = None
         self.pipeline: Pipeline | None = None
@@ -66,7 +69,7 @@ class LifeCycle:
             pacer=Pacer(mixed_s=config.scheduler.max_mixed_step_s),
             threads=parts.threads.budget.threads,
         )
-        self.admission = Admission(pipeline, InputProcessor(config, parts), resolve_params)
+        self.admission = Admission(pipeline, InputProcessor(config, parts), resolve_params, self.history.wake)
         # The one task outside a caller's task group: engines are often started in one task and stopped in
         # another (aiohttp's runner, lifespan protocols, test fixtures), which a group entered here would forbid.
         self.serving = asyncio.get_running_loop().create_task(pipeline.run(), name="asurge.engine")
@@ -97,6 +100,7 @@ class LifeCycle:
                 if not self.serving.get_loop().is_closed():
                     self.pipeline.abort_all()
                     self.serving.cancel()
+                    self.history.close()
                     await asyncio.wait([self.serving])
                 self.serving = None
                 if not self.pipeline.threads.hang:  # which may not let go of its memory either

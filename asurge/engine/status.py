@@ -8,6 +8,7 @@ from pathlib import Path
 from asurge.config import EngineConfig
 from asurge.engine.assembly import EngineParts
 from asurge.engine.constraints import thinking_tokens
+from asurge.engine.history import MetricsHistory
 from asurge.engine.life_cycle import EngineState, LifeCycle
 from asurge.errors import EngineDeadError
 from asurge.pipeline import Pipeline, RequestObserver, StepObserver
@@ -25,7 +26,7 @@ class EngineStatus:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self._name = config.name or _local_name(config.model) or config.model
-        self._life = LifeCycle()
+        self._life = LifeCycle(MetricsHistory(self.get_metrics_summary, self._busy))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}, {self._life.state}>"
@@ -107,6 +108,18 @@ class EngineStatus:
         """Totals and averages since the start; latencies in seconds, throughput in tokens per second."""
         return summarize(self._life.started(), self._life.running().pipeline)
 
+    def _busy(self) -> bool:
+        pipeline, scheduler = self._life.running().pipeline, self._life.started().scheduler
+        return pipeline.statistics().unfinished > 0 or scheduler.num_in_flight > 0  # steps in flight hold pages
+
+    def metrics_history(self) -> dict[str, list[float]]:
+        """`get_metrics_summary` as time series: a list for each metric, and one of the samples' times as ``time``.
+
+        Samples are taken each second while requests run or wait, and after the last of them; the last 1,000 are kept, also
+        after the engine has stopped. Times are in seconds since the epoch, oldest first.
+        """
+        return self._life.history.series()
+
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """Reasons why parts run in plain XLA although faster kernels were requested; empty if there are none.
@@ -152,8 +165,8 @@ def _local_name(model: str) -> str | None:
 
 def summarize(parts: EngineParts, pipeline: Pipeline) -> dict[str, float]:
     """Totals and averages since the pipeline was made; latencies in seconds, throughput in tokens a second."""
-    totals, waiting, running = pipeline.statistics(), parts.scheduler.num_waiting, parts.scheduler.num_running
-    team = parts.threads.statistics()
+    totals = pipeline.statistics()
+    team, now = parts.threads.statistics(), parts.scheduler.statistics()
     done, uptime = max(totals.completed, 1), max(pipeline.clock() - pipeline.created_s, 1e-9)
     return {
         "requests_per_second": totals.completed / uptime,
@@ -163,9 +176,12 @@ def summarize(parts: EngineParts, pipeline: Pipeline) -> dict[str, float]:
         "total_completed": totals.completed,
         "total_failed": totals.failed,
         "total_tokens": totals.generated_tokens,
-        "active_requests": waiting + running,
-        "queue_size": waiting,
-        "running_requests": running,
+        "active_requests": now.waiting + now.running,
+        "queue_size": now.waiting,
+        "running_requests": now.running,
+        "kv_cache_usage": 1 - now.pages_available / max(now.pages_total, 1),
+        "prefix_cache_hit_rate": now.prefix_cache_hits / max(now.prefix_cache_queries, 1),
+        "preemptions": now.preemptions,
         "fallbacks": len(parts.fallbacks),
         "compilations": parts.compilations(),
         "kernel_threads": team.threads,

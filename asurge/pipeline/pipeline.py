@@ -43,7 +43,7 @@ _News = tuple[StepPlan, list[SequenceUpdate]]
 
 @dataclasses.dataclass(slots=True)
 class PipelineStatistics:
-    """Totals since the start; times in seconds."""
+    """Totals since the start, times in seconds; and the requests whose end has not been delivered yet."""
 
     completed: int = 0
     failed: int = 0
@@ -52,6 +52,7 @@ class PipelineStatistics:
     device_time_s: float = 0.0
     latency_sum_s: float = 0.0
     ttft_sum_s: float = 0.0
+    unfinished: int = 0
 
     def count_completed(self, generation: Generation) -> None:
         """Add a request that ended well."""
@@ -155,7 +156,7 @@ class Pipeline:
             self.cancel(generation)
 
     def statistics(self) -> PipelineStatistics:
-        return dataclasses.replace(self._totals)
+        return dataclasses.replace(self._totals, unfinished=len(self._generations))
 
     async def run(self) -> None:
         """Serve until cancelled. A failure ends all requests (`fail`); raised here, it would cancel the host application."""
