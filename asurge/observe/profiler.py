@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -28,23 +29,36 @@ class _Countdown:
                 self.done.set()
 
 
-async def profile(engine: EngineStatus, output_dir: Path, *, num_batches: int = 10, timeout_s: float = 60.0) -> int:
+async def profile(
+    engine: EngineStatus,
+    output_dir: Path,
+    *,
+    num_batches: int = 10,
+    timeout_s: float = 60.0,
+    host_tracer_level: int | None = None,
+    python_tracer_level: int | None = None,
+) -> int:
     """Trace the next ``num_batches`` steps of an engine into a folder; ends early if they do not come.
+
+    Args:
+        host_tracer_level: how much of the host's work is traced, 0 (nothing) to 3; None: JAX's default.
+        python_tracer_level: 1 traces Python's calls, 0 does not; None: JAX's default.
 
     Returns:
         The steps that were traced.
 
     Raises:
-        ConfigError: ``num_batches`` or ``timeout_s`` is not positive.
+        ConfigError: ``num_batches`` or ``timeout_s`` is not positive, or a level is out of range.
         EngineStateError: a trace is being taken already.
     """
     if num_batches < 1 or timeout_s <= 0:
         raise ConfigError(f"num_batches={num_batches} and timeout_s={timeout_s} must be positive")
+    options = _options(host_tracer_level, python_tracer_level)
     if _busy.locked():
         raise EngineStateError("a trace is being taken already: wait for its end")
     async with _busy:
         countdown = _Countdown(num_batches)
-        await to_thread.run_sync(jax.profiler.start_trace, str(output_dir))
+        await to_thread.run_sync(partial(jax.profiler.start_trace, str(output_dir), profiler_options=options))
         engine.observe_steps(countdown)
         try:
             with anyio.move_on_after(timeout_s):
@@ -55,3 +69,15 @@ async def profile(engine: EngineStatus, output_dir: Path, *, num_batches: int = 
                     engine.observe_steps(None)
                 await to_thread.run_sync(jax.profiler.stop_trace)
         return num_batches - countdown.left
+
+
+def _options(host_tracer_level: int | None, python_tracer_level: int | None) -> jax.profiler.ProfileOptions:
+    options = jax.profiler.ProfileOptions()
+    levels = ("host_tracer_level", host_tracer_level, 3), ("python_tracer_level", python_tracer_level, 1)
+    for name, level, most in levels:
+        if level is None:
+            continue
+        if type(level) is not int or not 0 <= level <= most:
+            raise ConfigError(f"{name}={level!r} must be an integer from 0 to {most}, or None for JAX's default")
+        setattr(options, name, level)
+    return options
